@@ -1,0 +1,12 @@
+//! Floor 1: what the operator wants, as data: [`ServiceProfile`](service::ServiceProfile) and the words it is made of.
+//!
+//! One model serves every dialect. Parsers and importers write it, [`policy`](crate::policy) compiles it,
+//! and nothing in this room decides, remembers or does I/O. `Option` means "not said": the defaults that
+//! fill it come from [`DefaultsProfile`](service::DefaultsProfile), because meshes disagree about them.
+
+pub mod invalid;
+pub mod matching;
+pub mod name;
+pub mod route;
+pub mod service;
+pub mod settings;

@@ -1,0 +1,4 @@
+//! Floor 0: what we wish the standard library had. The only doors for time ([`clock`]) and chance ([`rng`]).
+
+pub mod clock;
+pub mod rng;
