@@ -1,0 +1,177 @@
+//! Floor 4: a response body that tells how it ended, once, whatever its reader does.
+
+use crate::error::BoxError;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use pin_project::{pin_project, pinned_drop};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+/// How a body ended.
+#[derive(Debug)]
+pub enum End<'a> {
+    /// With these trailers, or with none.
+    Complete(Option<&'a HeaderMap>),
+    /// With an error.
+    Broken,
+    /// Its reader dropped it before the end.
+    Dropped,
+}
+
+/// Someone who wants to know how a body ended.
+pub trait Watch {
+    /// The first frame came.
+    fn first(&mut self) {}
+    /// A data frame of so many bytes came.
+    fn data(&mut self, bytes: usize) {
+        let _ = bytes;
+    }
+    /// It ended. Called once at most: not after `end`.
+    fn end(self, end: End<'_>);
+}
+
+/// A body that passes frames on and tells a [`Watch`] how it ended.
+#[pin_project(PinnedDrop)]
+#[derive(Debug)]
+pub struct Watched<B, W: Watch> {
+    #[pin]
+    inner: B,
+    watch: Option<W>,
+    begun: bool,
+}
+
+impl<B: Body, W: Watch> Watched<B, W> {
+    /// Watches `inner`. A body that is at its end already is told at once.
+    pub fn new(inner: B, watch: W) -> Self {
+        let mut this = Self { inner, watch: Some(watch), begun: false };
+        if this.inner.is_end_stream() {
+            finish(&mut this.watch, End::Complete(None));
+        }
+        this
+    }
+}
+
+impl<B, W: Watch> Watched<B, W> {
+    /// The body within.
+    pub fn inner(&self) -> &B {
+        &self.inner
+    }
+
+    /// The watch, until the end was told.
+    pub fn watch(&self) -> Option<&W> {
+        self.watch.as_ref()
+    }
+}
+
+impl<B, W> Body for Watched<B, W>
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+    W: Watch,
+{
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let mut this = self.project();
+        let frame = ready!(this.inner.as_mut().poll_frame(cx));
+        if let (false, Some(watch)) = (*this.begun, this.watch.as_mut()) {
+            watch.first();
+            *this.begun = true;
+        }
+        match &frame {
+            None => finish(this.watch, End::Complete(None)),
+            Some(Err(_)) => finish(this.watch, End::Broken),
+            Some(Ok(frame)) => match frame.trailers_ref() {
+                Some(trailers) => finish(this.watch, End::Complete(Some(trailers))),
+                None => {
+                    if let (Some(watch), Some(data)) = (this.watch.as_mut(), frame.data_ref()) {
+                        watch.data(bytes::Buf::remaining(data));
+                    }
+                    if this.inner.is_end_stream() {
+                        finish(this.watch, End::Complete(None));
+                    }
+                }
+            },
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+fn finish<W: Watch>(watch: &mut Option<W>, end: End<'_>) {
+    if let Some(watch) = watch.take() {
+        watch.end(end);
+    }
+}
+
+#[pinned_drop]
+impl<B, W: Watch> PinnedDrop for Watched<B, W> {
+    fn drop(self: Pin<&mut Self>) {
+        finish(self.project().watch, End::Dropped);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use http_body_util::{BodyExt, Empty, Full, StreamBody};
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<String>>>);
+
+    impl Watch for Log {
+        fn first(&mut self) {
+            self.0.lock().unwrap().push("first".into());
+        }
+
+        fn data(&mut self, bytes: usize) {
+            self.0.lock().unwrap().push(format!("{bytes}"));
+        }
+
+        fn end(self, end: End<'_>) {
+            self.0.lock().unwrap().push(match end {
+                End::Complete(Some(_)) => "trailers".into(),
+                End::Complete(None) => "end".into(),
+                End::Broken => "broken".into(),
+                End::Dropped => "dropped".into(),
+            });
+        }
+    }
+
+    async fn read<B>(body: B) -> Vec<String>
+    where
+        B: Body<Data = Bytes>,
+        B::Error: Into<BoxError>,
+    {
+        let log = Log::default();
+        let _ = Box::pin(Watched::new(body, log.clone())).collect().await;
+        Arc::try_unwrap(log.0).unwrap().into_inner().unwrap()
+    }
+
+    #[tokio::test]
+    async fn every_ending_is_told_once() {
+        assert_eq!(read(Empty::<Bytes>::new()).await, ["end"]);
+        assert_eq!(read(Full::from("abc")).await, ["first", "3", "end"]);
+        let frames = |last: Result<Frame<Bytes>, std::io::Error>| {
+            StreamBody::new(futures::stream::iter([Ok(Frame::data(Bytes::from("ab"))), last]))
+        };
+        assert_eq!(read(frames(Ok(Frame::trailers(HeaderMap::new())))).await, ["first", "2", "trailers"]);
+        assert_eq!(read(frames(Err(std::io::ErrorKind::Other.into()))).await, ["first", "2", "broken"]);
+        let log = Log::default();
+        drop(Watched::new(Full::<Bytes>::from("abc"), log.clone()));
+        assert_eq!(*log.0.lock().unwrap(), ["dropped"]);
+    }
+}

@@ -1,0 +1,5 @@
+//! How did it end: one [`Outcome`](outcome::Outcome) for retry, breaker, balancer and metrics.
+
+pub mod body;
+pub mod classifier;
+pub mod outcome;

@@ -1,0 +1,4 @@
+//! Floor 3: settings made ready for requests to read, and what travels with a request.
+
+pub mod call;
+pub mod compile;
