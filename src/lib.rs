@@ -6,3 +6,4 @@ pub mod error;
 pub mod policy;
 pub mod profile;
 pub mod stdx;
+pub mod tls;
