@@ -1,8 +1,22 @@
 //! Floor 7: a service mesh that you `cargo add`.
 
+// What a library must not do and a test may.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::print_stdout,
+        clippy::print_stderr
+    )
+)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 pub mod classify;
 pub mod discover;
 pub mod error;
+pub mod metrics;
 pub mod policy;
 pub mod profile;
 pub mod stdx;

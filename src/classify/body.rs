@@ -43,7 +43,12 @@ pub struct Watched<B, W: Watch> {
 impl<B: Body, W: Watch> Watched<B, W> {
     /// Watches `inner`. A body that is at its end already is told at once.
     pub fn new(inner: B, watch: W) -> Self {
-        let mut this = Self { inner, watch: Some(watch), begun: false };
+        Self::maybe(inner, Some(watch))
+    }
+
+    /// Watches `inner` if there is a watch.
+    pub fn maybe(inner: B, watch: Option<W>) -> Self {
+        let mut this = Self { inner, watch, begun: false };
         if this.inner.is_end_stream() {
             finish(&mut this.watch, End::Complete(None));
         }

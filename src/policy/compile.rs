@@ -1,6 +1,7 @@
 //! Floor 3: compiles a profile into what requests read; memory whose settings are equal is carried over.
 
 use crate::classify::classifier::Classifier;
+use crate::metrics::route::RouteMetrics;
 use crate::profile::settings::Timeouts;
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,7 +47,9 @@ pub struct RoutePolicy {
     /// How long.
     pub timeouts: TimeoutPolicy,
     /// How responses are judged.
-    pub classifier: Classifier,
+    pub classifier: Arc<Classifier>,
+    /// What is counted.
+    pub metrics: Arc<RouteMetrics>,
 }
 
 /// A route and its backends. `T` is what a backend is in this stack.

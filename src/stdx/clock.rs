@@ -19,3 +19,9 @@ pub fn wall() -> SystemTime {
     #[expect(clippy::disallowed_methods, reason = "this is the door")]
     SystemTime::now()
 }
+
+/// The wall clock in whole seconds since the Unix epoch; 0 before it.
+#[must_use]
+pub fn wall_secs() -> u64 {
+    wall().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}

@@ -1,4 +1,5 @@
 //! Floor 0: what we wish the standard library had. The only doors for time ([`clock`]) and chance ([`rng`]).
 
 pub mod clock;
+pub mod histogram;
 pub mod rng;

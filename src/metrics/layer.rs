@@ -1,0 +1,257 @@
+//! Floor 4: counts each call or attempt from its beginning to the end of its response's body.
+
+use crate::classify::body::{End, Watch, Watched};
+use crate::classify::classifier::{Classifier, Head, trailers};
+use crate::classify::outcome::{Cause, Outcome, Verdict};
+use crate::error::{BoxError, Error};
+use crate::metrics::route::RouteMetrics;
+use crate::policy::call::MeshRequest;
+use crate::stdx::clock::{self, Instant};
+use http::Response;
+use http_body::Body;
+use pin_project::{pin_project, pinned_drop};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use tower_layer::Layer;
+use tower_service::Service;
+
+/// Whether a layer counts calls (outside retries) or attempts (inside).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// Calls: `route_*`.
+    Call,
+    /// Attempts: `route_actual_*`.
+    Attempt,
+}
+
+/// Counts by the route's handles; requests that met no route count by `own`, if given.
+#[derive(Debug, Clone)]
+pub struct MetricsLayer {
+    level: Level,
+    own: Option<Arc<RouteMetrics>>,
+}
+
+impl MetricsLayer {
+    /// Counts `level` by the handles of each request's route.
+    pub fn new(level: Level) -> Self {
+        Self { level, own: None }
+    }
+
+    /// Counts plain requests by `own`.
+    #[must_use]
+    pub fn with_own(mut self, own: Arc<RouteMetrics>) -> Self {
+        self.own = Some(own);
+        self
+    }
+}
+
+impl<S> Layer<S> for MetricsLayer {
+    type Service = Metrics<S>;
+
+    fn layer(&self, inner: S) -> Metrics<S> {
+        Metrics { inner, layer: self.clone() }
+    }
+}
+
+/// The service of [`MetricsLayer`].
+#[derive(Debug, Clone)]
+pub struct Metrics<S> {
+    inner: S,
+    layer: MetricsLayer,
+}
+
+impl<S, R, B> Service<R> for Metrics<S>
+where
+    R: MeshRequest,
+    S: Service<R, Response = Response<B>>,
+    S::Error: Into<Error>,
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response<Watched<B, Meter>>;
+    type Error = Error;
+    type Future = MetricsFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, request: R) -> Self::Future {
+        let route = request.route();
+        let metrics = route.map(|route| &route.metrics).or(self.layer.own.as_ref());
+        let meter = metrics.map(|metrics| {
+            let started = match (self.layer.level, request.state()) {
+                (Level::Call, Some(state)) => Some(state.started),
+                (Level::Call, None) => Some(clock::now()),
+                (Level::Attempt, _) => None,
+            };
+            Meter::begin(self.layer.level, metrics, started, route.map(|route| &route.classifier))
+        });
+        MetricsFuture { inner: self.inner.call(request), meter }
+    }
+}
+
+/// What one call or attempt counts when it ends. Dropped without an end, it counts as cancelled.
+#[derive(Debug)]
+pub struct Meter {
+    level: Level,
+    metrics: Arc<RouteMetrics>,
+    classifier: Option<Arc<Classifier>>,
+    /// For calls: their beginning, until the latency is recorded.
+    started: Option<Instant>,
+    status: Option<u16>,
+    head: Head,
+}
+
+impl Meter {
+    fn begin(
+        level: Level,
+        metrics: &Arc<RouteMetrics>,
+        started: Option<Instant>,
+        classifier: Option<&Arc<Classifier>>,
+    ) -> Self {
+        match level {
+            Level::Call => metrics.begin(),
+            Level::Attempt => metrics.begin_attempt(),
+        }
+        let classifier = classifier.cloned();
+        Self { level, metrics: Arc::clone(metrics), classifier, started, status: None, head: DROPPED }
+    }
+
+    fn judge<B>(&mut self, response: &Response<B>) {
+        let (status, headers) = (response.status(), response.headers());
+        self.status = Some(status.as_u16());
+        self.head = match &self.classifier {
+            Some(classifier) => classifier.head(status, headers, clock::wall_secs),
+            None => Classifier::default().head(status, headers, clock::wall_secs),
+        };
+    }
+
+    fn settle(mut self, outcome: &Outcome) {
+        self.record_latency();
+        match self.level {
+            Level::Call => self.metrics.end(self.status, outcome),
+            Level::Attempt => self.metrics.end_attempt(self.status, outcome),
+        }
+    }
+
+    fn record_latency(&mut self) {
+        if let Some(started) = self.started.take() {
+            self.metrics.latency(clock::now().saturating_duration_since(started));
+        }
+    }
+}
+
+const DROPPED: Head = Head::Decided(Outcome::DROPPED);
+
+impl Watch for Meter {
+    fn first(&mut self) {
+        self.record_latency();
+    }
+
+    fn end(self, end: End<'_>) {
+        let outcome = match (self.head, end) {
+            (Head::Decided(outcome), _) | (Head::Unless(outcome), End::Dropped) => outcome,
+            (Head::Unless(outcome), End::Complete(found)) => trailers(outcome, found),
+            (Head::Unless(_), End::Broken) => Outcome::new(Verdict::Failure, Cause::Reset),
+        };
+        self.settle(&outcome);
+    }
+}
+
+/// The future of [`Metrics`]. Dropped before its end, the call counts as cancelled.
+#[pin_project(PinnedDrop)]
+#[derive(Debug)]
+pub struct MetricsFuture<F> {
+    #[pin]
+    inner: F,
+    meter: Option<Meter>,
+}
+
+impl<F, B, E> Future for MetricsFuture<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    E: Into<Error>,
+    B: Body,
+{
+    type Output = Result<Response<Watched<B, Meter>>, Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let result = ready!(this.inner.poll(cx)).map_err(Into::into);
+        let mut meter = this.meter.take();
+        Poll::Ready(match result {
+            Ok(response) => {
+                if let Some(meter) = &mut meter {
+                    meter.judge(&response);
+                }
+                Ok(response.map(|body| Watched::maybe(body, meter)))
+            }
+            Err(error) => {
+                if let Some(meter) = meter {
+                    meter.settle(&Outcome::of_error(&error));
+                }
+                Err(error)
+            }
+        })
+    }
+}
+
+#[pinned_drop]
+impl<F> PinnedDrop for MetricsFuture<F> {
+    fn drop(self: Pin<&mut Self>) {
+        if let Some(mut meter) = self.project().meter.take() {
+            meter.started = None;
+            meter.settle(&Outcome::DROPPED);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::names::Direction;
+    use crate::metrics::registry::Registry;
+    use bytes::Bytes;
+    use http::Request;
+    use http_body_util::{BodyExt, Full};
+    use tower::ServiceExt;
+
+    fn route() -> Arc<RouteMetrics> {
+        Arc::new(RouteMetrics::new(&Registry::global(), Direction::Outbound, &"web:80".into(), &"r".into()))
+    }
+
+    async fn call(metrics: &Arc<RouteMetrics>, status: u16, read: bool) {
+        let inner = tower::service_fn(move |_: Request<()>| async move {
+            let response = Response::builder().status(status).body(Full::<Bytes>::from("x"));
+            response.map_err(|error| Error::Inner(error.into()))
+        });
+        let service = MetricsLayer::new(Level::Call).with_own(Arc::clone(metrics)).layer(inner);
+        let response = service.oneshot(Request::new(())).await.unwrap();
+        if read {
+            response.into_body().collect().await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn every_call_is_counted_once_whatever_becomes_of_its_body() {
+        let metrics = route();
+        call(&metrics, 200, true).await;
+        call(&metrics, 200, false).await;
+        call(&metrics, 503, true).await;
+        let refuse =
+            tower::service_fn(|_: Request<()>| async { Err::<Response<Full<Bytes>>, _>(Error::Closed) });
+        let service = MetricsLayer::new(Level::Call).with_own(Arc::clone(&metrics)).layer(refuse);
+        assert!(service.oneshot(Request::new(())).await.is_err());
+        let hang = tower::service_fn(|_: Request<()>| {
+            std::future::pending::<Result<Response<Full<Bytes>>, Error>>()
+        });
+        let mut service = MetricsLayer::new(Level::Call).with_own(Arc::clone(&metrics)).layer(hang);
+        drop(service.call(Request::new(())));
+        let read = metrics.read();
+        assert_eq!((read.requests, read.successes, read.failures, read.cancelled), (5, 2, 2, 1));
+        assert_eq!(read.latency.total(), 4);
+    }
+}
