@@ -4,9 +4,14 @@
 //! and nothing in this room decides, remembers or does I/O. `Option` means "not said": the defaults that
 //! fill it come from [`DefaultsProfile`](service::DefaultsProfile), because meshes disagree about them.
 
+pub mod decimal;
 pub mod invalid;
+mod json;
 pub mod matching;
 pub mod name;
+pub mod node;
+pub mod reader;
 pub mod route;
 pub mod service;
 pub mod settings;
+mod yaml;
