@@ -19,5 +19,6 @@ pub mod error;
 pub mod metrics;
 pub mod policy;
 pub mod profile;
+pub mod split;
 pub mod stdx;
 pub mod tls;

@@ -10,4 +10,5 @@ pub mod prometheus;
 pub mod registry;
 pub mod route;
 pub mod series;
+pub mod set;
 pub mod stat;

@@ -5,7 +5,7 @@
 //! and not in `http::Extensions`, whose first insert costs three allocations (crates.md fact 12).
 
 use crate::discover::endpoint::Endpoint;
-use crate::policy::compile::{RouteEntry, RoutePolicy};
+use crate::policy::route::{RouteEntry, RoutePolicy};
 use crate::stdx::clock::Instant;
 use http::Request;
 use http::request::Parts;

@@ -1,4 +1,5 @@
-//! Floor 3: settings made ready for requests to read, and what travels with a request.
+//! Settings made ready for requests to read, and what travels with a request.
 
 pub mod call;
-pub mod compile;
+pub mod defaults;
+pub mod route;

@@ -1,0 +1,38 @@
+//! Floor 4: sends each attempt to the backend whose turn it is.
+
+use crate::error::Error;
+use crate::policy::call::Call;
+use futures::future::Either;
+use http::Response;
+use std::future::{Ready, ready};
+use std::task::{Context, Poll};
+use tower::util::Oneshot;
+use tower_service::Service;
+
+/// Sends a [`Call`] to one of its route's backends. The innermost layer that knows of routes; below it, each
+/// backend balances for itself. It chooses anew for each attempt, so that a retry may leave a bad backend.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Split;
+
+impl<B, T, ResB> Service<Call<B, T>> for Split
+where
+    T: Service<Call<B, T>, Response = Response<ResB>, Error = Error> + Clone,
+{
+    type Response = Response<ResB>;
+    type Error = Error;
+    type Future = Either<Oneshot<T, Call<B, T>>, Ready<Result<Response<ResB>, Error>>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, call: Call<B, T>) -> Self::Future {
+        match call.scope.entry.backend() {
+            Ok(backend) => {
+                let backend = backend.clone();
+                Either::Left(Oneshot::new(backend, call))
+            }
+            Err(error) => Either::Right(ready(Err(error))),
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! Which backend: weighted choice among the services that a route leads to.
+
+pub mod layer;
+pub mod pick;
