@@ -83,7 +83,9 @@ impl<T> RouteEntry<T> {
             Some(Target::Invalid { status, grpc, reason }) => {
                 Err(Error::InvalidBackend { status: *status, grpc: *grpc, reason: Arc::clone(reason) })
             }
-            None => Err(Error::InvalidBackend { status: 500, grpc: 14, reason: "no backend has a weight".into() }),
+            None => {
+                Err(Error::InvalidBackend { status: 500, grpc: 14, reason: "no backend has a weight".into() })
+            }
         }
     }
 
