@@ -1,4 +1,4 @@
-//! Floor 4: a response body that tells how it ended, once, whatever its reader does.
+//! Floor 3: a response body that tells how it ended, once, whatever its reader does.
 
 use crate::error::BoxError;
 use http::HeaderMap;
