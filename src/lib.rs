@@ -20,5 +20,6 @@ pub mod metrics;
 pub mod policy;
 pub mod profile;
 pub mod split;
+pub mod route;
 pub mod stdx;
 pub mod tls;
