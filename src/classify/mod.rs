@@ -3,3 +3,4 @@
 pub mod body;
 pub mod classifier;
 pub mod outcome;
+pub mod respond;

@@ -51,6 +51,18 @@ impl ServiceName {
         Self { host: Arc::clone(&self.host), port: Some(self.port.unwrap_or(port)) }
     }
 
+    /// The name that all spellings of one Kubernetes service share: `web.ns.svc.<domain>` and `web.ns.svc` are
+    /// `web.ns`. Other names stay as they are.
+    #[must_use]
+    pub fn short(&self, cluster_domain: &str) -> Self {
+        let host = &*self.host;
+        let host = host.strip_suffix(cluster_domain).and_then(|host| host.strip_suffix('.')).unwrap_or(host);
+        match host.strip_suffix(".svc") {
+            Some(short) if short.contains('.') => Self { host: short.into(), port: self.port },
+            _ => self.clone(),
+        }
+    }
+
     /// The same host without a port.
     #[must_use]
     pub fn without_port(&self) -> Self {
@@ -143,6 +155,19 @@ mod tests {
         check("::1", Some(("::1", None)));
         for bad in ["", ".", ":80", "a:0", "a:70000", "a:b:c", "[::1", "[x]:1", "a b", "a/b", "u@h"] {
             check(bad, None);
+        }
+    }
+
+    #[test]
+    fn spellings_of_one_service_share_a_short_name() {
+        let short = |text: &str| text.parse::<ServiceName>().unwrap().short("cluster.local").to_string();
+        for text in
+            ["web.ns:80", "web.ns.svc:80", "web.ns.svc.cluster.local:80", "WEB.ns.svc.cluster.local.:80"]
+        {
+            assert_eq!(short(text), "web.ns:80");
+        }
+        for text in ["example.com", "web.svc", "cluster.local", "svc.cluster.local"] {
+            assert_eq!(short(text), text);
         }
     }
 

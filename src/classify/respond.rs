@@ -1,0 +1,202 @@
+//! Floor 4: turns errors into responses, as HTTP or as gRPC, whichever the caller speaks.
+
+use crate::error::{BoxError, Error};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+use pin_project::pin_project;
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use tower_layer::Layer;
+use tower_service::Service;
+
+/// The response header that names what went wrong: one of the words of [`Error::kind`].
+pub const ERROR_HEADER: &str = "x-enmesh-error";
+
+/// Makes a service infallible: errors become responses (linkerd.md §3.6).
+///
+/// gRPC callers (content type `application/grpc…`) get status 200 with `grpc-status` and `grpc-message`, HTTP callers the
+/// status of [`Error::to_status`]; both get [`ERROR_HEADER`] and, when it is known, `retry-after`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RespondLayer;
+
+impl<S> Layer<S> for RespondLayer {
+    type Service = Respond<S>;
+
+    fn layer(&self, inner: S) -> Respond<S> {
+        Respond { inner }
+    }
+}
+
+/// The service of [`RespondLayer`].
+#[derive(Debug, Clone)]
+pub struct Respond<S> {
+    inner: S,
+}
+
+impl<S, B, ResB> Service<Request<B>> for Respond<S>
+where
+    S: Service<Request<B>, Response = Response<ResB>>,
+    S::Error: Into<Error>,
+{
+    type Response = Response<RespondBody<ResB>>;
+    type Error = Infallible;
+    type Future = RespondFuture<S::Future>;
+
+    /// Always ready: an error of the inner service's readiness would have no response to stand in, so the inner
+    /// service must wait inside its own call, as all of this crate's do.
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        let _ = ready!(self.inner.poll_ready(cx));
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let grpc = is_grpc(request.headers());
+        RespondFuture { inner: self.inner.call(request), grpc }
+    }
+}
+
+/// Whether a request is gRPC's, by its content type.
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// The response that stands for `error`.
+pub fn response<B: Default>(error: &Error, grpc: bool) -> Response<B> {
+    let mut response = Response::new(B::default());
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+    headers.insert(ERROR_HEADER, HeaderValue::from_static(error.kind()));
+    if let Some(wait) = error.retry_after() {
+        let secs = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        headers.insert(RETRY_AFTER, HeaderValue::from(secs.max(1)));
+    }
+    if grpc {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert("grpc-status", HeaderValue::from(u16::from(error.to_grpc())));
+        if let Ok(message) = HeaderValue::try_from(percent_encoded(&error.to_string())) {
+            headers.insert("grpc-message", message);
+        }
+        *response.status_mut() = StatusCode::OK;
+    } else {
+        *response.status_mut() = error.to_status();
+    }
+    response
+}
+
+/// gRPC's encoding of `grpc-message`: printable ASCII but `%` stays (PROTOCOL-HTTP2.md).
+fn percent_encoded(text: &str) -> String {
+    use std::fmt::Write;
+    text.bytes().fold(String::with_capacity(text.len()), |mut out, byte| {
+        if (b' '..=b'~').contains(&byte) && byte != b'%' {
+            out.push(char::from(byte));
+        } else {
+            let _ = write!(out, "%{byte:02X}");
+        }
+        out
+    })
+}
+
+/// The future of [`Respond`].
+#[pin_project]
+#[derive(Debug)]
+pub struct RespondFuture<F> {
+    #[pin]
+    inner: F,
+    grpc: bool,
+}
+
+impl<F, B, E> Future for RespondFuture<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    E: Into<Error>,
+{
+    type Output = Result<Response<RespondBody<B>>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        Poll::Ready(Ok(match ready!(this.inner.poll(cx)) {
+            Ok(inner) => inner.map(|body| RespondBody { inner: Some(body) }),
+            Err(error) => response(&error.into(), *this.grpc),
+        }))
+    }
+}
+
+/// A response's body, or none.
+#[pin_project]
+#[derive(Debug)]
+pub struct RespondBody<B> {
+    #[pin]
+    inner: Option<B>,
+}
+
+impl<B> RespondBody<B> {
+    /// The inner service's body, if it answered.
+    pub fn inner(&self) -> Option<&B> {
+        self.inner.as_ref()
+    }
+}
+
+impl<B> Default for RespondBody<B> {
+    fn default() -> Self {
+        Self { inner: None }
+    }
+}
+
+impl<B> Body for RespondBody<B>
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        match self.project().inner.as_pin_mut() {
+            Some(body) => body.poll_frame(cx),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn check(error: &Error, grpc: bool, expected: &[(&str, &str)]) {
+        let response: Response<()> = response(error, grpc);
+        for (name, value) in expected {
+            let seen = match *name {
+                ":status" => response.status().as_str(),
+                name => response.headers()[name].to_str().unwrap(),
+            };
+            assert_eq!(seen, *value, "{name}");
+        }
+    }
+
+    #[test]
+    fn callers_are_answered_in_their_own_tongue() {
+        let wait = Error::Overloaded { retry_after: Some(Duration::from_millis(1500)) };
+        check(&wait, false, &[(":status", "503"), ("retry-after", "2"), (ERROR_HEADER, "overloaded")]);
+        let denied = Error::Denied { rule: "100% né".into() };
+        check(
+            &denied,
+            true,
+            &[(":status", "200"), ("grpc-status", "7"), ("grpc-message", "denied by 100%25 n%C3%A9")],
+        );
+    }
+}
