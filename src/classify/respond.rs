@@ -181,8 +181,8 @@ mod tests {
         let response: Response<()> = response(error, grpc);
         for (name, value) in expected {
             let seen = match *name {
-                ":status" => response.status().as_str(),
-                name => response.headers()[name].to_str().unwrap(),
+                ":status" => response.status().as_str().to_owned(),
+                name => response.headers()[name].to_str().unwrap().to_owned(),
             };
             assert_eq!(seen, *value, "{name}");
         }
