@@ -5,11 +5,13 @@
 //! fill it come from [`DefaultsProfile`](service::DefaultsProfile), because meshes disagree about them.
 
 pub mod decimal;
+pub mod duration;
 pub mod invalid;
 mod json;
 pub mod matching;
 pub mod name;
 pub mod node;
+pub mod quantity;
 pub mod reader;
 pub mod route;
 pub mod service;
