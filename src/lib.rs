@@ -19,7 +19,7 @@ pub mod error;
 pub mod metrics;
 pub mod policy;
 pub mod profile;
-pub mod split;
 pub mod route;
+pub mod split;
 pub mod stdx;
 pub mod tls;

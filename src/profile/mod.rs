@@ -11,6 +11,8 @@ mod json;
 pub mod matching;
 pub mod name;
 pub mod node;
+pub mod object;
+pub mod pattern;
 pub mod quantity;
 pub mod reader;
 pub mod route;

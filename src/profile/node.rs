@@ -73,7 +73,7 @@ pub struct Scalar {
 pub enum Kind {
     /// `null`, `~` or nothing.
     Null,
-    /// `true`, `false`, and YAML 1.1's `yes`, `no`, `on`, `off`, `y`, `n`, as Kubernetes reads them.
+    /// `true`, `false`, and YAML 1.1's `yes`, `no`, `on`, `off`, as Kubernetes reads them.
     Bool(bool),
     /// A number of any size, in decimal, hexadecimal (`0x`) or octal (`0o`), or `.inf`, `.nan`.
     Number,
@@ -93,9 +93,7 @@ impl Scalar {
             "true" | "True" | "TRUE" | "yes" | "Yes" | "YES" | "on" | "On" | "ON" | "y" | "Y" => {
                 Kind::Bool(true)
             }
-            "false" | "False" | "FALSE" | "no" | "No" | "NO" | "off" | "Off" | "OFF" | "n" | "N" => {
-                Kind::Bool(false)
-            }
+            "false" | "False" | "FALSE" | "no" | "No" | "NO" | "off" | "Off" | "OFF" => Kind::Bool(false),
             text if is_number(text) => Kind::Number,
             _ => Kind::Text,
         }
@@ -146,10 +144,10 @@ impl Node {
         }
     }
 
-    /// The text, if this is a scalar that is neither a number, a boolean nor null.
+    /// The text, if this is a scalar that is neither a boolean nor null.
     pub fn text(&self) -> Option<&str> {
         match &self.value {
-            Value::Scalar(scalar) if scalar.kind() == Kind::Text => Some(&scalar.text),
+            Value::Scalar(scalar) if matches!(scalar.kind(), Kind::Text | Kind::Number) => Some(&scalar.text),
             Value::Scalar(_) | Value::List(_) | Value::Map(_) => None,
         }
     }

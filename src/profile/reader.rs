@@ -177,15 +177,15 @@ impl<'a> Field<'a> {
         None
     }
 
-    /// A text. A plain number or boolean is a fault: without quotes it is none, and Kubernetes refuses it too.
+    /// A text. A number without quotes is taken as it is written; a boolean is a fault, because `no` is a boolean to
+    /// some readers and a text to others.
     pub fn text(&self) -> Option<&'a str> {
         let node = self.node()?;
         match &node.value {
-            Value::Scalar(scalar) if scalar.kind() == Kind::Text => Some(&scalar.text),
+            Value::Scalar(scalar) if matches!(scalar.kind(), Kind::Text | Kind::Number) => Some(&scalar.text),
             Value::Scalar(scalar) => {
-                let kind = if scalar.kind() == Kind::Number { "number" } else { "boolean" };
                 let quoted = format!("write \"{}\"", node::cut(&scalar.text, 60));
-                self.reject(format!("must be a text, and {} is a {kind}", self.shown()), quoted);
+                self.reject(format!("must be a text, and {} is a boolean", self.shown()), quoted);
                 None
             }
             Value::List(_) | Value::Map(_) => self.must_be("a text"),
@@ -469,7 +469,7 @@ mod tests {
     #[test]
     fn types_are_strict_and_the_value_is_shown() {
         check(
-            "a: 5\nb: 'yes'\nc: -1\nd: 1.5\ne: [x]\nf: \"7\"\n",
+            "a: on\nb: 'yes'\nc: -1\nd: 1.5\ne: [x]\nf: \"7\"\n",
             |f| {
                 let text = f.get("a").text().is_none();
                 let bool = f.get("b").bool().is_none();
@@ -478,7 +478,7 @@ mod tests {
             },
             true,
             &[
-                "1:4: a: must be a text, and 5 is a number; write \"5\"",
+                "1:4: a: must be a text, and on is a boolean; write \"on\"",
                 "2:4: b: must be true or false, not \"yes\"; write one",
                 "3:4: c: must be a whole number from 0 to 9, not -1; write one",
                 "4:4: d: must be a whole number from 0 to 9, not 1.5; write one",
