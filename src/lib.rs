@@ -19,6 +19,7 @@ pub mod error;
 pub mod metrics;
 pub mod policy;
 pub mod profile;
+pub mod retry;
 pub mod route;
 pub mod split;
 pub mod stdx;

@@ -7,9 +7,8 @@ use std::time::Duration;
 
 /// The budget when none is said.
 ///
-/// Linkerd's is 20 % of the last 10 s plus 10 a second. Ours is a bucket that successes fill by a fifth of a token and
-/// that holds about a second's worth: it banks no burst, so retries cannot keep a brown-out alive
-/// (performance.md §5.3).
+/// Linkerd's is 20 % of the last 10 s plus 10 a second. Ours is [`budget::DEFAULT`](crate::retry::budget::DEFAULT): it
+/// banks no burst, so retries cannot keep a brown-out alive (performance.md §5.3).
 pub fn budget(defaults: DefaultsProfile) -> BudgetSettings {
     match defaults {
         DefaultsProfile::Linkerd => {
@@ -22,7 +21,7 @@ pub fn budget(defaults: DefaultsProfile) -> BudgetSettings {
             BudgetSettings::ActiveShare { ratio_ppm: 200_000, min_concurrent: 3 }
         }
         DefaultsProfile::Enmesh | DefaultsProfile::ServiceFabric | DefaultsProfile::Smi => {
-            BudgetSettings::TokenBucket { max_milli: 10_000, ratio_milli: 200 }
+            crate::retry::budget::DEFAULT
         }
     }
 }

@@ -96,6 +96,21 @@ impl Default for BackoffSettings {
     }
 }
 
+/// What becomes of the marks by which hops keep their retries from multiplying.
+///
+/// A repeated attempt carries its number, and a failure that was repeated in vain says so; who reads either does not
+/// repeat it again. So of a chain of hops only the one nearest to the failure retries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum HopMarks {
+    /// Neither written nor read.
+    Off,
+    /// Written, and believed.
+    #[default]
+    Trust,
+    /// Written; those of others are taken away and not believed. For the edge of a mesh.
+    Strip,
+}
+
 /// When to send a second copy of a slow request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HedgeSettings {
@@ -122,6 +137,8 @@ pub struct RetrySettings {
     pub hedge: Option<HedgeSettings>,
     /// The most body bytes kept for a repetition; beyond it the request is sent once. Default 64 KiB (Linkerd).
     pub body_bytes_max: Option<usize>,
+    /// How attempts are marked for the next hops.
+    pub hops: HopMarks,
 }
 
 /// What bounds all retries of a service together. There is no retry without one.
@@ -136,7 +153,16 @@ pub enum BudgetSettings {
         /// How long a request counts; 1 s to 60 s.
         ttl: Duration,
     },
-    /// At most this share of what is in flight, plus a floor (Envoy, Istio).
+    /// At most `ratio` of what went well in the last second, plus a small bucket that time fills (the crate's own).
+    Recent {
+        /// Retries per success, in millionths: 0.2 is 200 000.
+        ratio_ppm: u32,
+        /// What time adds to the small bucket each second.
+        min_per_second: u32,
+        /// What the small bucket holds.
+        burst: u32,
+    },
+    /// At most this share of what is in flight, or a floor if that is more (Envoy, Istio).
     ActiveShare {
         /// Retries in flight per request in flight, in millionths.
         ratio_ppm: u32,

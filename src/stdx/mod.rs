@@ -1,5 +1,7 @@
 //! Floor 0: what we wish the standard library had. The only doors for time ([`clock`]) and chance ([`rng`]).
 
+pub mod backoff;
 pub mod clock;
+pub mod gcra;
 pub mod histogram;
 pub mod rng;
