@@ -420,7 +420,7 @@ mod tests {
                 ended.outcome.retry_after = hint.map(|secs| Duration::from_secs(secs.into()));
                 let rng = crate::stdx::rng::Rng::seeded(seed);
                 if let Verdict::Retry { after, .. } = policy.decide(&ended, &mut Stake::default(), now, &rng) {
-                    prop_assert!(attempt + 1 <= ATTEMPTS_MAX + 1);
+                    prop_assert!(attempt <= ATTEMPTS_MAX);
                     prop_assert!(after < MS(left) && after <= PUSHBACK_MAX.max(MS(base.max(max))));
                     prop_assert!(retries != Some(0));
                 }
