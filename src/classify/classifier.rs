@@ -4,6 +4,7 @@ use crate::classify::outcome::{Cause, Outcome, Verdict};
 use crate::profile::matching::ResponseCondition;
 use crate::profile::route::ResponseClass;
 use http::{HeaderMap, StatusCode};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The longest that a peer's hint when to come back is believed: 5 minutes, as Linkerd's load biaser has it.
@@ -16,7 +17,8 @@ pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
 /// (linkerd2-proxy `app/core/src/classify.rs`).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Classifier {
-    classes: Vec<ResponseClass>,
+    /// `None` for none, so that a clone of the usual classifier is free.
+    classes: Option<Arc<[ResponseClass]>>,
 }
 
 /// What a response's head says.
@@ -40,13 +42,13 @@ impl Head {
 impl Classifier {
     /// A classifier by these classes, the first that holds.
     pub fn new(classes: Vec<ResponseClass>) -> Self {
-        Self { classes }
+        Self { classes: (!classes.is_empty()).then(|| classes.into()) }
     }
 
     /// Judges a response's head. `wall_secs` is the time since the Unix epoch in seconds, for `Retry-After` dates.
     pub fn head(&self, status: StatusCode, headers: &HeaderMap, wall_secs: impl FnOnce() -> u64) -> Head {
         let code = status.as_u16();
-        let class = self.classes.iter().find(|class| holds(&class.condition, code));
+        let class = self.classes.iter().flat_map(|classes| classes.iter()).find(|class| holds(&class.condition, code));
         if let Some(class) = class {
             let verdict = if class.is_failure { Verdict::Failure } else { Verdict::Success };
             let outcome = Outcome::new(verdict, Cause::Status(code));

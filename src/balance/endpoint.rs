@@ -1,0 +1,210 @@
+//! Floor 2: what is known of one endpoint: 64 bytes of atomics, read and written by every thread without a lock.
+
+use crate::balance::cost::{Formula, Latency, Moment, View};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+/// The low bits of `waiting` that count; the rest sum up when the counted requests began.
+const COUNT_BITS: u32 = 20;
+const COUNT_MASK: u64 = (1 << COUNT_BITS) - 1;
+
+/// What is known of one endpoint. Reading changes nothing.
+///
+/// Requests that wait for their response's headers are counted with the sum of their starts in one word, so that
+/// a reader always sees a count and a sum that belong together: the sum is in ticks of 16 µs and wraps, and
+/// `count · now - sum` is the age of all together modulo 2^44 ticks, whatever wrapped. Requests whose headers
+/// came but whose body is not at its end count in `streams`: they load the endpoint, and say nothing of latency.
+/// At most 2^20 - 1 requests wait at one endpoint at once.
+#[derive(Debug)]
+#[repr(align(64))]
+pub struct Cell {
+    waiting: AtomicU64,
+    latency: AtomicU64,
+    health: AtomicU64,
+    streams: AtomicU32,
+    gate: AtomicU32,
+    born_ms: u32,
+    id: u32,
+}
+
+impl Cell {
+    /// A new endpoint of which nothing is known; until a request ends, `assumed` stands for its latency.
+    pub fn new(id: u32, now: Moment, assumed: f32) -> Self {
+        Self {
+            waiting: AtomicU64::new(0),
+            latency: AtomicU64::new(Latency::assumed(assumed, now).pack()),
+            health: AtomicU64::new(Latency { secs: 1.0, stamp: now.millis(), assumed: false }.pack()),
+            streams: AtomicU32::new(0),
+            gate: AtomicU32::new(0),
+            born_ms: now.millis(),
+            id,
+        }
+    }
+
+    /// Its number.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// When it was first seen, in milliseconds.
+    pub fn born_ms(&self) -> u32 {
+        self.born_ms
+    }
+
+    /// Its breaker's word, for the breaker to write; 0 in the low two bits is "open for all".
+    pub fn gate(&self) -> &AtomicU32 {
+        &self.gate
+    }
+
+    /// Whether its breaker lets everybody in.
+    #[inline]
+    pub fn is_open(&self) -> bool {
+        self.gate.load(Relaxed) & 3 == 0
+    }
+
+    /// A request was sent.
+    #[inline]
+    pub fn begin(&self, start: Moment) {
+        self.waiting.fetch_add((start.ticks() << COUNT_BITS) + 1, Relaxed);
+    }
+
+    /// The response's headers came, or it is known that none will; `start` as it was given to [`Cell::begin`].
+    #[inline]
+    pub fn headers(&self, start: Moment) {
+        self.waiting.fetch_sub((start.ticks() << COUNT_BITS) + 1, Relaxed);
+    }
+
+    /// A response's body is under way.
+    #[inline]
+    pub fn stream_begins(&self) {
+        self.streams.fetch_add(1, Relaxed);
+    }
+
+    /// A response's body came to its end.
+    #[inline]
+    pub fn stream_ends(&self) {
+        self.streams.fetch_sub(1, Relaxed);
+    }
+
+    /// Requests in flight, to the end of their responses.
+    #[inline]
+    pub fn in_flight(&self) -> u32 {
+        (self.waiting.load(Relaxed) & COUNT_MASK) as u32 + self.streams.load(Relaxed)
+    }
+
+    /// Learns a latency. Of many threads that learn at once one or two get through, which is enough for an average.
+    #[inline]
+    pub fn learn(&self, formula: &Formula, now: Moment, secs: f32) {
+        let mut old = self.latency.load(Relaxed);
+        for _ in 0..2 {
+            let new = formula.learn(Latency::unpack(old), now, secs).pack();
+            match self.latency.compare_exchange_weak(old, new, Relaxed, Relaxed) {
+                Ok(_) => return,
+                Err(seen) => old = seen,
+            }
+        }
+    }
+
+    /// Learns that a request took at least so long (its caller gave up waiting).
+    pub fn learn_at_least(&self, formula: &Formula, now: Moment, secs: f32) {
+        let known = Latency::unpack(self.latency.load(Relaxed));
+        if !known.assumed && secs > known.secs {
+            self.learn(formula, now, secs);
+        }
+    }
+
+    /// Learns that a request went well or not. `now` is asked only if it matters.
+    #[inline]
+    pub fn judge(&self, went_well: bool, now: impl FnOnce() -> Moment) {
+        let mut old = self.health.load(Relaxed);
+        if went_well && Latency::unpack(old).secs >= 1.0 {
+            return;
+        }
+        let now = now();
+        for _ in 0..2 {
+            let new = Formula::judged(Latency::unpack(old), now, went_well).pack();
+            match self.health.compare_exchange_weak(old, new, Relaxed, Relaxed) {
+                Ok(_) => return,
+                Err(seen) => old = seen,
+            }
+        }
+    }
+
+    /// Forgives all past failures: the endpoint came back.
+    pub fn forgive(&self, now: Moment) {
+        self.health.store(Latency { secs: 1.0, stamp: now.millis(), assumed: false }.pack(), Relaxed);
+    }
+
+    /// The latency as last learned.
+    #[inline]
+    pub fn latency(&self) -> Latency {
+        Latency::unpack(self.latency.load(Relaxed))
+    }
+
+    /// The share of requests that went well lately, 0 to 1.
+    pub fn health(&self, now: Moment) -> f32 {
+        Formula::forgiven(Latency::unpack(self.health.load(Relaxed)), now)
+    }
+
+    /// All that a score is made of.
+    #[inline]
+    pub fn view(&self, now: Moment) -> View {
+        let waiting = self.waiting.load(Relaxed);
+        let count = waiting & COUNT_MASK;
+        let age = count.wrapping_mul(now.ticks()).wrapping_sub(waiting >> COUNT_BITS) & (u64::MAX >> COUNT_BITS);
+        View {
+            latency: Latency::unpack(self.latency.load(Relaxed)),
+            health: Latency::unpack(self.health.load(Relaxed)),
+            waiting: count as u32,
+            streams: self.streams.load(Relaxed),
+            age_ticks: age,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::balance::cost::TICK_SECS;
+    use proptest::prelude::*;
+
+    fn at(secs: f64) -> Moment {
+        Moment::from_micros((secs * 1e6) as u64)
+    }
+
+    #[test]
+    fn a_cell_is_one_cache_line() {
+        assert_eq!((size_of::<Cell>(), align_of::<Cell>()), (64, 64));
+    }
+
+    #[test]
+    fn reading_changes_nothing() {
+        let cell = Cell::new(1, at(0.0), 0.03);
+        let formula = Formula::default();
+        cell.learn(&formula, at(1.0), 0.5);
+        let once = formula.score(&cell.view(at(30.0)), at(30.0));
+        (0..100).for_each(|i| drop(cell.view(at(2.0 + f64::from(i)))));
+        assert_eq!(formula.score(&cell.view(at(30.0)), at(30.0)), once);
+    }
+
+    proptest! {
+        #[test]
+        fn count_and_age_are_exact_whatever_wraps(
+            base in 0u64..u64::MAX / 2,
+            starts in proptest::collection::vec(0u64..10_000_000, 0..50),
+            ended in proptest::collection::vec(any::<bool>(), 50),
+        ) {
+            let cell = Cell::new(1, at(0.0), 0.03);
+            let moment = |offset: u64| Moment::from_micros(base + offset);
+            starts.iter().for_each(|start| cell.begin(moment(*start)));
+            let mut left = Vec::new();
+            for (start, ended) in starts.iter().zip(ended) {
+                if ended { cell.headers(moment(*start)) } else { left.push(moment(*start)) }
+            }
+            let now = moment(20_000_000);
+            let view = cell.view(now);
+            let expected: u64 = left.iter().map(|start| now.ticks() - start.ticks()).sum();
+            prop_assert_eq!((view.waiting as usize, view.age_ticks), (left.len(), expected));
+            prop_assert!(TICK_SECS > 0.0);
+        }
+    }
+}
