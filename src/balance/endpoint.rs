@@ -150,7 +150,8 @@ impl Cell {
     pub fn view(&self, now: Moment) -> View {
         let waiting = self.waiting.load(Relaxed);
         let count = waiting & COUNT_MASK;
-        let age = count.wrapping_mul(now.ticks()).wrapping_sub(waiting >> COUNT_BITS) & (u64::MAX >> COUNT_BITS);
+        let age =
+            count.wrapping_mul(now.ticks()).wrapping_sub(waiting >> COUNT_BITS) & (u64::MAX >> COUNT_BITS);
         View {
             latency: Latency::unpack(self.latency.load(Relaxed)),
             health: Latency::unpack(self.health.load(Relaxed)),
@@ -182,7 +183,7 @@ mod tests {
         let formula = Formula::default();
         cell.learn(&formula, at(1.0), 0.5);
         let once = formula.score(&cell.view(at(30.0)), at(30.0));
-        (0..100).for_each(|i| drop(cell.view(at(2.0 + f64::from(i)))));
+        (0..100).for_each(|i| assert_eq!(cell.view(at(2.0 + f64::from(i))).waiting, 0));
         assert_eq!(formula.score(&cell.view(at(30.0)), at(30.0)), once);
     }
 

@@ -3,6 +3,7 @@
 pub mod body;
 pub mod cost;
 pub mod endpoint;
+pub mod inspect;
 pub mod layer;
 pub mod pick;
 pub mod ticket;

@@ -16,7 +16,8 @@ pub fn pick(
 ) -> Option<usize> {
     let first = draw(cells, rng, |cell| cell.is_open() && !avoid(cell.id()));
     let Some(first) = first else { return draw(cells, rng, Cell::is_open) };
-    let second = draw(cells, rng, |cell| cell.is_open() && !avoid(cell.id()) && cell.id() != cells[first].id());
+    let second =
+        draw(cells, rng, |cell| cell.is_open() && !avoid(cell.id()) && cell.id() != cells[first].id());
     let Some(second) = second else { return Some(first) };
     let cost = |index: usize| formula.score(&cells[index].view(now), now);
     Some(if cost(second) < cost(first) { second } else { first })

@@ -51,7 +51,13 @@ enum Phase {
     Waiting,
     /// Headers came after `latency` seconds at `at`; `told` once the latency was learned; `judged` once the
     /// outcome counted.
-    Body { head: Outcome, at: Moment, latency: f32, told: bool, judged: bool },
+    Body {
+        head: Outcome,
+        at: Moment,
+        latency: f32,
+        told: bool,
+        judged: bool,
+    },
     Settled,
 }
 

@@ -48,7 +48,11 @@ impl Classifier {
     /// Judges a response's head. `wall_secs` is the time since the Unix epoch in seconds, for `Retry-After` dates.
     pub fn head(&self, status: StatusCode, headers: &HeaderMap, wall_secs: impl FnOnce() -> u64) -> Head {
         let code = status.as_u16();
-        let class = self.classes.iter().flat_map(|classes| classes.iter()).find(|class| holds(&class.condition, code));
+        let class = self
+            .classes
+            .iter()
+            .flat_map(|classes| classes.iter())
+            .find(|class| holds(&class.condition, code));
         if let Some(class) = class {
             let verdict = if class.is_failure { Verdict::Failure } else { Verdict::Success };
             let outcome = Outcome::new(verdict, Cause::Status(code));
