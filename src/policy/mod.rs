@@ -1,5 +1,6 @@
 //! Settings made ready for requests to read, and what travels with a request.
 
 pub mod call;
+pub mod compile;
 pub mod defaults;
 pub mod route;

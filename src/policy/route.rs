@@ -3,6 +3,7 @@
 use crate::classify::classifier::Classifier;
 use crate::error::Error;
 use crate::metrics::route::RouteMetrics;
+use crate::retry::decide::RetryPolicy;
 use crate::split::pick::Schedule;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +34,8 @@ pub struct RoutePolicy {
     pub name: Arc<str>,
     /// How long.
     pub timeouts: TimeoutPolicy,
+    /// Once more? `None`: never.
+    pub retry: Option<RetryPolicy>,
     /// How responses are judged.
     pub classifier: Arc<Classifier>,
     /// What is counted.

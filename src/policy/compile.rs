@@ -1,0 +1,263 @@
+//! Floor 3: compiles a profile into what requests read; memory whose settings are equal is carried over.
+
+use crate::metrics::names::Direction;
+use crate::metrics::set::MetricsSet;
+use crate::policy::defaults;
+use crate::policy::route::{RouteEntry, RoutePolicy, Target};
+use crate::profile::invalid::{Fault, Invalid};
+use crate::profile::matching::Condition;
+use crate::profile::name::ServiceName;
+use crate::profile::route::{Action, Backend, Route, WeightedBackend};
+use crate::profile::service::{NoMatch, ServiceProfile};
+use crate::profile::settings::{BudgetSettings, RetrySettings};
+use crate::retry::budget::Budget;
+use crate::retry::decide::RetryPolicy;
+use crate::route::head::RequestHead;
+use crate::route::matcher::Matcher;
+use std::sync::Arc;
+
+/// A service's policy: its routes, ready to be read. Immutable; an update makes a new one.
+#[derive(Debug)]
+pub struct Policy<T> {
+    service: Arc<str>,
+    matcher: Matcher,
+    routes: Vec<Arc<RouteEntry<T>>>,
+    default: Option<Arc<RouteEntry<T>>>,
+    budget: Arc<Budget>,
+    profile: Arc<ServiceProfile>,
+}
+
+/// What compiling needs besides the profile.
+#[derive(Debug)]
+pub struct Compiler<'a> {
+    /// The service's label `dst`.
+    pub service: Arc<str>,
+    /// Where the service's traffic goes when its profile does not say.
+    pub own: ServiceName,
+    /// Which way the traffic goes.
+    pub direction: Direction,
+    /// Where handles come from.
+    pub metrics: &'a MetricsSet,
+}
+
+impl<T> Policy<T> {
+    /// The route of a request: the first whose condition holds, else the default route; `None` when the profile
+    /// says that unmatched requests are not found.
+    #[inline]
+    pub fn find(&self, head: &RequestHead<'_>) -> Option<&Arc<RouteEntry<T>>> {
+        match self.matcher.find(head) {
+            Some(index) => self.routes.get(index),
+            None => self.default.as_ref(),
+        }
+    }
+
+    /// The label `dst`.
+    pub fn service(&self) -> &Arc<str> {
+        &self.service
+    }
+
+    /// The profile this was compiled from.
+    pub fn profile(&self) -> &Arc<ServiceProfile> {
+        &self.profile
+    }
+
+    /// What bounds the service's retries.
+    pub fn budget(&self) -> &Arc<Budget> {
+        &self.budget
+    }
+
+    /// The routes in order, without the default one.
+    pub fn routes(&self) -> &[Arc<RouteEntry<T>>] {
+        &self.routes
+    }
+
+    /// The route of requests that no other is for.
+    pub fn default_route(&self) -> Option<&Arc<RouteEntry<T>>> {
+        self.default.as_ref()
+    }
+
+    /// The conditions of the routes, for explanations.
+    pub fn matcher(&self) -> &Matcher {
+        &self.matcher
+    }
+}
+
+impl Compiler<'_> {
+    /// Compiles `profile`; the budget of `before` is kept if its settings are the same.
+    ///
+    /// `target` makes a backend of a service's name: in a running stack its balancer.
+    ///
+    /// # Errors
+    /// Every fault of the profile: patterns that do not compile, names that are none.
+    pub fn compile<T>(
+        &self,
+        profile: Arc<ServiceProfile>,
+        before: Option<&Policy<T>>,
+        mut target: impl FnMut(&ServiceName) -> T,
+    ) -> Result<Policy<T>, Invalid> {
+        let matcher = Matcher::compile(profile.routes.iter().map(|route| &route.condition));
+        let matcher = matcher.map_err(|faults| invalid(&profile.routes, faults))?;
+        let settings = profile.retry_budget.unwrap_or_else(|| defaults::budget(profile.defaults));
+        let budget = keep(before.map(|before| &before.budget), settings);
+        let compile = |route: &Route| {
+            let policy = self.route(&profile, route, &budget);
+            let backends = self.backends(&profile, route, &mut target);
+            Arc::new(RouteEntry::new(policy, backends))
+        };
+        let mut compile = compile;
+        let routes: Vec<_> = profile.routes.iter().map(&mut compile).collect();
+        let default = match profile.no_match {
+            NoMatch::Forward => Some(compile(&Route { condition: Condition::Always, ..Route::default() })),
+            NoMatch::NotFound => None,
+        };
+        Ok(Policy { service: Arc::clone(&self.service), matcher, routes, default, budget, profile })
+    }
+
+    fn route(&self, profile: &ServiceProfile, route: &Route, budget: &Arc<Budget>) -> RoutePolicy {
+        let fallback = defaults::retry(profile.defaults);
+        let retry = route.retry.as_ref().or(profile.retry.as_ref()).or(fallback.as_ref());
+        let own_budget = |settings: &RetrySettings| match settings.budget {
+            Some(own) => Arc::new(Budget::new(&own)),
+            None => Arc::clone(budget),
+        };
+        RoutePolicy {
+            service: Arc::clone(&self.service),
+            name: Arc::clone(&route.name),
+            timeouts: defaults::timeouts(profile.defaults, &route.timeouts, &profile.timeouts),
+            retry: retry.map(|settings| RetryPolicy::compile(settings, own_budget(settings))),
+            classifier: Arc::new(crate::classify::classifier::Classifier::new(
+                route.response_classes.clone(),
+            )),
+            metrics: self.metrics.route(self.direction, &self.service, &route.name),
+        }
+    }
+
+    fn backends<T>(
+        &self,
+        profile: &ServiceProfile,
+        route: &Route,
+        target: &mut impl FnMut(&ServiceName) -> T,
+    ) -> Vec<(u32, Target<T>)> {
+        let said = match &route.action {
+            Action::Forward(forward) if !forward.backends.is_empty() => &forward.backends,
+            Action::Forward(_) | Action::Redirect(_) | Action::Respond(_) => &profile.backends,
+        };
+        if said.iter().all(|backend| backend.weight == 0) && std::ptr::eq(said, &profile.backends) {
+            return vec![(1, Target::Service(target(&self.own)))];
+        }
+        said.iter().map(|backend| (backend.weight, self.target(backend, target))).collect()
+    }
+
+    fn target<T>(&self, backend: &WeightedBackend, target: &mut impl FnMut(&ServiceName) -> T) -> Target<T> {
+        match &backend.backend {
+            Backend::Service { name, .. } => {
+                let name = self.own.port().map_or_else(|| name.clone(), |port| name.or_port(port));
+                Target::Service(target(&name))
+            }
+            Backend::Invalid { status, grpc, reason } => {
+                Target::Invalid { status: *status, grpc: *grpc, reason: Arc::clone(reason) }
+            }
+        }
+    }
+}
+
+fn keep(before: Option<&Arc<Budget>>, settings: BudgetSettings) -> Arc<Budget> {
+    match before {
+        Some(budget) if *budget.settings() == settings => Arc::clone(budget),
+        _ => Arc::new(Budget::new(&settings)),
+    }
+}
+
+fn invalid(routes: &[Route], faults: Vec<(usize, Fault)>) -> Invalid {
+    let name = |index: usize| routes.get(index).map(|route| &*route.name).unwrap_or_default();
+    let faults = faults.into_iter().map(|(index, fault)| Fault {
+        problem: format!("{} (route `{}`)", fault.problem, name(index)),
+        ..fault
+    });
+    Invalid { faults: faults.collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::profile::matching::{PathKind, PathMatch};
+    use crate::profile::route::Forward;
+    use crate::profile::service::DefaultsProfile;
+
+    fn compile(profile: ServiceProfile, before: Option<&Policy<String>>) -> Result<Policy<String>, Invalid> {
+        let metrics = MetricsSet::unseen();
+        let own: ServiceName = "web.ns:80".parse().unwrap();
+        let compiler =
+            Compiler { service: "web".into(), own, direction: Direction::Outbound, metrics: &metrics };
+        compiler.compile(Arc::new(profile), before, ToString::to_string)
+    }
+
+    fn profile() -> ServiceProfile {
+        ServiceProfile::new("web.ns".parse().unwrap())
+    }
+
+    fn path(kind: PathKind, value: &str) -> Route {
+        Route {
+            name: value.into(),
+            condition: Condition::Path(PathMatch::new(kind, value)),
+            ..Route::default()
+        }
+    }
+
+    fn find(policy: &Policy<String>, path: &str) -> Option<String> {
+        let request = http::Request::get(path).body(()).unwrap();
+        policy.find(&RequestHead::of_request(&request)).map(|entry| entry.policy.name.to_string())
+    }
+
+    #[test]
+    fn what_no_route_is_for_meets_the_default_route_or_none() {
+        let routes = vec![path(PathKind::Exact, "/a"), path(PathKind::PrefixElement, "/b")];
+        let policy = compile(ServiceProfile { routes: routes.clone(), ..profile() }, None).unwrap();
+        assert_eq!(find(&policy, "/b/c").as_deref(), Some("/b"));
+        assert_eq!(find(&policy, "/c").as_deref(), Some(""));
+        let strict = ServiceProfile { routes, no_match: NoMatch::NotFound, ..profile() };
+        assert_eq!(find(&compile(strict, None).unwrap(), "/c"), None);
+    }
+
+    #[test]
+    fn an_update_keeps_the_budget_unless_its_settings_changed() {
+        let first = compile(profile(), None).unwrap();
+        let routes = vec![path(PathKind::Exact, "/new")];
+        let second = compile(ServiceProfile { routes, ..profile() }, Some(&first)).unwrap();
+        assert!(Arc::ptr_eq(first.budget(), second.budget()));
+        let linkerd = ServiceProfile { defaults: DefaultsProfile::Linkerd, ..profile() };
+        assert!(!Arc::ptr_eq(first.budget(), compile(linkerd, Some(&second)).unwrap().budget()));
+    }
+
+    #[test]
+    fn backends_come_from_the_route_then_the_service_and_all_zero_is_the_service_itself() {
+        let to = |name: &str, weight| WeightedBackend {
+            backend: Backend::Service { name: name.parse().unwrap(), subset: None },
+            weight,
+            filters: Vec::new(),
+        };
+        let targets = |profile| {
+            let policy: Policy<String> = compile(profile, None).unwrap();
+            let entry = Arc::clone(policy.routes().first().or(policy.default_route()).unwrap());
+            (0..4)
+                .map(|_| entry.backend().cloned().unwrap_or_else(|error| error.to_string()))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(targets(profile()), ["web.ns:80"; 4]);
+        let split = ServiceProfile { backends: vec![to("a", 1), to("b:1", 1)], ..profile() };
+        assert_eq!(targets(split), ["a:80", "b:1", "a:80", "b:1"]);
+        let zero = ServiceProfile { backends: vec![to("a", 0), to("b", 0)], ..profile() };
+        assert_eq!(targets(zero), ["web.ns:80"; 4]);
+        let forward = Action::Forward(Forward { backends: vec![to("c", 0)], ..Forward::default() });
+        let route =
+            ServiceProfile { routes: vec![Route { action: forward, ..Route::default() }], ..profile() };
+        assert_eq!(targets(route), ["the route's backend cannot be used: no backend has a weight"; 4]);
+    }
+
+    #[test]
+    fn a_pattern_that_does_not_compile_refuses_the_profile_and_names_its_route() {
+        let bad = compile(ServiceProfile { routes: vec![path(PathKind::Regex, "/(")], ..profile() }, None)
+            .unwrap_err();
+        assert!(bad.to_string().contains("(route `/(`)"), "{bad}");
+    }
+}
