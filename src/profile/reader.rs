@@ -260,6 +260,13 @@ impl<'a> Field<'a> {
         }
     }
 
+    /// A number within `range`, as near as a float comes. For what is weighed and not counted (jitter, thresholds).
+    pub fn float(&self, range: RangeInclusive<f64>) -> Option<f64> {
+        let what = format!("a number from {} to {}", range.start(), range.end());
+        let value = self.number(&what)?.parse::<f64>().ok();
+        value.filter(|value| range.contains(value)).or_else(|| self.must_be(&what))
+    }
+
     /// A number within `range`, in units of `10^-digits`: with 6 digits `0.15` is 150,000. Both ends of `range` are
     /// in these units. What is finer is rounded, and noted.
     pub fn fixed(&self, digits: u32, range: RangeInclusive<u64>) -> Option<u64> {
@@ -331,6 +338,13 @@ impl<'a> Field<'a> {
         let value = read(&mut fields);
         fields.report_unknown();
         Some(value)
+    }
+
+    /// The field `key` of a mapping, beside a [`fields`](Self::fields) that knows it.
+    #[must_use]
+    pub fn look(&self, key: &str) -> Field<'a> {
+        let entries = self.node().map(Node::entries).unwrap_or_default();
+        self.child(key, entries.iter().find(|entry| entry.key == key))
     }
 
     fn entries(&self) -> Option<&'a [Entry]> {
