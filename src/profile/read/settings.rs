@@ -10,6 +10,7 @@ use crate::profile::reader::Fields;
 use crate::profile::settings::BackoffSettings;
 use crate::profile::settings::BudgetSettings;
 use crate::profile::settings::HedgeSettings;
+use crate::profile::settings::HopMarks;
 use crate::profile::settings::Limit;
 use crate::profile::settings::RetryOn;
 use crate::profile::settings::RetrySettings;
@@ -107,9 +108,14 @@ pub(crate) fn retry(field: &Field<'_>) -> Option<RetrySettings> {
             budget: budget(&f.get("budget"), Dialect::Enmesh),
             hedge: hedge(&f.get("hedge")),
             body_bytes_max: f.get("maxBodyBytes").integer(0..=REPLAY_BYTES_MAX),
+            hops: f.get("hopMarks").word(HOP_MARKS).unwrap_or_default(),
         }
     })
 }
+
+/// What becomes of the marks of other hops, by name.
+pub(crate) const HOP_MARKS: &[(&str, HopMarks)] =
+    &[("Off", HopMarks::Off), ("Trust", HopMarks::Trust), ("Strip", HopMarks::Strip)];
 
 /// What is tried again if `retry` does not say: failures, and what the peer certainly or probably did not process.
 pub(crate) fn default_retry_on() -> RetryOn {
@@ -209,28 +215,34 @@ fn hedge(field: &Field<'_>) -> Option<HedgeSettings> {
     })?
 }
 
-/// `retryBudget` of a service, `budget` of a route. The kind shows in the fields.
+/// `retryBudget` of a service, `budget` of a route. The kind shows in the ratio's name.
 pub(crate) fn budget(field: &Field<'_>, dialect: Dialect) -> Option<BudgetSettings> {
     field.fields(|f| {
-        let kinds = [("activeRatio", "minConcurrent"), ("maxTokens", "tokenRatio")];
-        if dialect == Dialect::Linkerd || !kinds.iter().any(|(a, b)| f.has(a) || f.has(b)) {
+        if dialect == Dialect::Linkerd {
             return windowed(f, dialect);
         }
-        let [active, tokens] = kinds.map(|(a, b)| f.has(a) || f.has(b));
-        if active && tokens {
-            f.whole().reject("mixes two kinds of budget", "write `activeRatio` or `maxTokens`, not both");
-        }
+        const KINDS: [&str; 4] = ["retryRatio", "recentRatio", "activeRatio", "maxTokens"];
+        words::one_of(f, &KINDS);
         let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
-        if active {
-            let ratio = f.get("activeRatio").required().fixed(6, 0..=u64::from(u32::MAX));
-            let min = f.get("minConcurrent").integer(0..=u32::MAX).unwrap_or(3);
-            return ratio
-                .map(|ratio| BudgetSettings::ActiveShare { ratio_ppm: small(ratio), min_concurrent: min });
+        let ratio = |field: Field<'_>| field.fixed(6, 0..=RATIO_PPM_MAX).map(small);
+        match KINDS.into_iter().find(|kind| f.has(kind))? {
+            "recentRatio" => Some(BudgetSettings::Recent {
+                ratio_ppm: ratio(f.get("recentRatio"))?,
+                min_per_second: f.get("minRetriesPerSecond").integer(0..=u32::MAX).unwrap_or(1),
+                burst: f.get("burst").integer(0..=u32::MAX).unwrap_or(10),
+            }),
+            "activeRatio" => Some(BudgetSettings::ActiveShare {
+                ratio_ppm: ratio(f.get("activeRatio"))?,
+                min_concurrent: f.get("minConcurrent").integer(0..=u32::MAX).unwrap_or(3),
+            }),
+            "maxTokens" => {
+                // The ranges of gRPC A6.
+                let max = f.get("maxTokens").fixed(3, 1..=1_000_000);
+                let ratio = f.get("tokenRatio").required().fixed(3, 1..=1_000_000);
+                Some(BudgetSettings::TokenBucket { max_milli: small(max?), ratio_milli: small(ratio?) })
+            }
+            _ => windowed(f, dialect),
         }
-        // The ranges of gRPC A6.
-        let max = f.get("maxTokens").required().fixed(3, 1..=1_000_000);
-        let ratio = f.get("tokenRatio").required().fixed(3, 1..=1_000_000);
-        Some(BudgetSettings::TokenBucket { max_milli: small(max?), ratio_milli: small(ratio?) })
     })?
 }
 
