@@ -1,6 +1,7 @@
 //! Floor 4: turns errors into responses, as HTTP or as gRPC, whichever the caller speaks.
 
 use crate::error::{BoxError, Error};
+use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
@@ -118,21 +119,32 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         Poll::Ready(Ok(match ready!(this.inner.poll(cx)) {
-            Ok(inner) => inner.map(|body| RespondBody { inner: Some(body) }),
+            Ok(inner) => inner.map(RespondBody::new),
             Err(error) => response(&error.into(), *this.grpc),
         }))
     }
 }
 
-/// A response's body, or none.
+/// A response's body, or one of our own.
 #[pin_project]
 #[derive(Debug)]
 pub struct RespondBody<B> {
     #[pin]
     inner: Option<B>,
+    own: Bytes,
 }
 
 impl<B> RespondBody<B> {
+    /// The body of a service that answered.
+    pub fn new(inner: B) -> Self {
+        Self { inner: Some(inner), own: Bytes::new() }
+    }
+
+    /// A body of our own.
+    pub fn own(own: impl Into<Bytes>) -> Self {
+        Self { inner: None, own: own.into() }
+    }
+
     /// The inner service's body, if it answered.
     pub fn inner(&self) -> Option<&B> {
         self.inner.as_ref()
@@ -141,34 +153,36 @@ impl<B> RespondBody<B> {
 
 impl<B> Default for RespondBody<B> {
     fn default() -> Self {
-        Self { inner: None }
+        Self::own(Bytes::new())
     }
 }
 
 impl<B> Body for RespondBody<B>
 where
-    B: Body,
+    B: Body<Data = Bytes>,
     B::Error: Into<BoxError>,
 {
-    type Data = B::Data;
+    type Data = Bytes;
     type Error = B::Error;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        match self.project().inner.as_pin_mut() {
+        let this = self.project();
+        match this.inner.as_pin_mut() {
             Some(body) => body.poll_frame(cx),
-            None => Poll::Ready(None),
+            None if this.own.is_empty() => Poll::Ready(None),
+            None => Poll::Ready(Some(Ok(Frame::data(std::mem::take(this.own))))),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.as_ref().is_none_or(Body::is_end_stream)
+        self.inner.as_ref().map_or(self.own.is_empty(), Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+        self.inner.as_ref().map_or_else(|| SizeHint::with_exact(self.own.len() as u64), Body::size_hint)
     }
 }
 

@@ -1,9 +1,10 @@
 //! Floor 3: compiles a profile into what requests read; memory whose settings are equal is carried over.
 
+use crate::classify::classifier::Classifier;
 use crate::metrics::names::Direction;
 use crate::metrics::set::MetricsSet;
 use crate::policy::defaults;
-use crate::policy::route::{RouteEntry, RoutePolicy, Target};
+use crate::policy::route::{Answer, RouteEntry, RoutePolicy, Target};
 use crate::profile::invalid::{Fault, Invalid};
 use crate::profile::matching::Condition;
 use crate::profile::name::ServiceName;
@@ -12,8 +13,10 @@ use crate::profile::service::{NoMatch, ServiceProfile};
 use crate::profile::settings::{BudgetSettings, RetrySettings};
 use crate::retry::budget::Budget;
 use crate::retry::decide::RetryPolicy;
+use crate::route::filter::Filters;
 use crate::route::head::RequestHead;
 use crate::route::matcher::Matcher;
+use crate::route::redirect::Redirection;
 use std::sync::Arc;
 
 /// A service's policy: its routes, ready to be read. Immutable; an update makes a new one.
@@ -99,37 +102,50 @@ impl Compiler<'_> {
         let matcher = matcher.map_err(|faults| invalid(&profile.routes, faults))?;
         let settings = profile.retry_budget.unwrap_or_else(|| defaults::budget(profile.defaults));
         let budget = keep(before.map(|before| &before.budget), settings);
-        let compile = |route: &Route| {
+        let mut faults = Vec::new();
+        let mut compile = |index: usize, route: &Route| {
             let policy = self.route(&profile, route, &budget);
+            let policy = policy.inspect_err(|fault| faults.push((index, fault.clone()))).ok()?;
             let backends = self.backends(&profile, route, &mut target);
-            Arc::new(RouteEntry::new(policy, backends))
+            Some(Arc::new(RouteEntry::new(policy, backends)))
         };
-        let mut compile = compile;
-        let routes: Vec<_> = profile.routes.iter().map(&mut compile).collect();
+        let routes =
+            profile.routes.iter().enumerate().filter_map(|(index, route)| compile(index, route)).collect();
         let default = match profile.no_match {
-            NoMatch::Forward => Some(compile(&Route { condition: Condition::Always, ..Route::default() })),
+            NoMatch::Forward => {
+                compile(usize::MAX, &Route { condition: Condition::Always, ..Route::default() })
+            }
             NoMatch::NotFound => None,
         };
+        if !faults.is_empty() {
+            return Err(invalid(&profile.routes, faults));
+        }
         Ok(Policy { service: Arc::clone(&self.service), matcher, routes, default, budget, profile })
     }
 
-    fn route(&self, profile: &ServiceProfile, route: &Route, budget: &Arc<Budget>) -> RoutePolicy {
+    fn route(
+        &self,
+        profile: &ServiceProfile,
+        route: &Route,
+        budget: &Arc<Budget>,
+    ) -> Result<RoutePolicy, Fault> {
         let fallback = defaults::retry(profile.defaults);
         let retry = route.retry.as_ref().or(profile.retry.as_ref()).or(fallback.as_ref());
         let own_budget = |settings: &RetrySettings| match settings.budget {
             Some(own) => Arc::new(Budget::new(&own)),
             None => Arc::clone(budget),
         };
-        RoutePolicy {
+        let (filters, answer) = actions(route)?;
+        Ok(RoutePolicy {
             service: Arc::clone(&self.service),
             name: Arc::clone(&route.name),
             timeouts: defaults::timeouts(profile.defaults, &route.timeouts, &profile.timeouts),
             retry: retry.map(|settings| RetryPolicy::compile(settings, own_budget(settings))),
-            classifier: Arc::new(crate::classify::classifier::Classifier::new(
-                route.response_classes.clone(),
-            )),
+            filters: Arc::new(filters),
+            answer,
+            classifier: Arc::new(Classifier::new(route.response_classes.clone())),
             metrics: self.metrics.route(self.direction, &self.service, &route.name),
-        }
+        })
     }
 
     fn backends<T>(
@@ -158,6 +174,18 @@ impl Compiler<'_> {
                 Target::Invalid { status: *status, grpc: *grpc, reason: Arc::clone(reason) }
             }
         }
+    }
+}
+
+/// What a route changes, and what it answers by itself.
+fn actions(route: &Route) -> Result<(Filters, Option<Answer>), Fault> {
+    match &route.action {
+        Action::Forward(forward) => Ok((Filters::compile(&forward.filters, &route.condition)?, None)),
+        Action::Redirect(redirect) => {
+            let redirection = Redirection::compile(redirect, &route.condition)?;
+            Ok((Filters::default(), Some(Answer::Redirect(redirection))))
+        }
+        Action::Respond(respond) => Ok((Filters::default(), Some(Answer::Fixed(respond.clone())))),
     }
 }
 

@@ -3,7 +3,10 @@
 use crate::classify::classifier::Classifier;
 use crate::error::Error;
 use crate::metrics::route::RouteMetrics;
+use crate::profile::route::Respond;
 use crate::retry::decide::RetryPolicy;
+use crate::route::filter::Filters;
+use crate::route::redirect::Redirection;
 use crate::split::pick::Schedule;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,10 +39,23 @@ pub struct RoutePolicy {
     pub timeouts: TimeoutPolicy,
     /// Once more? `None`: never.
     pub retry: Option<RetryPolicy>,
+    /// What is changed on the way.
+    pub filters: Arc<Filters>,
+    /// What is answered without asking a backend.
+    pub answer: Option<Answer>,
     /// How responses are judged.
     pub classifier: Arc<Classifier>,
     /// What is counted.
     pub metrics: Arc<RouteMetrics>,
+}
+
+/// An answer that needs no backend.
+#[derive(Debug)]
+pub enum Answer {
+    /// Ask elsewhere.
+    Redirect(Redirection),
+    /// This.
+    Fixed(Respond),
 }
 
 /// A backend in a running stack, or what stands for one that cannot be.

@@ -5,9 +5,12 @@
 mod compile;
 mod condition;
 pub mod explain;
+pub mod filter;
 pub mod head;
+pub mod layer;
 pub mod matcher;
 mod pattern;
 mod query;
+pub mod redirect;
 mod text;
 mod words;
