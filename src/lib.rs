@@ -15,6 +15,8 @@
 
 pub mod balance;
 pub mod classify;
+#[cfg(feature = "http")]
+pub mod connect;
 pub mod discover;
 pub mod error;
 pub mod metrics;
@@ -22,6 +24,8 @@ pub mod policy;
 pub mod profile;
 pub mod retry;
 pub mod route;
+#[cfg(feature = "http")]
+pub mod serve;
 pub mod split;
 pub mod stdx;
 pub mod tls;

@@ -1,0 +1,306 @@
+//! Floor 5: opens connections and drives them, in tasks of their own, so that no request's end harms them.
+
+use crate::connect::body::SendBody;
+use crate::connect::body::Sendable;
+use crate::connect::conn::Free;
+use crate::connect::conn::Http1;
+use crate::connect::conn::Http2;
+use crate::connect::conn::Life;
+use crate::connect::handshake::Handshake;
+use crate::connect::handshake::Offer;
+use crate::connect::handshake::Protocol;
+use crate::connect::pool::Opening;
+use crate::connect::pool::Place;
+use crate::connect::pool::Pool;
+use crate::connect::pool::Want;
+use crate::connect::socket::Socket;
+use crate::connect::stats::OpenFailure;
+use crate::connect::tcp;
+use crate::error::BoxError;
+use crate::error::Error;
+use crate::error::Scope;
+use crate::stdx::clock;
+use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::TokioIo;
+use hyper_util::rt::TokioTimer;
+use std::future::Future;
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::Weak;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+use std::time::Duration;
+use tokio::runtime::Handle;
+
+/// A connection that was opened, ready for its first request.
+pub(crate) enum Opened<B, H: Handshake> {
+    Http1(Free<B, H>),
+    Http2(Arc<Http2<B, H>>),
+}
+
+/// Why a replica has no connection; shared by all who waited for it.
+#[derive(Debug, Clone)]
+pub(crate) struct Failure {
+    kind: OpenFailure,
+    after: Duration,
+    cause: Arc<str>,
+    source: Option<Arc<io::Error>>,
+}
+
+impl Failure {
+    fn new(kind: OpenFailure, cause: impl Into<Arc<str>>) -> Self {
+        Self { kind, after: Duration::ZERO, cause: cause.into(), source: None }
+    }
+
+    pub(crate) fn unanswered(error: &hyper::Error) -> Self {
+        Self::new(OpenFailure::Tcp, format!("connection closed without a response: {error}"))
+    }
+
+    /// The failure of a request that came while the replica is left alone.
+    pub(crate) fn left_alone(last: Option<Self>, failures: u32, left: Duration) -> Self {
+        let last = last.unwrap_or_else(|| Self::new(OpenFailure::Tcp, "no connection"));
+        let cause =
+            format!("left alone for {left:?} after {failures} failures, the last one: {}", last.cause);
+        let kind = if last.kind == OpenFailure::Handshake { last.kind } else { OpenFailure::Tcp };
+        Self { cause: cause.into(), kind, ..last }
+    }
+
+    pub(crate) fn into_error(self, endpoint: SocketAddr) -> Error {
+        let source: BoxError = match self.source {
+            Some(source) => Box::new(io::Error::new(source.kind(), self.cause.as_ref())),
+            None => self.cause.as_ref().into(),
+        };
+        match self.kind {
+            OpenFailure::Timeout => Error::Timeout { scope: Scope::Connect, after: self.after },
+            OpenFailure::Handshake => Error::Tls { endpoint, source },
+            OpenFailure::Tcp | OpenFailure::Protocol => Error::Connect { endpoint, source },
+        }
+    }
+}
+
+/// Starts what the pool ordered.
+pub(crate) fn start<B: Sendable, H: Handshake>(
+    pool: &Arc<Pool<B, H>>,
+    orders: Vec<Opening>,
+    runtime: &Handle,
+) {
+    for order in orders {
+        runtime.spawn(open(pool.clone(), order, runtime.clone()));
+    }
+}
+
+async fn open<B: Sendable, H: Handshake>(pool: Arc<Pool<B, H>>, order: Opening, runtime: Handle) {
+    let Opening { want, mut after } = order;
+    loop {
+        if !after.is_zero() {
+            tokio::time::sleep(after).await;
+        }
+        if !pool.still_wanted(want) {
+            return;
+        }
+        let place = Arc::new(Place::default());
+        let timeout = pool.settings.timeout;
+        let established = tokio::time::timeout(timeout, establish(&pool, want, &place, &runtime)).await;
+        let failure = match established {
+            Ok(Ok(opened)) => {
+                let orders = pool.opened(want, opened, &place);
+                return start(&pool, orders, &runtime);
+            }
+            Ok(Err(failure)) => failure,
+            Err(_) => {
+                Failure { after: timeout, ..Failure::new(OpenFailure::Timeout, "took too long to open") }
+            }
+        };
+        pool.stats.failed(failure.kind);
+        tracing::debug!(endpoint = %pool.endpoint.addr, cause = %failure.cause, "connection not opened");
+        match pool.open_failed(want, failure) {
+            Some(wait) => after = wait,
+            None => return,
+        }
+    }
+}
+
+async fn establish<B: Sendable, H: Handshake>(
+    pool: &Arc<Pool<B, H>>,
+    want: Want,
+    place: &Arc<Place>,
+    runtime: &Handle,
+) -> Result<Opened<B, H>, Failure> {
+    let stream = tcp::connect(&pool.addrs, &pool.settings.tcp).await.map_err(|error| {
+        let cause = error.to_string();
+        Failure { source: Some(Arc::new(error)), ..Failure::new(OpenFailure::Tcp, cause) }
+    })?;
+    let offer = match want {
+        Want { protocol: Protocol::Http2, .. } => Offer::Http2,
+        Want { strict: true, .. } => Offer::Http1,
+        Want { .. } => Offer::Either,
+    };
+    let ready = pool.handshake.handshake(stream, &pool.endpoint, offer).await;
+    let ready = ready.map_err(|error| Failure::new(OpenFailure::Handshake, describe(error.as_ref())))?;
+    let protocol = ready.protocol.unwrap_or(want.protocol);
+    if protocol != want.protocol && (want.protocol == Protocol::Http2 || want.strict) {
+        return Err(Failure::new(
+            OpenFailure::Protocol,
+            format!("peer chose {protocol:?}, which was not offered"),
+        ));
+    }
+    let on_close = {
+        let (pool, place, runtime) = (pool.me.clone(), place.clone(), runtime.clone());
+        let stats = pool_stats(&pool);
+        move || match Weak::upgrade(&pool) {
+            Some(pool) => {
+                let orders = pool.closed(&place);
+                start(&pool, orders, &runtime);
+            }
+            None => stats.iter().for_each(|stats| stats.closed()),
+        }
+    };
+    pool.stats.opened();
+    let socket = Socket::new(ready.io, on_close);
+    let life = life(pool, ready.secure);
+    match protocol {
+        Protocol::Http1 => open_http1(life, socket, pool, runtime).await,
+        Protocol::Http2 => open_http2(life, socket, pool, runtime).await,
+    }
+}
+
+fn pool_stats<B, H: Handshake>(pool: &Weak<Pool<B, H>>) -> Option<Arc<crate::connect::stats::ConnectStats>> {
+    pool.upgrade().map(|pool| pool.stats.clone())
+}
+
+/// The error and its causes in one line.
+fn describe(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+fn life<B, H: Handshake>(pool: &Arc<Pool<B, H>>, secure: bool) -> Life<B, H> {
+    // Up to a tenth less, so that connections opened together do not close together.
+    let age = pool.settings.age_max.map(|age| age.mul_f64(1.0 - 0.1 * pool.rng.unit()));
+    Life {
+        id: pool.next_id.fetch_add(1, Ordering::Relaxed),
+        pool: pool.me.clone(),
+        stats: pool.stats.clone(),
+        secure,
+        retire_at: age.map(|age| clock::now() + age),
+        requests_max: pool.settings.requests_max,
+        served: Default::default(),
+        answered: Default::default(),
+    }
+}
+
+async fn open_http1<B: Sendable, H: Handshake, F: FnOnce() + Send + Unpin + 'static>(
+    life: Life<B, H>,
+    socket: Socket<H::Io, F>,
+    pool: &Arc<Pool<B, H>>,
+    runtime: &Handle,
+) -> Result<Opened<B, H>, Failure> {
+    let (sender, conn) = hyper::client::conn::http1::Builder::new()
+        .handshake::<_, SendBody<B>>(TokioIo::new(socket))
+        .await
+        .map_err(|error| Failure::new(OpenFailure::Protocol, describe(&error)))?;
+    let http1 = Arc::new(Http1::new(life, sender));
+    runtime.spawn(drive_http1(conn.with_upgrades(), http1.clone(), pool.settings.http1_idle));
+    Ok(Opened::Http1(Free::new(http1)))
+}
+
+async fn drive_http1<B: Sendable, H: Handshake>(
+    conn: impl Future<Output = hyper::Result<()>>,
+    http1: Arc<Http1<B, H>>,
+    idle: Duration,
+) {
+    let mut conn = pin!(conn);
+    let mut timer = pin!(tokio::time::sleep(idle));
+    let ended = poll_fn(|cx| {
+        http1.driver.register(cx.waker());
+        if let Poll::Ready(ended) = conn.as_mut().poll(cx) {
+            return Poll::Ready(ended);
+        }
+        http1.settle();
+        while timer.as_mut().poll(cx).is_ready() {
+            let now = clock::now();
+            let next = http1.life.pool.upgrade().map(|pool| pool.expire_http1(http1.life.id, now));
+            timer.as_mut().reset(next.unwrap_or(now + idle).into());
+        }
+        Poll::Pending
+    })
+    .await;
+    finish(&http1.life, ended);
+}
+
+async fn open_http2<B: Sendable, H: Handshake, F: FnOnce() + Send + Unpin + 'static>(
+    life: Life<B, H>,
+    mut socket: Socket<H::Io, F>,
+    pool: &Arc<Pool<B, H>>,
+    runtime: &Handle,
+) -> Result<Opened<B, H>, Failure> {
+    let settings = &pool.settings;
+    let told = socket.tell_streams();
+    let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(settings.http2_stream_window)
+        .initial_connection_window_size(settings.http2_connection_window)
+        .keep_alive_interval(settings.ping_interval(pool.endpoint.identity.is_some()))
+        .keep_alive_timeout(settings.http2_ping_timeout);
+    let (sender, conn) = builder
+        .handshake::<_, SendBody<B>>(TokioIo::new(socket))
+        .await
+        .map_err(|error| Failure::new(OpenFailure::Protocol, describe(&error)))?;
+    // The peer's settings must come first (RFC 9113 §3.4). A peer that does not speak HTTP/2, or that only
+    // accepts and closes, is found out here, before a request is given to it.
+    let streams = told.await;
+    let streams = streams.map_err(|_| Failure::new(OpenFailure::Protocol, "peer sent no HTTP/2 settings"))?;
+    if streams == 0 {
+        return Err(Failure::new(OpenFailure::Protocol, "peer allows no stream"));
+    }
+    let http2 = Arc::new(Http2::new(life, sender, streams));
+    runtime.spawn(drive_http2(conn, Arc::downgrade(&http2), settings.http2_idle));
+    Ok(Opened::Http2(http2))
+}
+
+async fn drive_http2<B: Sendable, H: Handshake, Io>(
+    conn: hyper::client::conn::http2::Connection<Io, SendBody<B>, TokioExecutor>,
+    http2: Weak<Http2<B, H>>,
+    idle: Duration,
+) where
+    Io: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+{
+    let mut conn = pin!(conn);
+    let mut timer = pin!(tokio::time::sleep(idle));
+    let ended = poll_fn(|cx| {
+        if let Poll::Ready(ended) = conn.as_mut().poll(cx) {
+            return Poll::Ready(ended);
+        }
+        let Some(http2) = http2.upgrade() else { return Poll::Pending };
+        let streams = u32::try_from(conn.current_max_send_streams()).unwrap_or(u32::MAX);
+        http2.streams_max.store(streams, Ordering::Relaxed);
+        while timer.as_mut().poll(cx).is_ready() {
+            let now = clock::now();
+            let next = http2.life.pool.upgrade().map(|pool| pool.expire_http2(&http2, now));
+            timer.as_mut().reset(next.unwrap_or(now + idle).into());
+        }
+        Poll::Pending
+    })
+    .await;
+    if let Some(http2) = http2.upgrade() {
+        finish(&http2.life, ended);
+    }
+}
+
+fn finish<B, H: Handshake>(life: &Life<B, H>, ended: hyper::Result<()>) {
+    if let Err(error) = ended {
+        tracing::debug!(%error, "connection ended");
+    }
+    if let Some(pool) = life.pool.upgrade() {
+        pool.gone(life.id);
+    }
+}

@@ -1,0 +1,456 @@
+//! Floor 5: the connections of one replica: which request gets which, who waits, and when another is opened.
+//!
+//! One short lock guards it all; nothing is awaited, opened or closed under it.
+
+use crate::connect::backoff::Backoff;
+use crate::connect::conn::Free;
+use crate::connect::conn::Http2;
+use crate::connect::conn::Lease;
+use crate::connect::handshake::Handshake;
+use crate::connect::handshake::Protocol;
+use crate::connect::open::Failure;
+use crate::connect::open::Opened;
+use crate::connect::settings::ConnectSettings;
+use crate::connect::stats::ConnectStats;
+use crate::discover::endpoint::Endpoint;
+use crate::error::Error;
+use crate::stdx::clock;
+use crate::stdx::rng::Rng;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::sync::Weak;
+use std::sync::atomic::AtomicU8;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::task::Waker;
+use std::time::Duration;
+use std::time::Instant;
+
+/// What a request needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Want {
+    pub(crate) protocol: Protocol,
+    /// Whether HTTP/1.1 must not become HTTP/2 when the peer prefers it.
+    pub(crate) strict: bool,
+}
+
+/// The connections of one replica.
+pub(crate) struct Pool<B, H: Handshake> {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) addrs: Arc<[SocketAddr]>,
+    pub(crate) settings: ConnectSettings,
+    pub(crate) handshake: H,
+    pub(crate) stats: Arc<ConnectStats>,
+    pub(crate) rng: Rng,
+    pub(crate) next_id: AtomicU64,
+    pub(crate) me: Weak<Self>,
+    state: Mutex<State<B, H>>,
+}
+
+struct State<B, H: Handshake> {
+    /// Unused HTTP/1.1 connections and since when; the last one in is the first one out.
+    free: Vec<(Free<B, H>, Instant)>,
+    /// HTTP/2 connections that take new streams.
+    multiplexed: Vec<Arc<Http2<B, H>>>,
+    /// Sockets that are open, of either kind, upgraded ones included.
+    open: u32,
+    lines: [Line; 2],
+    granted: Vec<(u64, Grant<B, H>)>,
+    next_ticket: u64,
+    backoff: Backoff,
+    failure: Option<Failure>,
+    /// The streams a connection had last, for the number of connections to open.
+    streams_hint: u32,
+    /// Whether the peer chose HTTP/2 when it had the choice.
+    prefers_http2: bool,
+}
+
+/// Those who wait for one protocol, first come first served, and the openings under way for them.
+#[derive(Default)]
+struct Line {
+    asleep: BTreeMap<u64, Sleeper>,
+    opening: u32,
+}
+
+struct Sleeper {
+    waker: Waker,
+    strict: bool,
+}
+
+enum Grant<B, H: Handshake> {
+    Http1(Free<B, H>),
+    Http2(Arc<Http2<B, H>>),
+    Failed(Failure),
+}
+
+/// The answer to a request for a connection.
+pub(crate) enum Taken<B, H: Handshake> {
+    Lease(Lease<B, H>),
+    Refused(Error),
+    Wait { ticket: u64, open: Vec<Opening> },
+}
+
+/// Whether a socket is counted as open; changed under the pool's lock.
+#[derive(Debug, Default)]
+pub(crate) struct Place(AtomicU8);
+
+const NEW: u8 = 0;
+const COUNTED: u8 = 1;
+const CLOSED: u8 = 2;
+
+/// An order to open a connection, after a pause.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Opening {
+    pub(crate) want: Want,
+    pub(crate) after: Duration,
+}
+
+impl<B, H: Handshake> Pool<B, H> {
+    pub(crate) fn new(
+        endpoint: Endpoint,
+        addrs: Arc<[SocketAddr]>,
+        settings: ConnectSettings,
+        handshake: H,
+        rng: Rng,
+    ) -> Arc<Self> {
+        let state = Mutex::new(State {
+            free: Vec::new(),
+            multiplexed: Vec::new(),
+            open: 0,
+            lines: [Line::default(), Line::default()],
+            granted: Vec::new(),
+            next_ticket: 0,
+            backoff: Backoff::new(settings.backoff_base, settings.backoff_max),
+            failure: None,
+            streams_hint: 100,
+            prefers_http2: false,
+        });
+        Arc::new_cyclic(|me| Self {
+            endpoint,
+            addrs,
+            settings,
+            handshake,
+            stats: Arc::default(),
+            rng,
+            next_id: AtomicU64::new(0),
+            me: me.clone(),
+            state,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<B, H>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A connection that is there already, or a place in the line.
+    pub(crate) fn take(&self, mut want: Want, waker: &Waker) -> Taken<B, H> {
+        let mut shut = Vec::new();
+        let mut state = self.lock();
+        if want.protocol == Protocol::Http1 && !want.strict && state.prefers_http2 {
+            want.protocol = Protocol::Http2;
+        }
+        let found = match want.protocol {
+            Protocol::Http1 => state.free_one(&mut shut),
+            Protocol::Http2 => state.stream().map(Grant::Http2),
+        };
+        if let Some(found) = found {
+            drop(state);
+            self.stats.reused();
+            return self.settle(found).map_or_else(Taken::Refused, Taken::Lease);
+        }
+        let waiting: usize = state.lines.iter().map(|line| line.asleep.len()).sum();
+        if waiting >= self.settings.pending_max as usize {
+            return Taken::Refused(Error::Overloaded { retry_after: None });
+        }
+        let now = clock::now();
+        let nothing_coming = state.open == 0 && state.lines.iter().all(|line| line.opening == 0);
+        if let Some(left) = state.backoff.remaining(now)
+            && nothing_coming
+        {
+            let failures = state.backoff.failures();
+            let failure = state.failure.clone();
+            return Taken::Refused(
+                Failure::left_alone(failure, failures, left).into_error(self.endpoint.addr),
+            );
+        }
+        let ticket = state.next_ticket;
+        state.next_ticket += 1;
+        let sleeper = Sleeper { waker: waker.clone(), strict: want.strict };
+        state.lines[want.protocol as usize].asleep.insert(ticket, sleeper);
+        let open = state.openings(&self.settings, now);
+        Taken::Wait { ticket, open }
+    }
+
+    /// What came for a place in the line; otherwise the waker is kept.
+    pub(crate) fn claim(&self, ticket: u64, waker: &Waker) -> Option<Result<Lease<B, H>, Error>> {
+        let mut state = self.lock();
+        if let Some(at) = state.granted.iter().position(|(id, _)| *id == ticket) {
+            let (_, grant) = state.granted.swap_remove(at);
+            drop(state);
+            return Some(self.settle(grant));
+        }
+        match state.lines.iter_mut().find_map(|line| line.asleep.get_mut(&ticket)) {
+            Some(sleeper) => {
+                sleeper.waker.clone_from(waker);
+                None
+            }
+            None => Some(Err(Error::Closed)),
+        }
+    }
+
+    /// Gives up a place in the line; what was granted meanwhile goes to the next.
+    pub(crate) fn leave(&self, ticket: u64) {
+        let mut state = self.lock();
+        let slept = state.lines.iter_mut().find_map(|line| line.asleep.remove(&ticket));
+        let at = state.granted.iter().position(|(id, _)| *id == ticket);
+        let grant = at.map(|at| state.granted.swap_remove(at).1);
+        drop(state);
+        drop(slept);
+        if let Some(Ok(lease)) = grant.map(|grant| self.settle(grant)) {
+            lease.unused();
+        }
+    }
+
+    fn settle(&self, grant: Grant<B, H>) -> Result<Lease<B, H>, Error> {
+        match grant {
+            Grant::Http1(free) => free.lease().ok_or(Error::Closed),
+            Grant::Http2(conn) => Ok(Lease::http2(conn)),
+            Grant::Failed(failure) => Err(failure.into_error(self.endpoint.addr)),
+        }
+    }
+
+    /// An HTTP/1.1 connection is ready for the next request.
+    pub(crate) fn rest(&self, free: Free<B, H>, now: Instant) {
+        let mut state = self.lock();
+        if let Some((ticket, sleeper)) = state.lines[Protocol::Http1 as usize].asleep.pop_first() {
+            state.granted.push((ticket, Grant::Http1(free)));
+            drop(state);
+            sleeper.waker.wake();
+        } else if state.free.len() < self.settings.idle_max as usize {
+            state.free.push((free, now));
+        }
+    }
+
+    /// A stream of an HTTP/2 connection ended.
+    pub(crate) fn ended(&self, conn: &Arc<Http2<B, H>>) {
+        let now = clock::now();
+        let mut state = self.lock();
+        conn.streams.fetch_sub(1, Ordering::Relaxed);
+        conn.ended_at(now);
+        let removed = conn.is_spent(now).then(|| state.remove(conn.life.id));
+        let woken = state.grant_streams();
+        drop(state);
+        drop(removed);
+        woken.into_iter().for_each(Waker::wake);
+    }
+
+    /// Closes an HTTP/1.1 connection that was unused for long; otherwise tells when to look again.
+    pub(crate) fn expire_http1(&self, id: u64, now: Instant) -> Instant {
+        let idle = self.settings.http1_idle;
+        let mut state = self.lock();
+        let Some(at) = state.free.iter().position(|(free, _)| free.id() == Some(id)) else {
+            return now + idle;
+        };
+        let (free, since) = &state.free[at];
+        if *since + idle > now && !free.is_spent(now) {
+            return *since + idle;
+        }
+        let expired = state.free.remove(at);
+        drop(state);
+        drop(expired);
+        now + idle
+    }
+
+    /// The same for an HTTP/2 connection.
+    pub(crate) fn expire_http2(&self, conn: &Arc<Http2<B, H>>, now: Instant) -> Instant {
+        let idle = self.settings.http2_idle;
+        let mut state = self.lock();
+        let unused = conn.streams.load(Ordering::Relaxed) == 0;
+        let until = conn.idle_since() + idle;
+        if unused && (until <= now || conn.is_spent(now)) {
+            let removed = state.remove(conn.life.id);
+            drop(state);
+            drop(removed);
+            return now + idle;
+        }
+        if unused { until } else { now + idle }
+    }
+
+    /// A connection takes no more requests: its peer is gone or going.
+    pub(crate) fn gone(&self, id: u64) {
+        let mut state = self.lock();
+        let at = state.free.iter().position(|(free, _)| free.id() == Some(id));
+        let free = at.map(|at| state.free.remove(at));
+        let multiplexed = state.remove(id);
+        drop(state);
+        drop((free, multiplexed));
+    }
+
+    /// A connection that never gave a response failed.
+    pub(crate) fn failed_unanswered(&self, failure: Failure) {
+        let mut state = self.lock();
+        state.backoff.failed(clock::now(), &self.rng);
+        state.failure = Some(failure);
+    }
+
+    /// The replica answered.
+    pub(crate) fn answered(&self) {
+        let mut state = self.lock();
+        state.backoff.succeeded();
+        state.failure = None;
+    }
+
+    /// A socket was closed: there may be room for another.
+    pub(crate) fn closed(&self, place: &Place) -> Vec<Opening> {
+        self.stats.closed();
+        let mut state = self.lock();
+        if place.0.swap(CLOSED, Ordering::Relaxed) == COUNTED {
+            state.open -= 1;
+        }
+        state.openings(&self.settings, clock::now())
+    }
+
+    /// Whether anyone still waits for what an opener would open; if not, the opener ends.
+    pub(crate) fn still_wanted(&self, want: Want) -> bool {
+        let mut state = self.lock();
+        let line = &mut state.lines[want.protocol as usize];
+        let wanted = !line.asleep.is_empty();
+        if !wanted {
+            line.opening -= 1;
+        }
+        wanted
+    }
+
+    /// Takes in what an opener opened, and orders what is then still needed.
+    pub(crate) fn opened(&self, want: Want, opened: Opened<B, H>, place: &Place) -> Vec<Opening> {
+        let now = clock::now();
+        let mut state = self.lock();
+        state.lines[want.protocol as usize].opening -= 1;
+        if place.0.compare_exchange(NEW, COUNTED, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            state.open += 1;
+        }
+        let mut woken = Vec::new();
+        match opened {
+            Opened::Http1(free) => {
+                drop(state);
+                self.rest(free, now);
+                state = self.lock();
+            }
+            Opened::Http2(conn) => {
+                state.streams_hint = conn.streams_max.load(Ordering::Relaxed).max(1);
+                state.multiplexed.push(conn);
+                if want.protocol == Protocol::Http1 {
+                    state.prefer_http2();
+                }
+                woken = state.grant_streams();
+            }
+        }
+        let open = state.openings(&self.settings, now);
+        drop(state);
+        woken.into_iter().for_each(Waker::wake);
+        open
+    }
+
+    /// Takes back orders that nobody can carry out.
+    pub(crate) fn abandon(&self, orders: &[Opening]) {
+        let mut state = self.lock();
+        for order in orders {
+            state.lines[order.want.protocol as usize].opening -= 1;
+        }
+    }
+
+    /// Takes in that an opening failed: `Some` asks the opener to try again after that time, because there are
+    /// connections in use and requests that wait for one.
+    pub(crate) fn open_failed(&self, want: Want, failure: Failure) -> Option<Duration> {
+        let now = clock::now();
+        let mut state = self.lock();
+        state.backoff.failed(now, &self.rng);
+        state.failure = Some(failure.clone());
+        let others = state.open > 0;
+        let line = &mut state.lines[want.protocol as usize];
+        if others && !line.asleep.is_empty() {
+            return Some(state.backoff.remaining(now).unwrap_or_default());
+        }
+        line.opening -= 1;
+        if line.opening > 0 {
+            return None;
+        }
+        let line = std::mem::take(line);
+        let failed = line.asleep.keys().map(|ticket| (*ticket, Grant::Failed(failure.clone())));
+        state.granted.extend(failed);
+        drop(state);
+        line.asleep.into_values().for_each(|sleeper| sleeper.waker.wake());
+        None
+    }
+}
+
+impl<B, H: Handshake> State<B, H> {
+    fn free_one(&mut self, shut: &mut Vec<Free<B, H>>) -> Option<Grant<B, H>> {
+        while let Some((free, _)) = self.free.pop() {
+            if free.is_ready() {
+                return Some(Grant::Http1(free));
+            }
+            shut.push(free);
+        }
+        None
+    }
+
+    fn stream(&mut self) -> Option<Arc<Http2<B, H>>> {
+        let conn = self.multiplexed.iter().find(|conn| conn.has_room())?;
+        conn.streams.fetch_add(1, Ordering::Relaxed);
+        Some(conn.clone())
+    }
+
+    fn remove(&mut self, id: u64) -> Option<Arc<Http2<B, H>>> {
+        let at = self.multiplexed.iter().position(|conn| conn.life.id == id)?;
+        Some(self.multiplexed.remove(at))
+    }
+
+    /// Gives free streams to those who wait.
+    fn grant_streams(&mut self) -> Vec<Waker> {
+        let mut woken = Vec::new();
+        while !self.lines[Protocol::Http2 as usize].asleep.is_empty() {
+            let Some(conn) = self.stream() else { break };
+            if let Some((ticket, sleeper)) = self.lines[Protocol::Http2 as usize].asleep.pop_first() {
+                self.granted.push((ticket, Grant::Http2(conn)));
+                woken.push(sleeper.waker);
+            }
+        }
+        woken
+    }
+
+    /// The peer chose HTTP/2: who does not insist on HTTP/1.1 waits in that line.
+    fn prefer_http2(&mut self) {
+        self.prefers_http2 = true;
+        let [http1, http2] = &mut self.lines;
+        let (strict, moved) = std::mem::take(&mut http1.asleep).into_iter().partition(|(_, s)| s.strict);
+        http1.asleep = strict;
+        http2.asleep.extend::<BTreeMap<_, _>>(moved);
+    }
+
+    /// How many connections to open so that each who waits gets one, within the limits.
+    fn openings(&mut self, settings: &ConnectSettings, now: Instant) -> Vec<Opening> {
+        let mut orders = Vec::new();
+        let after = self.backoff.remaining(now);
+        for protocol in [Protocol::Http1, Protocol::Http2] {
+            let opening: u32 = self.lines.iter().map(|line| line.opening).sum();
+            let room = settings.connections_max.saturating_sub(self.open.saturating_add(opening));
+            let prefers_http2 = self.prefers_http2;
+            let each = if protocol == Protocol::Http1 { 1 } else { self.streams_hint as usize };
+            let line = &mut self.lines[protocol as usize];
+            let needed = u32::try_from(line.asleep.len().div_ceil(each)).unwrap_or(u32::MAX);
+            // While the replica is left alone one opener waits for the end of that time for all.
+            let needed = if after.is_some() { needed.min(1) } else { needed };
+            let strict = prefers_http2 || line.asleep.first_key_value().is_some_and(|(_, s)| s.strict);
+            let more = needed.saturating_sub(line.opening).min(room);
+            line.opening += more;
+            let order = Opening { want: Want { protocol, strict }, after: after.unwrap_or_default() };
+            orders.extend((0..more).map(|_| order));
+        }
+        orders
+    }
+}

@@ -1,0 +1,194 @@
+//! Floor 5: one connection of a server, from its handshake to its end.
+
+use crate::serve::handshake::Accept;
+use crate::serve::handshake::Accepted;
+use crate::serve::http::App;
+use crate::serve::http::PerConnection;
+use crate::serve::http::Remote;
+use crate::serve::http::Shared;
+use crate::serve::stats::Event;
+use crate::serve::wire;
+use crate::serve::wire::Activity;
+use crate::serve::wire::Wire;
+use crate::stdx::clock;
+use crate::stdx::rng::Rng;
+use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::TokioIo;
+use hyper_util::rt::TokioTimer;
+use std::fmt::Display;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+/// Counts a connection as closed, however its task ends.
+struct Open(Arc<Shared>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.stats.count(Event::Closed);
+    }
+}
+
+pub(crate) async fn run<S: App, A: Accept>(
+    stream: TcpStream,
+    remote: SocketAddr,
+    app: S,
+    accept: A,
+    shared: Arc<Shared>,
+    mut drain: watch::Receiver<bool>,
+) {
+    shared.stats.count(Event::Accepted);
+    let open = Open(shared.clone());
+    let activity = Arc::new(Activity::new(clock::now()));
+    let ready = tokio::select! {
+        biased;
+        ready = prepare(stream, remote, &accept, &shared) => ready,
+        // Nothing was asked yet, so nothing is owed.
+        _ = drain.changed() => None,
+    };
+    let Some((accepted, http2, first)) = ready else { return };
+    let wire = TokioIo::new(Wire::new(accepted.io, first, http2, activity.clone()));
+    let identity = accepted.identity;
+    let remote = Remote { addr: remote };
+    let service = PerConnection { app, shared: shared.clone(), activity: activity.clone(), remote, identity };
+    let settings = &shared.settings;
+    if http2 {
+        let conn = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(settings.http2_streams_max)
+            .max_pending_accept_reset_streams(settings.http2_pending_resets_max)
+            .max_local_error_reset_streams(settings.http2_fault_resets_max)
+            .max_header_list_size(settings.header_bytes_max)
+            .keep_alive_interval(settings.http2_ping)
+            .keep_alive_timeout(settings.http2_ping_timeout)
+            .serve_connection(wire, service);
+        drive(conn, |conn| conn.graceful_shutdown(), &shared, &activity, drain).await;
+    } else {
+        let header_bytes_max = settings.header_bytes_max as usize;
+        let conn = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            // hyper's limit holds between requests too; ours are apart, and this one is behind them.
+            .header_read_timeout(settings.header_timeout.max(settings.idle))
+            .max_headers(settings.headers_max)
+            .max_header_size(header_bytes_max)
+            .max_buf_size(header_bytes_max.max(64 * 1024))
+            .serve_connection(wire, service)
+            .with_upgrades();
+        drive(conn, |conn| conn.graceful_shutdown(), &shared, &activity, drain).await;
+    }
+    drop(open);
+}
+
+/// The handshake and the first bytes; `None` when there is nothing to serve.
+async fn prepare<A: Accept>(
+    stream: TcpStream,
+    remote: SocketAddr,
+    accept: &A,
+    shared: &Shared,
+) -> Option<(Accepted<A::Io, A::Identity>, bool, Vec<u8>)> {
+    let failed = |error: &dyn Display| {
+        shared.stats.count(Event::HandshakeFailed);
+        tracing::debug!(%remote, %error, "handshake failed");
+    };
+    let mut accepted = match timeout(shared.settings.handshake_timeout, accept.accept(stream, remote)).await {
+        Ok(Ok(accepted)) => accepted,
+        Ok(Err(error)) => {
+            failed(&error);
+            return None;
+        }
+        Err(late) => {
+            failed(&late);
+            return None;
+        }
+    };
+    if let Some(http2) = accepted.http2 {
+        return Some((accepted, http2, Vec::new()));
+    }
+    match timeout(shared.settings.header_timeout, wire::detect(&mut accepted.io)).await {
+        Ok(Ok(Some((http2, first)))) => Some((accepted, http2, first)),
+        Ok(Ok(None) | Err(_)) => None,
+        Err(_) => {
+            shared.stats.count(Event::TimedOut);
+            None
+        }
+    }
+}
+
+/// Drives a connection to its end; `close` lets it finish what it has and take nothing new.
+async fn drive<C: Future<Output = hyper::Result<()>>>(
+    conn: C,
+    close: impl Fn(Pin<&mut C>),
+    shared: &Shared,
+    activity: &Activity,
+    mut drain: watch::Receiver<bool>,
+) {
+    let settings = &shared.settings;
+    let mut conn = pin!(conn);
+    let retire = settings.age_max.map(|age| age.mul_f64(1.0 - 0.1 * Rng::thread().unit()));
+    let mut look = pin!(tokio::time::sleep(settings.header_timeout.min(settings.idle)));
+    let mut retire = pin!(tokio::time::sleep(retire.unwrap_or_default()));
+    let mut may_retire = settings.age_max.is_some();
+    let mut closing = false;
+    loop {
+        tokio::select! {
+            biased;
+            ended = conn.as_mut() => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "connection ended");
+                }
+                return;
+            }
+            _ = drain.changed(), if !closing => {
+                closing = true;
+                close(conn.as_mut());
+            }
+            () = retire.as_mut(), if may_retire => {
+                may_retire = false;
+                closing = true;
+                close(conn.as_mut());
+            }
+            () = look.as_mut() => match next_look(shared, activity, clock::now()) {
+                Look::At(then) => look.as_mut().reset(then.into()),
+                Look::Cut => {
+                    shared.stats.count(Event::TimedOut);
+                    return;
+                }
+                // A peer that does not close in answer to GOAWAY is cut off at the next look.
+                Look::Idle if closing => return,
+                Look::Idle => {
+                    shared.stats.count(Event::TimedOut);
+                    closing = true;
+                    close(conn.as_mut());
+                    look.as_mut().reset((clock::now() + settings.header_timeout).into());
+                }
+            },
+        }
+    }
+}
+
+enum Look {
+    At(Instant),
+    Idle,
+    Cut,
+}
+
+fn next_look(shared: &Shared, activity: &Activity, now: Instant) -> Look {
+    let settings = &shared.settings;
+    let head = activity.head_since().map(|since| since + settings.header_timeout);
+    if head.is_some_and(|until| until <= now) {
+        return Look::Cut;
+    }
+    let idle = activity.idle_since().map(|since| since + settings.idle);
+    if head.is_none() && idle.is_some_and(|until| until <= now) {
+        return Look::Idle;
+    }
+    // A head may begin at once and a request end at once, so this is the soonest that either can be due.
+    let soonest = now + settings.header_timeout.min(settings.idle);
+    Look::At([head, idle.filter(|_| head.is_none())].into_iter().flatten().fold(soonest, Instant::min))
+}

@@ -1,0 +1,71 @@
+//! Floor 5: the limits of a server. Every one is finite by default.
+
+use std::time::Duration;
+
+/// The limits of a server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ServeSettings {
+    /// The most connections at once; beyond it new ones wait in the kernel's backlog. Default 10,000.
+    pub connections_max: usize,
+    /// The time for a TLS handshake. Default 10 s (Linkerd's detection timeout).
+    pub handshake_timeout: Duration,
+    /// The time from the first byte of a request's head, or from accepting, to the end of the head. Default 30 s
+    /// (hyper): enough for any honest client, and a slow one holds a socket no longer.
+    pub header_timeout: Duration,
+    /// The most bytes of a request's head. Default 16 KiB (Node.js, and h2's default); beyond it 431.
+    pub header_bytes_max: u32,
+    /// The most header fields of an HTTP/1.1 request. Default 100 (hyper, Apache); beyond it 431. HTTP/2 counts
+    /// each field as 32 bytes more and limits the bytes alone.
+    pub headers_max: usize,
+    /// The most bytes of a request's body; beyond it 413, or an error in the body when its length was not said.
+    /// gRPC calls are exempt: their messages are limited one by one and their streams are endless. Default
+    /// 64 MiB; `None` for no limit.
+    pub body_bytes_max: Option<usize>,
+    /// The longest pause within a request's body while it is awaited; gRPC calls are exempt, for their streams may
+    /// rest. Default 30 s; `None` for any.
+    pub body_idle: Option<Duration>,
+    /// How long a connection without a request under way is kept. Default 75 s (nginx): longer than clients keep
+    /// theirs, so that they close first.
+    pub idle: Duration,
+    /// How long a connection is used before its peer is asked to open another (`GOAWAY`, `Connection: close`), up
+    /// to a tenth less by chance; `None`, the default: without end.
+    pub age_max: Option<Duration>,
+    /// The most streams of an HTTP/2 connection at once. Default 200 (hyper); RFC 9113 wants at least 100.
+    pub http2_streams_max: u32,
+    /// The most streams that a peer opened and reset before we looked at them; beyond it the connection ends
+    /// (rapid reset, CVE-2023-44487). Default 20 (h2).
+    pub http2_pending_resets_max: usize,
+    /// The most streams that we had to reset because of the peer's faults; beyond it the connection ends
+    /// (CVE-2025-8671). Default 1024 (h2).
+    pub http2_fault_resets_max: usize,
+    /// How often the peer of an HTTP/2 connection is pinged when nothing is read; `None` for never. Default 20 s.
+    pub http2_ping: Option<Duration>,
+    /// How long a PING may stay unanswered. Default 10 s.
+    pub http2_ping_timeout: Duration,
+    /// How long requests under way may take to finish after the signal to stop. Default 25 s: below the 30 s that
+    /// Kubernetes waits before it kills.
+    pub drain: Duration,
+}
+
+impl Default for ServeSettings {
+    fn default() -> Self {
+        Self {
+            connections_max: 10_000,
+            handshake_timeout: Duration::from_secs(10),
+            header_timeout: Duration::from_secs(30),
+            header_bytes_max: 16 * 1024,
+            headers_max: 100,
+            body_bytes_max: Some(64 << 20),
+            body_idle: Some(Duration::from_secs(30)),
+            idle: Duration::from_secs(75),
+            age_max: None,
+            http2_streams_max: 200,
+            http2_pending_resets_max: 20,
+            http2_fault_resets_max: 1024,
+            http2_ping: Some(Duration::from_secs(20)),
+            http2_ping_timeout: Duration::from_secs(10),
+            drain: Duration::from_secs(25),
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! Floor 5: what happened at a server, as plain counters.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+
+/// One thing that is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Event {
+    Accepted,
+    Closed,
+    Request,
+    Answered,
+    Refused,
+    Panicked,
+    Failed,
+    AcceptError,
+    HandshakeFailed,
+    TimedOut,
+    Aborted,
+}
+
+/// Counters of one server; read with [`snapshot`](Self::snapshot).
+#[derive(Debug, Default)]
+pub struct ServeStats {
+    counters: [AtomicU64; 11],
+}
+
+/// Counters of one server at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct ServeSnapshot {
+    /// Connections accepted since the start.
+    pub accepted: u64,
+    /// Connections that are open.
+    pub open: u64,
+    /// Requests since the start, refused ones not included.
+    pub requests: u64,
+    /// Requests under way, up to the end of the response's body.
+    pub in_flight: u64,
+    /// Requests refused with 400 or 413 before the app saw them.
+    pub refused: u64,
+    /// Panics of the app, each answered with 500.
+    pub panics: u64,
+    /// Errors of the app, each answered with 500.
+    pub failed: u64,
+    /// Errors of `accept`, as when there are no file descriptors left.
+    pub accept_errors: u64,
+    /// Handshakes that failed or took too long.
+    pub handshakes_failed: u64,
+    /// Connections closed because a head took too long or nothing happened.
+    pub timed_out: u64,
+    /// Connections cut off at the end of draining.
+    pub aborted: u64,
+}
+
+impl ServeStats {
+    pub(crate) fn count(&self, event: Event) {
+        self.counters[event as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The counters now. They are read one by one, so requests under way may show in some and not in others.
+    pub fn snapshot(&self) -> ServeSnapshot {
+        let read = |event: Event| self.counters[event as usize].load(Ordering::Relaxed);
+        let (closed, answered) = (read(Event::Closed), read(Event::Answered));
+        let (accepted, requests) = (read(Event::Accepted), read(Event::Request));
+        ServeSnapshot {
+            accepted,
+            open: accepted.saturating_sub(closed),
+            requests,
+            in_flight: requests.saturating_sub(answered),
+            refused: read(Event::Refused),
+            panics: read(Event::Panicked),
+            failed: read(Event::Failed),
+            accept_errors: read(Event::AcceptError),
+            handshakes_failed: read(Event::HandshakeFailed),
+            timed_out: read(Event::TimedOut),
+            aborted: read(Event::Aborted),
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! Floor 5: the stream under a server's HTTP: begins with the bytes that detection read, spoils ambiguous heads,
+//! and notes when a head is under way.
+
+use crate::serve::framing::Framing;
+use crate::serve::framing::Scan;
+use crate::stdx::clock;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::task::Context;
+use std::task::Poll;
+use std::task::ready;
+use std::time::Duration;
+use std::time::Instant;
+use tokio::io::AsyncRead;
+use tokio::io::AsyncReadExt;
+use tokio::io::AsyncWrite;
+use tokio::io::ReadBuf;
+
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// No header name begins so: hyper answers 400 and closes.
+const SPOIL: &[u8] = b"\0\r\n\r\n";
+
+/// Whether the first bytes are HTTP/2's, and these bytes; `None` if the peer closed without a byte.
+///
+/// # Errors
+///
+/// What reading gives.
+pub(crate) async fn detect<Io: AsyncRead + Unpin>(io: &mut Io) -> io::Result<Option<(bool, Vec<u8>)>> {
+    let mut bytes = Vec::with_capacity(PREFACE.len());
+    loop {
+        if (&mut *io).take((PREFACE.len() - bytes.len()) as u64).read_buf(&mut bytes).await? == 0 {
+            return Ok(if bytes.is_empty() { None } else { Some((false, bytes)) });
+        }
+        if !PREFACE.starts_with(&bytes) {
+            return Ok(Some((false, bytes)));
+        }
+        if bytes.len() == PREFACE.len() {
+            return Ok(Some((true, bytes)));
+        }
+    }
+}
+
+/// What is under way on a connection, for its timers.
+#[derive(Debug)]
+pub(crate) struct Activity {
+    born: Instant,
+    /// When the head under way began, in milliseconds after `born` and 1; 0 for none.
+    head_since: AtomicU64,
+    /// When the last request ended, likewise.
+    idle_since: AtomicU64,
+    in_flight: AtomicU32,
+}
+
+impl Activity {
+    pub(crate) fn new(born: Instant) -> Self {
+        Self {
+            born,
+            head_since: AtomicU64::new(0),
+            idle_since: AtomicU64::new(1),
+            in_flight: AtomicU32::new(0),
+        }
+    }
+
+    fn stamp(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.born).as_millis()).unwrap_or(u64::MAX - 1) + 1
+    }
+
+    fn instant(&self, stamp: u64) -> Option<Instant> {
+        stamp.checked_sub(1).map(|millis| self.born + Duration::from_millis(millis))
+    }
+
+    pub(crate) fn begin(&self) {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn end(&self) {
+        self.idle_since.store(self.stamp(clock::now()), Ordering::Relaxed);
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Since when a head is under way.
+    pub(crate) fn head_since(&self) -> Option<Instant> {
+        self.instant(self.head_since.load(Ordering::Relaxed))
+    }
+
+    /// Since when there is no request.
+    pub(crate) fn idle_since(&self) -> Option<Instant> {
+        if self.in_flight.load(Ordering::Relaxed) > 0 {
+            return None;
+        }
+        self.instant(self.idle_since.load(Ordering::Relaxed))
+    }
+
+    fn note_head(&self, in_head: bool) {
+        let noted = self.head_since.load(Ordering::Relaxed) != 0;
+        if in_head != noted {
+            let stamp = if in_head { self.stamp(clock::now()) } else { 0 };
+            self.head_since.store(stamp, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The stream under a server's HTTP.
+pub(crate) struct Wire<Io> {
+    io: Io,
+    /// What is read before the stream: what detection took, or what spoils a head.
+    before: Vec<u8>,
+    read: usize,
+    /// `None` for HTTP/2.
+    framing: Option<Framing>,
+    activity: Arc<Activity>,
+}
+
+impl<Io> Wire<Io> {
+    pub(crate) fn new(io: Io, first: Vec<u8>, http2: bool, activity: Arc<Activity>) -> Self {
+        Self { io, before: first, read: 0, framing: (!http2).then(Framing::new), activity }
+    }
+
+    fn look(&mut self, buf: &mut ReadBuf<'_>, from: usize) {
+        let Some(framing) = &mut self.framing else { return };
+        let scan = framing.scan(buf.filled().get(from..).unwrap_or_default());
+        self.activity.note_head(framing.in_head());
+        if let Scan::Ambiguous(offset) = scan {
+            self.framing = None;
+            buf.set_filled(from + offset);
+            self.before = SPOIL.to_vec();
+            self.read = 0;
+            self.fill(buf);
+        }
+    }
+
+    fn fill(&mut self, buf: &mut ReadBuf<'_>) {
+        let left = self.before.get(self.read..).unwrap_or_default();
+        let fits = left.len().min(buf.remaining());
+        buf.put_slice(&left[..fits]);
+        self.read += fits;
+        if self.read == self.before.len() {
+            self.before = Vec::new();
+            self.read = 0;
+        }
+    }
+}
+
+impl<Io: AsyncRead + Unpin> AsyncRead for Wire<Io> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let from = buf.filled().len();
+        if this.before.is_empty() {
+            ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+        } else {
+            this.fill(buf);
+        }
+        this.look(buf, from);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<Io: AsyncWrite + Unpin> AsyncWrite for Wire<Io> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
