@@ -28,4 +28,5 @@ pub mod route;
 pub mod serve;
 pub mod split;
 pub mod stdx;
+pub mod timeout;
 pub mod tls;
