@@ -17,6 +17,7 @@ pub mod balance;
 pub mod classify;
 #[cfg(feature = "http")]
 pub mod connect;
+pub mod control;
 pub mod discover;
 pub mod error;
 pub mod metrics;

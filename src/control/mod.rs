@@ -1,0 +1,16 @@
+//! Floor 5: where profiles and endpoints come from.
+//!
+//! Everything is a [`Source`](source::Source): a stream of whole snapshots for one service. A source keeps the last
+//! good value, says what is wrong beside it, and recovers by itself; it spawns no task: whoever reads the stream
+//! drives it (`mesh/update.rs`). [`Chain`](chain::Chain) puts sources in order of precedence.
+
+pub mod chain;
+#[cfg(feature = "files")]
+pub mod disk;
+#[cfg(feature = "files")]
+pub mod file;
+pub mod fixed;
+#[cfg(feature = "files")]
+pub mod scan;
+pub mod screen;
+pub mod source;

@@ -1,0 +1,263 @@
+//! Floor 5: looks at a directory of documents once, and keeps the last good of each file. Blocks; no task, no clock.
+
+use crate::control::disk;
+use crate::control::disk::Found;
+use crate::control::disk::Known;
+use crate::control::disk::Root;
+use crate::control::disk::Signature;
+use crate::control::screen::Screen;
+use crate::control::source::Rejections;
+use crate::control::source::SourceFault;
+use crate::discover::endpoint::EndpointSet;
+use crate::profile::invalid::Fault;
+use crate::profile::invalid::Invalid;
+use crate::profile::name::ServiceName;
+use crate::profile::service::ServiceProfile;
+use crate::stdx::clock::{Duration, Instant, SystemTime};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// How long a file must have been left alone before it is read, or gone before it counts as deleted: 100 ms. A
+/// writer between two writes, or an editor that is replacing a file, takes less.
+pub const SETTLE: Duration = Duration::from_millis(100);
+
+/// What a file says.
+#[derive(Debug, Clone, Default)]
+pub struct Parsed {
+    /// The profiles in it.
+    pub profiles: Vec<Arc<ServiceProfile>>,
+    /// The endpoints in it.
+    pub endpoints: Vec<(ServiceName, EndpointSet)>,
+    /// What is said about it although it is good.
+    pub notes: Vec<Fault>,
+}
+
+/// Reads the text of one file: all of it, or every fault in it. The first argument is the file's name.
+pub type Parse = Arc<dyn Fn(&str, &str) -> Result<Parsed, Invalid> + Send + Sync>;
+
+/// All that a directory says at one moment.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Directory {
+    /// Profiles by each of their names.
+    pub profiles: BTreeMap<ServiceName, Arc<ServiceProfile>>,
+    /// Endpoints by service.
+    pub endpoints: BTreeMap<ServiceName, EndpointSet>,
+    /// What is wrong, in order of file name.
+    pub faults: Arc<[SourceFault]>,
+}
+
+/// What is remembered of one file.
+#[derive(Default)]
+struct Memory {
+    /// The state of the file whose text was judged last.
+    known: Option<Known>,
+    /// What it said when it was last good.
+    good: Option<Parsed>,
+    /// Why the text judged last is not used.
+    refused: Vec<Fault>,
+    /// Why the file cannot be read.
+    unreadable: Option<Fault>,
+    /// Since when the file looks like this without having been read.
+    waiting: Option<(Signature, Instant)>,
+    /// Since when there is no such file.
+    gone: Option<Instant>,
+}
+
+/// A directory and what is known of it.
+pub struct Scanner {
+    path: PathBuf,
+    parse: Parse,
+    screen: Screen,
+    rejections: Rejections,
+    root: Option<Root>,
+    files: BTreeMap<String, Memory>,
+    /// Why the directory as a whole cannot be read.
+    broken: Option<Fault>,
+    seen: Arc<Directory>,
+}
+
+impl fmt::Debug for Scanner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scanner").field("path", &self.path).field("files", &self.files.len()).finish()
+    }
+}
+
+impl Scanner {
+    /// Will look at `path`.
+    pub fn new(path: PathBuf, parse: Parse, screen: Screen, rejections: Rejections) -> Self {
+        let (files, seen) = (BTreeMap::new(), Arc::default());
+        Self { path, parse, screen, rejections, root: None, files, broken: None, seen }
+    }
+
+    /// Looks once. The directory is the same `Arc` as before unless something changed; the second answer says
+    /// whether it is worth looking again after [`SETTLE`] already.
+    pub fn look(&mut self, now: Instant, wall: SystemTime) -> (Arc<Directory>, bool) {
+        let look =
+            disk::look(&self.path, |root, name, signature| self.is_due(root, name, signature, now, wall));
+        let again = match look {
+            Ok((root, found)) if found.is_empty() && self.was_replaced(&root) => {
+                let problem = "was replaced by a directory without a document".to_owned();
+                self.give_up(Fault::rejected(
+                    "",
+                    problem,
+                    "to delete documents, remove their files one by one",
+                ));
+                false
+            }
+            Ok((root, found)) => {
+                self.broken = None;
+                self.take(root, found, now, wall)
+            }
+            Err(fault) => {
+                self.give_up(fault);
+                false
+            }
+        };
+        let seen = self.directory();
+        if seen != *self.seen {
+            self.seen = Arc::new(seen);
+        }
+        (Arc::clone(&self.seen), again)
+    }
+
+    /// Whether a file that looks so is to be read.
+    fn is_due(&self, root: &Root, name: &str, seen: &Signature, now: Instant, wall: SystemTime) -> disk::Due {
+        let memory = self.files.get(name);
+        let same_root = self.root.as_ref() == Some(root);
+        let known = memory.and_then(|memory| memory.known.as_ref()).filter(|_| same_root);
+        if known.is_some_and(|known| known.signature == *seen && !known.may_hide_a_change()) {
+            return disk::Due::Same;
+        }
+        let waited = memory.and_then(|memory| memory.waiting).is_some_and(|(signature, since)| {
+            signature == *seen && now.saturating_duration_since(since) >= SETTLE
+        });
+        if root.atomic || waited || seen.age(wall) >= Some(SETTLE) {
+            disk::Due::Read
+        } else {
+            disk::Due::Wait
+        }
+    }
+
+    /// Whether `root` is another directory than the one that documents came from: an unmounted volume leaves an
+    /// empty mount point, and that is no wish to have no configuration.
+    fn was_replaced(&self, root: &Root) -> bool {
+        self.root.as_ref().is_some_and(|before| before != root)
+            && self.files.values().any(|memory| memory.good.is_some())
+    }
+
+    fn give_up(&mut self, fault: Fault) {
+        if self.broken.as_ref() != Some(&fault) {
+            self.rejections.add();
+        }
+        self.broken = Some(fault);
+    }
+
+    /// Remembers what was found. Answers whether something waits to settle.
+    fn take(&mut self, root: Root, found: BTreeMap<String, Found>, now: Instant, wall: SystemTime) -> bool {
+        let mut again = false;
+        self.files.retain(|name, memory| {
+            let since = if found.contains_key(name) { None } else { Some(*memory.gone.get_or_insert(now)) };
+            memory.gone = since;
+            let deleted =
+                since.is_some_and(|since| root.atomic || now.saturating_duration_since(since) >= SETTLE);
+            again |= since.is_some() && !deleted;
+            !deleted
+        });
+        for (name, found) in found {
+            again |= matches!(found, Found::Waiting(_));
+            self.note(name, found, now, wall);
+        }
+        self.root = Some(root);
+        again
+    }
+
+    fn note(&mut self, name: String, found: Found, now: Instant, wall: SystemTime) {
+        let memory = self.files.entry(name.clone()).or_default();
+        match found {
+            Found::Same => memory.unreadable = None,
+            Found::Waiting(signature) => {
+                if memory.waiting.is_none_or(|(before, _)| before != signature) {
+                    memory.waiting = Some((signature, now));
+                }
+            }
+            Found::Unreadable(fault) => {
+                if memory.unreadable.is_none() {
+                    self.rejections.add();
+                }
+                memory.unreadable = Some(fault);
+            }
+            Found::Text { signature, bytes } => {
+                let known = Known::new(signature, &bytes, wall);
+                let is_new = memory.known.is_none_or(|before| before.hash != known.hash);
+                (memory.unreadable, memory.waiting, memory.known) = (None, None, Some(known));
+                if is_new {
+                    match judge(&self.parse, &self.screen, &name, &bytes) {
+                        Ok(parsed) => (memory.good, memory.refused) = (Some(parsed), Vec::new()),
+                        Err(invalid) => {
+                            self.rejections.add();
+                            memory.refused = invalid.faults;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn directory(&self) -> Directory {
+        let mut all = Directory::default();
+        let mut faults: Vec<SourceFault> = Vec::new();
+        let origin: Arc<str> = self.path.to_string_lossy().into();
+        faults.extend(self.broken.iter().map(|fault| SourceFault::new(Arc::clone(&origin), fault.clone())));
+        for (name, memory) in &self.files {
+            let origin: Arc<str> = name.as_str().into();
+            let notes = memory.good.iter().flat_map(|parsed| &parsed.notes);
+            let of_file = memory.unreadable.iter().chain(&memory.refused).chain(notes);
+            faults.extend(of_file.map(|fault| SourceFault::new(Arc::clone(&origin), fault.clone())));
+            let Some(good) = &memory.good else { continue };
+            let profiles = good.profiles.iter().flat_map(|p| p.names.iter().map(move |name| (name, p)));
+            let endpoints = good.endpoints.iter().map(|(service, set)| (service, set));
+            let mut twice = add(&mut all.profiles, profiles);
+            twice.extend(add(&mut all.endpoints, endpoints));
+            faults.extend(twice.into_iter().map(|fault| SourceFault::new(Arc::clone(&origin), fault)));
+        }
+        all.faults = faults.into();
+        all
+    }
+}
+
+/// Adds what is not there yet; a fault for each service that is. Earlier files win, so the order of names decides
+/// and not the order of writing.
+fn add<'a, T: Clone + 'a>(
+    map: &mut BTreeMap<ServiceName, T>,
+    new: impl Iterator<Item = (&'a ServiceName, &'a T)>,
+) -> Vec<Fault> {
+    let mut twice = Vec::new();
+    for (service, value) in new {
+        if map.contains_key(service) {
+            let problem = format!("says what an earlier document already says of {service}, and is not used");
+            twice.push(Fault::rejected("", problem, "keep one of the two"));
+        } else {
+            map.insert(service.clone(), value.clone());
+        }
+    }
+    twice
+}
+
+fn judge(parse: &Parse, screen: &Screen, name: &str, bytes: &[u8]) -> Result<Parsed, Invalid> {
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        Fault::rejected("", format!("is not UTF-8 at byte {}", error.valid_up_to()), "write it as UTF-8 text")
+    })?;
+    let mut parsed = parse(name, text)?;
+    if parsed.profiles.is_empty() && parsed.endpoints.is_empty() {
+        let remedy = "to delete its documents, remove the file";
+        return Err(Fault::rejected("", "holds no document", remedy).into());
+    }
+    for (service, set) in &mut parsed.endpoints {
+        let (passed, faults) = screen.sift(&format!("endpoints of {service}"), set.iter().cloned());
+        *set = passed;
+        parsed.notes.extend(faults);
+    }
+    Ok(parsed)
+}

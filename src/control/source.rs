@@ -1,0 +1,116 @@
+//! Floor 5: the one trait of everything that tells profiles or endpoints: a stream of whole snapshots.
+
+use crate::metrics::registry::Registry;
+use crate::profile::invalid::Fault;
+use crate::profile::name::ServiceName;
+use futures::stream::BoxStream;
+use metrics::{Counter, Label};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Counts inputs that sources refused, keeping the last good instead. Label `source`: `files`, `dns`, …
+pub const REJECTED: &str = "enmesh_source_rejected_total";
+
+/// What a source says of one service now: the whole of it, never a difference.
+///
+/// `T` is an [`EndpointSet`](crate::discover::endpoint::EndpointSet) or an
+/// `Arc<`[`ServiceProfile`](crate::profile::service::ServiceProfile)`>`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot<T> {
+    /// The last good value. `None`: the source does not know the service, or no longer, and another may be asked.
+    /// An empty set is a value: there is such a service, and nobody there.
+    pub value: Option<T>,
+    /// What is wrong at present; the value is then older than the source would like. Empty when all is well.
+    pub faults: Arc<[SourceFault]>,
+}
+
+impl<T> Snapshot<T> {
+    /// A value that nothing is wrong with.
+    pub fn good(value: Option<T>) -> Self {
+        Self { value, faults: Arc::default() }
+    }
+}
+
+/// One thing that is wrong at a source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceFault {
+    /// Where: a file's name in the watched directory, or the question asked of DNS.
+    pub origin: Arc<str>,
+    /// What.
+    pub fault: Fault,
+}
+
+impl SourceFault {
+    /// A fault at `origin`.
+    pub fn new(origin: impl Into<Arc<str>>, fault: Fault) -> Self {
+        Self { origin: origin.into(), fault }
+    }
+}
+
+impl fmt::Display for SourceFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.origin, self.fault)
+    }
+}
+
+/// Snapshots as they come. Only the newest counts: a slow reader misses those between.
+///
+/// The first comes as soon as the source knows the service, or knows that it does not. The end of the stream means
+/// that the last snapshot holds for good.
+pub type Updates<T> = BoxStream<'static, Snapshot<T>>;
+
+/// Where profiles or endpoints come from.
+///
+/// A source never fails: it keeps the last good value and tells its faults in the snapshot. It spawns nothing; it
+/// works while its stream is polled, and needs no more memory than one snapshot for it. Watching a service again
+/// asks afresh, whatever an earlier stream has learned.
+pub trait Source<T>: Send + Sync + 'static {
+    /// What it says of `service`, from now on.
+    fn watch(&self, service: &ServiceName) -> Updates<T>;
+}
+
+impl<T, S: Source<T> + ?Sized> Source<T> for Arc<S> {
+    fn watch(&self, service: &ServiceName) -> Updates<T> {
+        self.as_ref().watch(service)
+    }
+}
+
+/// What `map` says of `service`: under its whole name, else under its host for every port.
+pub fn find<'a, T>(map: &'a BTreeMap<ServiceName, T>, service: &ServiceName) -> Option<&'a T> {
+    map.get(service).or_else(|| map.get(&service.without_port()))
+}
+
+/// How many inputs a source refused since it began.
+#[derive(Debug, Clone)]
+pub struct Rejections {
+    total: Arc<AtomicU64>,
+    counter: Counter,
+}
+
+impl Default for Rejections {
+    /// Counts for [`total`](Self::total) alone.
+    fn default() -> Self {
+        Self { total: Arc::default(), counter: Counter::noop() }
+    }
+}
+
+impl Rejections {
+    /// Counts into [`REJECTED`] with the label `source` too.
+    pub fn new(registry: &Registry, source: &'static str) -> Self {
+        let counter = registry.counter(REJECTED, vec![Label::from_static_parts("source", source)]);
+        Self { total: Arc::default(), counter }
+    }
+
+    /// One more.
+    pub fn add(&self) {
+        self.total.fetch_add(1, Ordering::Relaxed);
+        self.counter.increment(1);
+    }
+
+    /// All until now.
+    pub fn total(&self) -> u64 {
+        self.total.load(Ordering::Relaxed)
+    }
+}
