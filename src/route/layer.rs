@@ -1,6 +1,6 @@
 //! Floor 4: does what a route says beside forwarding: answers by itself, or changes requests and responses.
 
-use crate::classify::respond::{RespondBody, is_grpc};
+use crate::classify::answer::{RespondBody, is_grpc};
 use crate::error::Error;
 use crate::policy::call::MeshRequest;
 use crate::policy::route::Answer;
