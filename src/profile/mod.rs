@@ -20,4 +20,5 @@ pub mod reader;
 pub mod route;
 pub mod service;
 pub mod settings;
+pub mod write;
 mod yaml;
