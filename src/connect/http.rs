@@ -244,6 +244,9 @@ async fn send_http2<B: Sendable, H: Handshake>(
                 conn.life.note_failure(pool, &error);
             }
             let unsent = again.is_some() || refusal.is_some();
+            if again.is_some() || refusal == Some(Refusal::GoAway) {
+                pool.gone(conn.life.id);
+            }
             let again = again.or_else(|| copy.filter(|_| unsent).zip(spare.take_back()));
             Err(Failed { error: broken(pool.endpoint.addr, error, unsent), again: again.map(Box::new) })
         }
