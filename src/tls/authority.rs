@@ -39,6 +39,9 @@ use tokio::sync::watch;
 use zeroize::Zeroize;
 use zeroize::Zeroizing;
 
+/// How far the authority's own validity begins in the past: a clock set back by hours must not make it invalid.
+const CA_BACKDATE: Duration = Duration::from_secs(24 * 3600);
+
 type Signer = CertifiedIssuer<'static, KeyPair>;
 
 /// How a development authority issues.
@@ -243,7 +246,7 @@ impl Authority {
             return Err(BadMaterial::WrongIdentity { expected, given });
         }
         let name = identity.as_str().to_owned().try_into().map_err(failed)?;
-        let mut params = params(&self.settings, self.settings.leaf_life);
+        let mut params = params(&self.settings, self.settings.backdate, self.settings.leaf_life);
         params.is_ca = IsCa::ExplicitNoCa;
         params.subject_alt_names = vec![match identity {
             Identity::Spiffe(_) => SanType::URI(name),
@@ -289,11 +292,11 @@ impl Issuer for AuthorityIssuer {
     }
 }
 
-fn params(settings: &AuthoritySettings, life: Duration) -> CertificateParams {
+fn params(settings: &AuthoritySettings, backdate: Duration, life: Duration) -> CertificateParams {
     let now = read_wall(&*settings.wall);
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    params.not_before = now.checked_sub(settings.backdate).unwrap_or(SystemTime::UNIX_EPOCH).into();
+    params.not_before = now.checked_sub(backdate).unwrap_or(SystemTime::UNIX_EPOCH).into();
     params.not_after = now.checked_add(life).unwrap_or(now).into();
     params
 }
@@ -304,7 +307,7 @@ fn ca_params(
     settings: &AuthoritySettings,
     constraints: BasicConstraints,
 ) -> CertificateParams {
-    let mut params = params(settings, settings.ca_life);
+    let mut params = params(settings, settings.backdate.max(CA_BACKDATE), settings.ca_life);
     params.distinguished_name.push(DnType::OrganizationName, "enmesh development, not for production");
     params.distinguished_name.push(DnType::CommonName, format!("{role} of {domain}"));
     params.is_ca = IsCa::Ca(constraints);

@@ -322,7 +322,8 @@ fn refusal_of(error: webpki::Error) -> Refusal {
         E::CertExpired { .. } => Refusal::Expired,
         E::CertNotValidYet { .. } => Refusal::NotYetValid,
         E::CertRevoked | E::UnknownRevocationStatus | E::CrlExpired { .. } => Refusal::Revoked,
-        E::UnknownIssuer => Refusal::UnknownIssuer,
+        // An anchor of the right name and the wrong key is a stranger all the same.
+        E::UnknownIssuer | E::InvalidSignatureForPublicKey => Refusal::UnknownIssuer,
         E::CaUsedAsEndEntity => Refusal::Usage("a workload's certificate may not be a ca"),
         E::EndEntityUsedAsCa => Refusal::Usage("a signing certificate is not a ca"),
         E::RequiredEkuNotFoundContext(_) => Refusal::Usage("extended key usage does not cover this side"),
