@@ -4,12 +4,18 @@
 //! good value, says what is wrong beside it, and recovers by itself; it spawns no task: whoever reads the stream
 //! drives it (`mesh/update.rs`). [`Chain`](chain::Chain) puts sources in order of precedence.
 
+#[cfg(feature = "dns")]
+pub mod answers;
 pub mod chain;
 #[cfg(feature = "files")]
 pub mod disk;
+#[cfg(feature = "dns")]
+pub mod dns;
 #[cfg(feature = "files")]
 pub mod file;
 pub mod fixed;
+#[cfg(feature = "dns")]
+pub mod hickory;
 #[cfg(feature = "files")]
 pub mod scan;
 pub mod screen;

@@ -194,7 +194,10 @@ impl Scanner {
                 (memory.unreadable, memory.waiting, memory.known) = (None, None, Some(known));
                 if is_new {
                     match judge(&self.parse, &self.screen, &name, &bytes) {
-                        Ok(parsed) => (memory.good, memory.refused) = (Some(parsed), Vec::new()),
+                        Ok((parsed, refused)) => {
+                            (0..refused).for_each(|_| self.rejections.add());
+                            (memory.good, memory.refused) = (Some(parsed), Vec::new());
+                        }
                         Err(invalid) => {
                             self.rejections.add();
                             memory.refused = invalid.faults;
@@ -245,7 +248,8 @@ fn add<'a, T: Clone + 'a>(
     twice
 }
 
-fn judge(parse: &Parse, screen: &Screen, name: &str, bytes: &[u8]) -> Result<Parsed, Invalid> {
+/// What the bytes say, and how many of their endpoints were refused.
+fn judge(parse: &Parse, screen: &Screen, name: &str, bytes: &[u8]) -> Result<(Parsed, usize), Invalid> {
     let text = std::str::from_utf8(bytes).map_err(|error| {
         Fault::rejected("", format!("is not UTF-8 at byte {}", error.valid_up_to()), "write it as UTF-8 text")
     })?;
@@ -254,10 +258,12 @@ fn judge(parse: &Parse, screen: &Screen, name: &str, bytes: &[u8]) -> Result<Par
         let remedy = "to delete its documents, remove the file";
         return Err(Fault::rejected("", "holds no document", remedy).into());
     }
+    let mut refused = 0;
     for (service, set) in &mut parsed.endpoints {
         let (passed, faults) = screen.sift(&format!("endpoints of {service}"), set.iter().cloned());
         *set = passed;
+        refused += faults.len();
         parsed.notes.extend(faults);
     }
-    Ok(parsed)
+    Ok((parsed, refused))
 }
