@@ -4,4 +4,5 @@ pub mod answer;
 pub mod body;
 pub mod classifier;
 pub mod outcome;
+pub mod peek;
 pub mod respond;

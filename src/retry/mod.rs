@@ -2,4 +2,5 @@
 
 pub mod budget;
 pub mod decide;
+pub mod replay;
 mod window;
