@@ -110,9 +110,9 @@ impl Why {
         }
     }
 
-    /// Whether the failure was worth another attempt, so that the next hop need not try again either.
-    pub fn was_worth_it(self) -> bool {
-        self != Self::Unlisted
+    /// Whether the retries that could be made were made, so that the hop before need not try again.
+    pub fn is_in_vain(self) -> bool {
+        matches!(self, Self::Attempts | Self::Budget | Self::Forbidden)
     }
 }
 
@@ -172,6 +172,16 @@ impl RetryPolicy {
         self.attempts_max(retries_max) > 1
     }
 
+    /// Whether attempt `counted`, from 0, is the last one.
+    pub fn is_last(&self, counted: u32, retries_max: Option<u8>) -> bool {
+        counted.saturating_add(1) >= self.attempts_max(retries_max)
+    }
+
+    /// Whether the trailers of a response can make it worth another attempt.
+    pub fn wants_trailers(&self) -> bool {
+        self.on.failures || self.grpc != 0
+    }
+
     /// Whether a request may be repeated though it may have been processed: the operator says so, or its method is
     /// safe (GET, HEAD, OPTIONS, TRACE). PUT and DELETE are idempotent by RFC 9110 §9.2.2, but repeating one may undo
     /// what another caller did in between, so they too need the operator's word.
@@ -215,7 +225,7 @@ impl RetryPolicy {
         let attempts_max = self.attempts_max(ended.retries_max);
         let free = ended.outcome.cause == Cause::Refused && ended.free == 0 && counted < attempts_max;
         let free = free && ended.retries_max != Some(0);
-        if counted.saturating_add(1) >= attempts_max && !free {
+        if self.is_last(counted, ended.retries_max) && !free {
             return Err(Why::Attempts);
         }
         if !ended.replayable {

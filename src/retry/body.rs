@@ -1,0 +1,52 @@
+//! Floor 4: a response's body that knows how many attempts it took.
+
+use crate::classify::peek::Peeked;
+use crate::retry::budget::Stake;
+use http_body::{Body, Frame, SizeHint};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+/// A response's body behind [`Retry`](crate::retry::layer::Retry). While it lives, its request counts as in flight for
+/// the budget.
+#[derive(Debug)]
+pub struct Attempted<B: Body> {
+    inner: Peeked<B>,
+    attempts: u32,
+    _stake: Stake,
+}
+
+impl<B: Body> Attempted<B> {
+    pub(crate) fn new(inner: Peeked<B>, attempts: u32, stake: Stake) -> Self {
+        Self { inner, attempts, _stake: stake }
+    }
+
+    /// The attempts, the first one included.
+    pub fn attempts(&self) -> u32 {
+        self.attempts
+    }
+
+    /// The body within.
+    pub fn inner(&self) -> &B {
+        self.inner.inner()
+    }
+}
+
+impl<B: Body + Unpin> Body for Attempted<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        Pin::new(&mut self.get_mut().inner).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}

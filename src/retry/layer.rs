@@ -1,0 +1,426 @@
+//! Floor 4: sends a request again when its attempt failed, within its route's policy and its service's budget.
+
+use crate::classify::classifier::{Classifier, Head, trailers};
+use crate::classify::outcome::{Cause, Outcome, Verdict as Judged};
+use crate::classify::peek::Peeked;
+use crate::error::{BoxError, Error};
+use crate::policy::call::{MeshRequest, Nobody, ServedBy};
+use crate::profile::settings::HopMarks;
+use crate::retry::body::Attempted;
+use crate::retry::budget::Stake;
+use crate::retry::decide::{Ended, RetryPolicy, Verdict, Why};
+use crate::retry::marks;
+use crate::retry::replay::{Keep, Replay, Replayable};
+use crate::stdx::clock::{self, Duration};
+use crate::stdx::rng::Rng;
+use http::header::CONTENT_TYPE;
+use http::{Response, Version};
+use http_body::Body;
+use pin_project::pin_project;
+use std::fmt;
+use std::future::Future;
+use std::marker::PhantomData;
+use std::ops::ControlFlow;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use tokio::time::Sleep;
+use tower_layer::Layer;
+use tower_service::Service;
+
+/// Retries. A request that met a route follows its route's policy; another one the layer's own, if it has one.
+///
+/// `W` tells which endpoint served an attempt, so that the next one can go elsewhere.
+pub struct RetryLayer<W = Nobody> {
+    own: Option<Arc<RetryPolicy>>,
+    rng: Rng,
+    served: PhantomData<fn() -> W>,
+}
+
+impl RetryLayer {
+    /// Retries plain requests by `policy`. `rng` is the chance in backoffs.
+    pub fn new(policy: RetryPolicy, rng: Rng) -> Self {
+        Self { own: Some(Arc::new(policy)), rng, served: PhantomData }
+    }
+}
+
+impl<W> RetryLayer<W> {
+    /// Retries by the policies of routes, and requests without a route never.
+    pub fn by_route(rng: Rng) -> Self {
+        Self { own: None, rng, served: PhantomData }
+    }
+}
+
+impl<W> Clone for RetryLayer<W> {
+    fn clone(&self) -> Self {
+        Self { own: self.own.clone(), rng: self.rng.clone(), served: PhantomData }
+    }
+}
+
+impl<W> fmt::Debug for RetryLayer<W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RetryLayer").field("own", &self.own).finish_non_exhaustive()
+    }
+}
+
+impl<S, W> Layer<S> for RetryLayer<W> {
+    type Service = Retry<S, W>;
+
+    fn layer(&self, inner: S) -> Retry<S, W> {
+        Retry { inner, layer: self.clone() }
+    }
+}
+
+/// The service of [`RetryLayer`].
+#[derive(Debug)]
+pub struct Retry<S, W = Nobody> {
+    inner: S,
+    layer: RetryLayer<W>,
+}
+
+impl<S: Clone, W> Clone for Retry<S, W> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), layer: self.layer.clone() }
+    }
+}
+
+impl<S, W, R, ResB> Service<R> for Retry<S, W>
+where
+    R: MeshRequest,
+    R::Body: Body + Unpin,
+    <R::Body as Body>::Error: Into<BoxError>,
+    S: Service<R::With<Replay<R::Body>>, Response = Response<ResB>> + Clone,
+    S::Error: Into<Error>,
+    ResB: Body + Unpin,
+    W: ServedBy<ResB>,
+{
+    type Response = Response<Attempted<ResB>>;
+    type Error = Error;
+    type Future = RetryFuture<S, R, ResB, W>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, request: R) -> Self::Future {
+        let (policy, own) = match request.route() {
+            Some(route) => (route.retry.as_ref(), None),
+            None => (self.layer.own.as_deref(), self.layer.own.as_ref()),
+        };
+        let retries_max = request.state().and_then(|state| state.retries_max);
+        let Some(policy) = policy.filter(|policy| policy.may_repeat(retries_max)) else {
+            let (rest, parts, body) = request.split();
+            let attempt = self.inner.call(R::join(rest, parts, Replay::through(body)));
+            return RetryFuture::new(attempt, None);
+        };
+        let (bytes_max, hops, stake) = (policy.body_bytes_max(), policy.hops(), policy.budget().enter());
+        let own = own.cloned();
+        let (rest, mut parts, body) = request.split();
+        if hops == HopMarks::Strip {
+            marks::strip(&mut parts.headers);
+        }
+        let (body, keep) = Replay::record(body, bytes_max);
+        // The inner service that is ready is called; its clone is what the next request asks whether it is ready.
+        let clone = self.inner.clone();
+        let mut service = std::mem::replace(&mut self.inner, clone);
+        let head = R::join(rest.clone(), parts.clone(), ());
+        let attempt = service.call(R::join(rest, parts, body));
+        let rng = self.layer.rng.clone();
+        RetryFuture::new(attempt, Some(Again { service, head, keep, own, stake, rng, free: 0 }))
+    }
+}
+
+/// What is kept of a request to send it again.
+struct Again<S, R: MeshRequest> {
+    service: S,
+    head: R::With<()>,
+    keep: Option<Keep<R::Body>>,
+    own: Option<Arc<RetryPolicy>>,
+    stake: Stake,
+    rng: Rng,
+    free: u32,
+}
+
+/// How an attempt ended.
+type End<ResB> = Result<Response<Peeked<ResB>>, Error>;
+
+/// What the caller gets.
+type Answer<ResB> = Result<Response<Attempted<ResB>>, Error>;
+
+enum Judgement {
+    Done(Outcome),
+    /// The trailers may say otherwise.
+    Peek(Outcome),
+}
+
+impl<S, R: MeshRequest> Again<S, R> {
+    fn policy(&self) -> Option<&RetryPolicy> {
+        self.own.as_deref().or_else(|| self.head.route()?.retry.as_ref())
+    }
+
+    fn judge<ResB: Body>(&self, end: &End<ResB>) -> Judgement {
+        let response = match end {
+            Ok(response) => response,
+            // What this crate answered itself would be answered so again.
+            Err(Error::InvalidBackend { .. } | Error::Fault { .. }) => {
+                return Judgement::Done(Outcome::new(Judged::Failure, Cause::Local));
+            }
+            Err(error) => return Judgement::Done(Outcome::of_error(error)),
+        };
+        let (status, headers) = (response.status(), response.headers());
+        let head = match self.head.route() {
+            Some(route) => route.classifier.head(status, headers, clock::wall_secs),
+            None => Classifier::default().head(status, headers, clock::wall_secs),
+        };
+        match head {
+            Head::Unless(outcome) if self.may_peek(response) => Judgement::Peek(outcome),
+            head => Judgement::Done(head.outcome()),
+        }
+    }
+
+    /// Whether the trailers may tell more: gRPC over HTTP/2 (linkerd.md §3.1). Of another response, waiting for the
+    /// first frame would hold back its headers for nothing.
+    fn may_peek<ResB: Body>(&self, response: &Response<Peeked<ResB>>) -> bool {
+        let headers = response.headers();
+        response.version() == Version::HTTP_2
+            && (marks::is_grpc(headers) || !headers.contains_key(CONTENT_TYPE))
+            && !response.body().inner().is_end_stream()
+            && self.policy().is_some_and(RetryPolicy::wants_trailers)
+    }
+
+    /// Decides about attempt `number` and tells the budget; counts what could be retried.
+    fn decide<ResB: Body>(&mut self, number: u32, outcome: Outcome, end: &End<ResB>) -> Verdict {
+        let mut stake = std::mem::take(&mut self.stake);
+        let verdict = self.verdict(&mut stake, number, outcome, end);
+        self.stake = stake;
+        if let Some(route) = self.head.route() {
+            match verdict {
+                Verdict::Retry { .. } => route.metrics.retryable(true),
+                Verdict::Return(Why::Budget) => route.metrics.retryable(false),
+                Verdict::Return(_) => {}
+            }
+        }
+        if let Verdict::Retry { free: true, .. } = verdict {
+            self.free += 1;
+        }
+        verdict
+    }
+
+    fn verdict<ResB: Body>(
+        &self,
+        stake: &mut Stake,
+        number: u32,
+        outcome: Outcome,
+        end: &End<ResB>,
+    ) -> Verdict {
+        let Some(policy) = self.policy() else { return Verdict::Return(Why::Unlisted) };
+        let state = self.head.state();
+        if !policy.is_worth(&outcome) {
+            policy.budget().deposit(state.map_or_else(clock::now, |state| state.started));
+            return Verdict::Return(Why::Unlisted);
+        }
+        let request = self.head.http();
+        let trusted = policy.hops() == HopMarks::Trust;
+        let said = end.as_ref().ok().into_iter().flat_map(|response| {
+            [Some(response.headers()), response.body().trailers()].into_iter().flatten()
+        });
+        // Later attempts carry our own mark.
+        let mut forbidden = trusted && number == 0 && marks::is_repeated(request.headers());
+        for headers in said {
+            forbidden |= marks::forbids(headers) || trusted && marks::is_in_vain(headers);
+        }
+        let kept = self.keep.as_ref().map_or(Replayable::Gone, Keep::state);
+        let ended = Ended {
+            method: request.method(),
+            outcome,
+            attempt: number,
+            free: self.free,
+            retries_max: state.and_then(|state| state.retries_max),
+            deadline: state.and_then(|state| state.deadline),
+            typical: Duration::ZERO,
+            // A response that came before all of the body was sent stands: it may answer a part of it.
+            replayable: kept == Replayable::Complete || kept == Replayable::Open && end.is_err(),
+            forbidden,
+        };
+        policy.decide(&ended, stake, clock::now(), &self.rng)
+    }
+
+    /// Decides what follows attempt `number`: the wait for another one, or the end.
+    fn settle<ResB, W>(
+        &mut self,
+        number: u32,
+        outcome: Outcome,
+        end: End<ResB>,
+    ) -> ControlFlow<Answer<ResB>, Stage<R::Body, ResB>>
+    where
+        ResB: Body,
+        W: ServedBy<ResB>,
+    {
+        let after = match self.decide(number, outcome, &end) {
+            Verdict::Return(why) => return ControlFlow::Break(self.give_up(number, why, end)),
+            Verdict::Retry { after, .. } => after,
+        };
+        let Some(body) = self.keep.as_ref().and_then(Keep::again) else {
+            return ControlFlow::Break(self.give_up(number, Why::Body, end));
+        };
+        if let (Some(state), Ok(response)) = (self.head.state_mut(), &end)
+            && let Some(id) = W::served_by(response.body().inner())
+        {
+            state.tried.push(id);
+        }
+        let sleep = (!after.is_zero()).then(|| Box::pin(tokio::time::sleep(after)));
+        ControlFlow::Continue(Stage::Wait(body, sleep))
+    }
+
+    /// What the caller gets: the last attempt's end, marked for the hop before.
+    fn give_up<ResB: Body>(&mut self, number: u32, why: Why, end: End<ResB>) -> Answer<ResB> {
+        let mut response = end?;
+        match self.policy().map_or(HopMarks::Off, RetryPolicy::hops) {
+            HopMarks::Off => {}
+            HopMarks::Strip if !why.is_in_vain() => marks::strip(response.headers_mut()),
+            HopMarks::Trust | HopMarks::Strip if why.is_in_vain() => {
+                marks::in_vain(response.headers_mut(), number + 1);
+            }
+            HopMarks::Trust | HopMarks::Strip => {}
+        }
+        let stake = std::mem::take(&mut self.stake);
+        Ok(response.map(|body| Attempted::new(body, number + 1, stake)))
+    }
+
+    /// The request for attempt `number`, and what is kept to send it yet again.
+    fn next(self, number: u32, body: Replay<R::Body>) -> (Self, R::With<Replay<R::Body>>) {
+        let policy = self.policy();
+        let last = policy.is_none_or(|policy| {
+            let retries_max = self.head.state().and_then(|state| state.retries_max);
+            policy.is_last(number - self.free, retries_max) || policy.budget().level(clock::now()) == 0
+        });
+        let marked = policy.is_some_and(|policy| policy.hops() != HopMarks::Off);
+        let Self { service, mut head, keep, own, stake, rng, free } = self;
+        if let Some(state) = head.state_mut() {
+            state.attempt = number;
+        }
+        if marked {
+            marks::repeated(head.http_mut().headers_mut(), number, last);
+        }
+        let (rest, parts, ()) = head.split();
+        let head = R::join(rest.clone(), parts.clone(), ());
+        (Self { service, head, keep, own, stake, rng, free }, R::join(rest, parts, body))
+    }
+}
+
+enum Stage<B, ResB: Body> {
+    /// An attempt is under way.
+    Attempt,
+    /// Its response came, and its trailers may follow.
+    Peek(End<ResB>, Outcome),
+    /// The next attempt's body waits for the backoff to end.
+    Wait(Replay<B>, Option<Pin<Box<Sleep>>>),
+}
+
+/// The future of [`Retry`].
+#[pin_project]
+pub struct RetryFuture<S, R, ResB, W>
+where
+    R: MeshRequest,
+    S: Service<R::With<Replay<R::Body>>>,
+    ResB: Body,
+{
+    #[pin]
+    attempt: Option<S::Future>,
+    stage: Stage<R::Body, ResB>,
+    /// `None`: there is no second attempt.
+    again: Option<Again<S, R>>,
+    number: u32,
+    served: PhantomData<fn() -> W>,
+}
+
+impl<S, R, ResB, W> RetryFuture<S, R, ResB, W>
+where
+    R: MeshRequest,
+    S: Service<R::With<Replay<R::Body>>>,
+    ResB: Body,
+{
+    fn new(attempt: S::Future, again: Option<Again<S, R>>) -> Self {
+        Self { attempt: Some(attempt), stage: Stage::Attempt, again, number: 0, served: PhantomData }
+    }
+}
+
+impl<S, R, ResB, W> fmt::Debug for RetryFuture<S, R, ResB, W>
+where
+    R: MeshRequest,
+    S: Service<R::With<Replay<R::Body>>>,
+    ResB: Body,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RetryFuture").field("number", &self.number).finish_non_exhaustive()
+    }
+}
+
+impl<S, R, ResB, W> Future for RetryFuture<S, R, ResB, W>
+where
+    R: MeshRequest,
+    S: Service<R::With<Replay<R::Body>>, Response = Response<ResB>>,
+    S::Error: Into<Error>,
+    ResB: Body + Unpin,
+    W: ServedBy<ResB>,
+{
+    type Output = Result<Response<Attempted<ResB>>, Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        loop {
+            let (outcome, end) = match this.stage {
+                Stage::Attempt => {
+                    let Some(attempt) = this.attempt.as_mut().as_pin_mut() else {
+                        return Poll::Ready(Err(Error::Closed));
+                    };
+                    let end = ready!(attempt.poll(cx)).map_err(Into::into);
+                    this.attempt.set(None);
+                    let end = end.map(|response| response.map(Peeked::new));
+                    let Some(again) = this.again else {
+                        let attempted = |body| Attempted::new(body, 1, Stake::default());
+                        return Poll::Ready(end.map(|response| response.map(attempted)));
+                    };
+                    match again.judge(&end) {
+                        Judgement::Done(outcome) => (outcome, end),
+                        Judgement::Peek(outcome) => {
+                            *this.stage = Stage::Peek(end, outcome);
+                            continue;
+                        }
+                    }
+                }
+                Stage::Peek(end, outcome) => {
+                    if let Ok(response) = end {
+                        ready!(response.body_mut().poll_peek(cx));
+                    }
+                    let outcome = *outcome;
+                    let Stage::Peek(end, _) = std::mem::replace(this.stage, Stage::Attempt) else { continue };
+                    let found = end.as_ref().ok().and_then(|response| response.body().trailers());
+                    (trailers(outcome, found), end)
+                }
+                Stage::Wait(_, sleep) => {
+                    if let Some(timer) = sleep {
+                        ready!(timer.as_mut().poll(cx));
+                        *sleep = None;
+                    }
+                    let Some(again) = this.again else { return Poll::Ready(Err(Error::Closed)) };
+                    ready!(again.service.poll_ready(cx)).map_err(Into::into)?;
+                    let Stage::Wait(body, _) = std::mem::replace(this.stage, Stage::Attempt) else {
+                        continue;
+                    };
+                    let Some(again) = this.again.take() else { return Poll::Ready(Err(Error::Closed)) };
+                    *this.number += 1;
+                    let (mut again, request) = again.next(*this.number, body);
+                    this.attempt.set(Some(again.service.call(request)));
+                    *this.again = Some(again);
+                    continue;
+                }
+            };
+            let Some(again) = this.again else { return Poll::Ready(Err(Error::Closed)) };
+            match again.settle::<ResB, W>(*this.number, outcome, end) {
+                ControlFlow::Continue(wait) => *this.stage = wait,
+                ControlFlow::Break(answer) => return Poll::Ready(answer),
+            }
+        }
+    }
+}
