@@ -287,10 +287,8 @@ async fn goaway_sends_only_the_streams_above_the_last_again() {
     .await;
     let client = client(addr, |_| {});
     // A connection must be open for both to go by it.
-    let (a, b) = tokio::join!(
-        send(&client, Version::HTTP_2, "/", "a"),
-        send(&client, Version::HTTP_2, "/", "b")
-    );
+    let (a, b) =
+        tokio::join!(send(&client, Version::HTTP_2, "/", "a"), send(&client, Version::HTTP_2, "/", "b"));
     let mut texts = [a.unwrap(), b.unwrap()];
     texts.sort();
     assert_eq!(texts, ["first", "second"]);
@@ -519,7 +517,8 @@ async fn connections_retire_by_age_and_by_requests() {
 async fn a_connection_rests_only_when_the_request_was_sent_to_its_end() {
     type Frames = futures::channel::mpsc::Receiver<Result<http_body::Frame<Bytes>, Infallible>>;
     type Body = http_body_util::StreamBody<Frames>;
-    let client = Connection::<Body, Plain>::new(Endpoint::new(echo().await), ConnectSettings::default(), Plain);
+    let client =
+        Connection::<Body, Plain>::new(Endpoint::new(echo().await), ConnectSettings::default(), Plain);
     let (mut sender, body) = futures::channel::mpsc::channel(1);
     let early = Request::post("http://a/early").body(Body::new(body)).unwrap();
     let response = client.clone().oneshot(early).await.unwrap();
@@ -593,7 +592,8 @@ async fn streams_lowered_to_none_make_requests_wait_and_nothing_leaks() {
     let client = client(addr, |_| {});
     assert_eq!(send(&client, Version::HTTP_2, "/", "").await.unwrap(), "ok");
     for _ in 0..3 {
-        let waiting = tokio::time::timeout(Duration::from_millis(20), send(&client, Version::HTTP_2, "/", ""));
+        let waiting =
+            tokio::time::timeout(Duration::from_millis(20), send(&client, Version::HTTP_2, "/", ""));
         assert!(waiting.await.is_err(), "there is no stream");
     }
     raw::until("given back", || client.stats().snapshot().in_use == 0).await;
@@ -607,7 +607,8 @@ async fn a_window_that_never_opens_holds_one_stream_only_until_its_request_goes(
     })
     .await;
     let client = client(addr, |_| {});
-    let waiting = tokio::time::timeout(Duration::from_millis(20), send(&client, Version::HTTP_2, "/", "body"));
+    let waiting =
+        tokio::time::timeout(Duration::from_millis(20), send(&client, Version::HTTP_2, "/", "body"));
     assert!(waiting.await.is_err());
     assert_eq!(client.stats().snapshot().in_use, 0);
 }
@@ -671,7 +672,8 @@ async fn a_body_that_breaks_is_the_callers_error() {
     for version in BOTH {
         let client =
             Connection::<Body, Plain>::new(Endpoint::new(echo().await), ConnectSettings::default(), Plain);
-        let frames: Frames = vec![Ok(Frame::data(Bytes::from_static(b"x"))), Err(std::io::Error::other("broke"))];
+        let frames: Frames =
+            vec![Ok(Frame::data(Bytes::from_static(b"x"))), Err(std::io::Error::other("broke"))];
         let body = http_body_util::StreamBody::new(futures::stream::iter(frames));
         let request = Request::post("http://a/").version(version).body(body).unwrap();
         let error = client.clone().oneshot(request).await.unwrap_err();

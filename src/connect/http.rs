@@ -14,8 +14,7 @@ use crate::connect::pool::Pool;
 use crate::connect::pool::Taken;
 use crate::connect::pool::Want;
 use crate::connect::prepare;
-use crate::connect::refusal::Refusal;
-use crate::connect::refusal::refusal;
+use crate::connect::refusal::Ended;
 use crate::connect::settings::ConnectSettings;
 use crate::connect::stats::ConnectStats;
 use crate::discover::endpoint::Endpoint;
@@ -239,15 +238,13 @@ async fn send_http2<B: Sendable, H: Handshake>(
             if spare.broke() {
                 return Err(Failed { error: Error::Body(Box::new(error)), again: None });
             }
-            let refusal = refusal(&error);
-            if refusal != Some(Refusal::Stream) {
+            let ended = Ended::of(&error);
+            if ended.is_of_connection() {
                 conn.life.note_failure(pool, &error);
-            }
-            let unsent = again.is_some() || refusal.is_some();
-            if again.is_some() || refusal == Some(Refusal::GoAway) {
                 pool.gone(conn.life.id);
             }
-            let again = again.or_else(|| copy.filter(|_| unsent).zip(spare.take_back()));
+            let unsent = again.is_some() || ended.is_unsent();
+            let again = again.or_else(|| copy.filter(|_| ended.may_resend()).zip(spare.take_back()));
             Err(Failed { error: broken(pool.endpoint.addr, error, unsent), again: again.map(Box::new) })
         }
     }

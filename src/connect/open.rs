@@ -56,7 +56,7 @@ impl Failure {
     }
 
     pub(crate) fn unanswered(error: &hyper::Error) -> Self {
-        Self::new(OpenFailure::Tcp, format!("connection closed without a response: {error}"))
+        Self::new(OpenFailure::Tcp, format!("connection closed without a response: {}", describe(error)))
     }
 
     /// The failure of a request that came while the replica is left alone.

@@ -64,9 +64,11 @@ pub async fn read_http1(stream: &mut TcpStream) -> Option<String> {
         }
         text.push(char::from(byte[0]));
     }
-    let length = text.to_ascii_lowercase().split("content-length: ").nth(1).map_or(0, |rest| {
-        rest.split("\r\n").next().unwrap().parse::<usize>().unwrap()
-    });
+    let length = text
+        .to_ascii_lowercase()
+        .split("content-length: ")
+        .nth(1)
+        .map_or(0, |rest| rest.split("\r\n").next().unwrap().parse::<usize>().unwrap());
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await.ok()?;
     text.push_str(std::str::from_utf8(&body).unwrap());
