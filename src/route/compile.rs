@@ -7,8 +7,8 @@ use crate::profile::matching::{
 use crate::profile::settings::Share;
 use crate::route::condition::{CallerTest, Host, Test, Value, ValueTest};
 use crate::route::head::bare_host;
-use crate::route::pattern::{Cover, PATTERN_BYTES_MAX, Pattern};
-use crate::route::text::{Text, TextTest};
+use crate::route::pattern::{PATTERN_BYTES_MAX, Pattern};
+use crate::route::text::{Text, TextKind};
 use http::HeaderName;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,8 +26,7 @@ const PROGRAMS_BYTES_MAX: usize = 64 << 20;
 /// Compiles the conditions of one matcher; equal patterns are compiled once.
 #[derive(Debug, Default)]
 pub(crate) struct Compiler {
-    patterns: BTreeMap<(Arc<str>, Cover, bool), Arc<Pattern>>,
-    containing: BTreeMap<(Arc<str>, bool), Arc<Pattern>>,
+    patterns: BTreeMap<(TextKind, Arc<str>, bool), Arc<Pattern>>,
     program_bytes: usize,
     tests: usize,
     fractions: u32,
@@ -45,11 +44,6 @@ impl Compiler {
         self.path.clear();
         let test = self.test(condition, true);
         if self.faults.is_empty() { Ok(test) } else { Err(std::mem::take(&mut self.faults)) }
-    }
-
-    /// Builds the automata of all patterns, so that no request has to.
-    pub(crate) fn prepare(&self) {
-        self.patterns.values().chain(self.containing.values()).for_each(|pattern| pattern.prepare());
     }
 
     fn fault(&mut self, problem: impl Into<String>, remedy: &str) {
@@ -124,72 +118,79 @@ impl Compiler {
     }
 
     fn path_text(&mut self, path: &PathMatch) -> Text {
-        let value = Arc::clone(&path.value);
-        let test = match path.kind {
-            PathKind::Exact => TextTest::Exact(value),
-            PathKind::PrefixString => TextTest::Prefix(value),
-            PathKind::PrefixElement => TextTest::Elements(value.trim_end_matches('/').into()),
-            PathKind::Suffix => TextTest::Suffix(value),
-            PathKind::Contains => self.contains(&value, path.ignore_case),
-            PathKind::Regex => self.regex(&value, Cover::Whole, path.ignore_case),
-            PathKind::RegexPrefix => self.regex(&value, Cover::Beginning, path.ignore_case),
+        let kind = match path.kind {
+            PathKind::Exact => TextKind::Exact,
+            PathKind::PrefixString => TextKind::Prefix,
+            PathKind::PrefixElement => {
+                return self.compare(
+                    TextKind::Elements,
+                    path.value.trim_end_matches('/').into(),
+                    path.ignore_case,
+                );
+            }
+            PathKind::Suffix => TextKind::Suffix,
+            PathKind::Contains => TextKind::Contains,
+            PathKind::Regex => TextKind::Regex,
+            PathKind::RegexPrefix => TextKind::RegexPrefix,
         };
-        Text { test, ignore_case: path.ignore_case }
+        self.compare(kind, Arc::clone(&path.value), path.ignore_case)
     }
 
     fn text(&mut self, text: &TextMatch, ignore_case: bool) -> Text {
-        let test = match text {
-            TextMatch::Exact(value) => TextTest::Exact(Arc::clone(value)),
-            TextMatch::Prefix(value) => TextTest::Prefix(Arc::clone(value)),
-            TextMatch::Suffix(value) => TextTest::Suffix(Arc::clone(value)),
-            TextMatch::Contains(value) => self.contains(value, ignore_case),
-            TextMatch::Regex(value) => self.regex(value, Cover::Whole, ignore_case),
+        let (kind, text) = match text {
+            TextMatch::Exact(text) => (TextKind::Exact, text),
+            TextMatch::Prefix(text) => (TextKind::Prefix, text),
+            TextMatch::Suffix(text) => (TextKind::Suffix, text),
+            TextMatch::Contains(text) => (TextKind::Contains, text),
+            TextMatch::Regex(text) => (TextKind::Regex, text),
         };
-        Text { test, ignore_case }
+        self.compare(kind, Arc::clone(text), ignore_case)
     }
 
-    fn contains(&mut self, value: &Arc<str>, ignore_case: bool) -> TextTest {
-        if value.is_empty() {
-            return TextTest::Prefix(Arc::clone(value));
-        }
-        if value.len() > PATTERN_BYTES_MAX {
-            let problem = format!("is a text of {} bytes, more than {PATTERN_BYTES_MAX}", value.len());
-            self.fault(problem, "look for a shorter part of it");
-            return TextTest::Prefix(Arc::clone(value));
-        }
-        let key = (Arc::clone(value), ignore_case);
-        let make = || Arc::new(Pattern::containing(value, ignore_case));
-        TextTest::Contains(Arc::clone(self.containing.entry(key).or_insert_with(make)))
+    fn compare(&mut self, kind: TextKind, text: Arc<str>, ignore_case: bool) -> Text {
+        let literal = matches!(kind, TextKind::Exact | TextKind::Prefix | TextKind::Elements) && !ignore_case;
+        let pattern = if literal { None } else { self.pattern(kind, &text, ignore_case) };
+        Text { kind, text, ignore_case, pattern }
     }
 
-    fn regex(&mut self, value: &Arc<str>, cover: Cover, ignore_case: bool) -> TextTest {
-        let wrap = |pattern| match cover {
-            Cover::Whole => TextTest::Regex(pattern),
-            Cover::Beginning => TextTest::RegexPrefix(pattern),
-        };
-        let key = (Arc::clone(value), cover, ignore_case);
+    fn pattern(&mut self, kind: TextKind, text: &Arc<str>, ignore_case: bool) -> Option<Arc<Pattern>> {
+        let key = (kind, Arc::clone(text), ignore_case);
         if let Some(pattern) = self.patterns.get(&key) {
-            return wrap(Arc::clone(pattern));
+            return Some(Arc::clone(pattern));
         }
-        match Pattern::parse(value, cover, ignore_case) {
+        let pattern = match kind {
+            TextKind::Regex | TextKind::RegexPrefix => self.parse(kind, text, ignore_case)?,
+            TextKind::Contains if text.len() > PATTERN_BYTES_MAX => {
+                let problem = format!("is a text of {} bytes, more than {PATTERN_BYTES_MAX}", text.len());
+                self.fault(problem, "look for a shorter part of it");
+                return None;
+            }
+            _ if text.len() > PATTERN_BYTES_MAX => return None,
+            _ => Pattern::comparing(kind, text, ignore_case),
+        };
+        let pattern = Arc::new(pattern);
+        self.patterns.insert(key, Arc::clone(&pattern));
+        Some(pattern)
+    }
+
+    fn parse(&mut self, kind: TextKind, text: &str, ignore_case: bool) -> Option<Pattern> {
+        match Pattern::parse(kind, text, ignore_case) {
             Ok((pattern, bytes)) => {
                 self.program_bytes = self.program_bytes.saturating_add(bytes);
-                if self.program_bytes > PROGRAMS_BYTES_MAX {
-                    let problem = format!(
-                        "is a pattern with which those of this service need more than {} MiB ({value:?})",
-                        PROGRAMS_BYTES_MAX >> 20
-                    );
-                    self.fault(problem, "use fewer patterns, or smaller counts in them");
+                if self.program_bytes <= PROGRAMS_BYTES_MAX {
+                    return Some(pattern);
                 }
-                let pattern = Arc::new(pattern);
-                self.patterns.insert(key, Arc::clone(&pattern));
-                wrap(pattern)
+                let problem = format!(
+                    "is a pattern with which those of this service need more than {} MiB ({text:?})",
+                    PROGRAMS_BYTES_MAX >> 20
+                );
+                self.fault(problem, "use fewer patterns, or smaller counts in them");
             }
             Err(problem) => {
-                self.fault(problem, "write it in the syntax of the regex crate, which is that of RE2");
-                TextTest::Exact(Arc::clone(value))
+                self.fault(problem, "write it in the syntax of the regex crate, which is that of RE2")
             }
         }
+        None
     }
 
     fn header(&mut self, header: &KeyMatch) -> Test {

@@ -2,14 +2,17 @@
 
 use crate::profile::invalid::Fault;
 use crate::profile::matching::Condition;
+use crate::route::build::{IndexLimits, build};
 use crate::route::compile::Compiler;
 use crate::route::condition::Test;
 use crate::route::head::RequestHead;
+use crate::route::index::Index;
 
 /// The conditions of a service's routes, in order, ready for requests.
 #[derive(Debug, Default)]
 pub struct Matcher {
     tests: Vec<Test>,
+    index: Index,
 }
 
 impl Matcher {
@@ -32,13 +35,13 @@ impl Matcher {
         if !faults.is_empty() {
             return Err(faults);
         }
-        compiler.prepare();
-        Ok(Self { tests })
+        let index = build(&tests, IndexLimits::default());
+        Ok(Self { tests, index })
     }
 
     /// The first route whose condition holds for `head`.
     pub fn find(&self, head: &RequestHead<'_>) -> Option<usize> {
-        self.find_in_order(head)
+        self.index.find(head)
     }
 
     /// What [`find`](Self::find) finds, by trying one route after the other: the slow truth, for tests and

@@ -1,12 +1,13 @@
 //! Floor 2: a regular expression over a whole text, run by an automaton that takes no lock.
 
+use crate::route::text::TextKind;
 use regex_automata::dfa::{Automaton, StartKind, dense};
 use regex_automata::nfa::thompson::{self, NFA, WhichCaptures};
 use regex_automata::util::{primitives::StateID, start, syntax};
 use regex_automata::{Anchored, Input, MatchKind, meta};
-use regex_syntax::hir::{self, Class, ClassBytes, ClassBytesRange, Hir, Look, Repetition};
+use regex_syntax::hir::{self, Class, ClassBytes, ClassBytesRange, Hir, HirKind, Look, Repetition};
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 /// The longest pattern, in bytes. Longer ones in the wild are lists of paths, which belong into `any`.
 pub(crate) const PATTERN_BYTES_MAX: usize = 1024;
@@ -29,8 +30,6 @@ const LAZY_BYTES_MAX: usize = 256 << 10;
 /// on; without, `(?i)` is for ASCII.
 #[derive(Debug)]
 pub(crate) struct Pattern {
-    /// As written, for people.
-    text: Arc<str>,
     hir: Hir,
     program: OnceLock<Program>,
 }
@@ -53,21 +52,13 @@ impl fmt::Debug for Program {
     }
 }
 
-/// What a pattern must cover.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum Cover {
-    /// The whole text.
-    Whole,
-    /// The beginning of the text.
-    Beginning,
-}
-
 impl Pattern {
-    /// Reads `text`; says how large its program is.
+    /// Reads `text`, which must match a whole subject, or with [`TextKind::RegexPrefix`] the beginning of one; says
+    /// how large its program is.
     ///
     /// # Errors
     /// The text is no pattern, is longer than [`PATTERN_BYTES_MAX`], or its program is larger than 1 MiB.
-    pub(crate) fn parse(text: &Arc<str>, cover: Cover, ignore_case: bool) -> Result<(Self, usize), String> {
+    pub(crate) fn parse(kind: TextKind, text: &str, ignore_case: bool) -> Result<(Self, usize), String> {
         if text.len() > PATTERN_BYTES_MAX {
             return Err(format!("is a pattern of {} bytes, more than {PATTERN_BYTES_MAX}", text.len()));
         }
@@ -85,31 +76,59 @@ impl Pattern {
             parsed => parsed,
         };
         let hir = hir.map_err(|(_, reason)| format!("is not a pattern ({text:?}: {reason})"))?;
-        let hir = match cover {
-            Cover::Whole => hir,
-            Cover::Beginning => Hir::concat(vec![hir, anything()]),
+        let pattern = match kind {
+            TextKind::RegexPrefix => Self::whole(vec![hir, anything()]),
+            _ => Self::whole(vec![hir]),
         };
-        let pattern = Self::whole(Arc::clone(text), hir);
-        let nfa = program(std::slice::from_ref(&pattern.hir), PROGRAM_BYTES_MAX).ok_or_else(|| {
+        let nfa = program(&[&pattern.hir], PROGRAM_BYTES_MAX).ok_or_else(|| {
             format!("is a pattern whose program is larger than {} KiB ({text:?})", PROGRAM_BYTES_MAX >> 10)
         })?;
         Ok((pattern, nfa.memory_usage()))
     }
 
-    /// The pattern of all texts that contain `text`.
-    pub(crate) fn containing(text: &str, ignore_case: bool) -> Self {
-        let hir = Hir::concat(vec![anything(), literal(text, ignore_case), anything()]);
-        Self::whole(text.into(), hir)
+    /// The pattern that compares with `text` as `kind` does, for a kind that is no pattern in itself.
+    pub(crate) fn comparing(kind: TextKind, text: &str, ignore_case: bool) -> Self {
+        let text = literal(text, ignore_case);
+        Self::whole(match kind {
+            TextKind::Exact | TextKind::Regex | TextKind::RegexPrefix => vec![text],
+            TextKind::Prefix => vec![text, anything()],
+            TextKind::Suffix => vec![anything(), text],
+            TextKind::Contains => vec![anything(), text, anything()],
+            TextKind::Elements => {
+                let more = Hir::concat(vec![Hir::literal(*b"/"), anything()]);
+                vec![text, Hir::alternation(vec![Hir::empty(), more])]
+            }
+        })
     }
 
-    fn whole(text: Arc<str>, hir: Hir) -> Self {
-        let hir = Hir::concat(vec![Hir::look(Look::Start), hir, Hir::look(Look::End)]);
-        Self { text, hir, program: OnceLock::new() }
+    fn whole(parts: Vec<Hir>) -> Self {
+        let hir = Hir::concat(vec![Hir::look(Look::Start), Hir::concat(parts), Hir::look(Look::End)]);
+        Self { hir, program: OnceLock::new() }
     }
 
-    /// As written.
-    pub(crate) fn text(&self) -> &str {
-        &self.text
+    /// The only text that matches, if there is but one.
+    pub(crate) fn only(&self) -> Option<&[u8]> {
+        let (text, after) = self.beginning();
+        let ended = |kind: &HirKind| matches!(kind, HirKind::Look(Look::End));
+        (!text.is_empty() && after.iter().all(|part| ended(part.kind()))).then_some(text)
+    }
+
+    /// What every text that matches begins with; often nothing.
+    pub(crate) fn prefix(&self) -> &[u8] {
+        self.beginning().0
+    }
+
+    /// The literal that the pattern begins with, and what follows.
+    fn beginning(&self) -> (&[u8], &[Hir]) {
+        let HirKind::Concat(parts) = self.hir.kind() else { return (&[], &[]) };
+        let start = parts.iter().take_while(|part| matches!(part.kind(), HirKind::Look(Look::Start))).count();
+        match parts[start..].split_first() {
+            Some((first, after)) => match first.kind() {
+                HirKind::Literal(literal) => (&literal.0, after),
+                _ => (&[], &parts[start..]),
+            },
+            None => (&[], &[]),
+        }
     }
 
     /// Builds what [`matches`](Self::matches) runs, so that no request has to.
@@ -119,8 +138,7 @@ impl Pattern {
 
     fn program(&self) -> &Program {
         self.program.get_or_init(|| {
-            let hirs = std::slice::from_ref(&self.hir);
-            if let Some(dense) = Dense::build(hirs, AUTOMATON_BYTES_MAX) {
+            if let Some(dense) = Dense::build(&[&self.hir], AUTOMATON_BYTES_MAX) {
                 return Program::Dense(Box::new(dense));
             }
             let config = meta::Config::new()
@@ -159,8 +177,12 @@ impl fmt::Debug for Dense {
 }
 
 impl Dense {
-    /// The automaton of `hirs`, each of which begins and ends with an anchor, if it fits into `bytes_max`.
-    pub(crate) fn build(hirs: &[Hir], bytes_max: usize) -> Option<Self> {
+    /// The automaton of `patterns`, if it fits into `bytes_max`.
+    pub(crate) fn of<'a>(patterns: impl Iterator<Item = &'a Pattern>, bytes_max: usize) -> Option<Self> {
+        Self::build(&patterns.map(|pattern| &pattern.hir).collect::<Vec<_>>(), bytes_max)
+    }
+
+    fn build(hirs: &[&Hir], bytes_max: usize) -> Option<Self> {
         let nfa = program(hirs, bytes_max)?;
         let config = dense::Config::new()
             .match_kind(MatchKind::All)
@@ -191,7 +213,20 @@ impl Dense {
     }
 }
 
-fn program(hirs: &[Hir], bytes_max: usize) -> Option<NFA> {
+impl Dense {
+    /// The patterns that match in the state `end`, in ascending order.
+    #[inline]
+    pub(crate) fn matching(&self, end: StateID) -> impl Iterator<Item = usize> {
+        (0..self.dfa.match_len(end)).map(move |index| self.dfa.match_pattern(end, index).as_usize())
+    }
+
+    /// How large it is.
+    pub(crate) fn bytes(&self) -> usize {
+        self.dfa.memory_usage()
+    }
+}
+
+fn program(hirs: &[&Hir], bytes_max: usize) -> Option<NFA> {
     let config = thompson::Config::new()
         .utf8(false)
         .nfa_size_limit(Some(bytes_max))
@@ -200,7 +235,7 @@ fn program(hirs: &[Hir], bytes_max: usize) -> Option<NFA> {
 }
 
 /// Any bytes at all.
-pub(crate) fn anything() -> Hir {
+fn anything() -> Hir {
     let any = ClassBytes::new([ClassBytesRange::new(0, 255)]);
     Hir::repetition(Repetition {
         min: 0,
@@ -211,7 +246,7 @@ pub(crate) fn anything() -> Hir {
 }
 
 /// This text, with or without its ASCII case.
-pub(crate) fn literal(text: &str, ignore_case: bool) -> Hir {
+fn literal(text: &str, ignore_case: bool) -> Hir {
     if !ignore_case {
         return Hir::literal(text.as_bytes());
     }
@@ -236,28 +271,13 @@ fn reason(error: &regex_syntax::Error) -> String {
     }
 }
 
-impl Pattern {
-    #[cfg(test)]
-    /// The only text that matches, if there is but one.
-    pub(crate) fn only(&self) -> Option<&[u8]> {
-        use hir::HirKind;
-        let HirKind::Concat(parts) = self.hir.kind() else { return None };
-        let inner = parts
-            .iter()
-            .map(Hir::kind)
-            .skip_while(|kind| matches!(kind, HirKind::Look(Look::Start)))
-            .collect::<Vec<_>>();
-        let (HirKind::Literal(literal), ends) = inner.split_first()? else { return None };
-        ends.iter().all(|kind| matches!(kind, HirKind::Look(Look::End))).then_some(&literal.0)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::route::text::Text;
 
     fn pattern(text: &str) -> Pattern {
-        Pattern::parse(&text.into(), Cover::Whole, false).unwrap().0
+        Pattern::parse(TextKind::Regex, text, false).unwrap().0
     }
 
     fn check(text: &str, yes: &[&str], no: &[&str]) {
@@ -295,14 +315,14 @@ mod tests {
 
     #[test]
     fn a_beginning_is_enough_where_asked() {
-        let pattern = Pattern::parse(&"/api".into(), Cover::Beginning, false).unwrap().0;
+        let pattern = Pattern::parse(TextKind::RegexPrefix, "/api", false).unwrap().0;
         assert!(pattern.matches(b"/api/x") && pattern.matches(b"/api") && pattern.matches(b"/api\n\xff"));
         assert!(!pattern.matches(b"/ap") && !pattern.matches(b"x/api"));
     }
 
     #[test]
     fn what_is_no_pattern_or_too_large_is_refused_in_words() {
-        let refuse = |text: &str| Pattern::parse(&text.into(), Cover::Whole, false).unwrap_err();
+        let refuse = |text: &str| Pattern::parse(TextKind::Regex, text, false).unwrap_err();
         assert_eq!(refuse("("), "is not a pattern (\"(\": unclosed group)");
         assert!(refuse("a)|(b").contains("unopened group"));
         assert!(refuse("(?=x)").contains("look-around"));
@@ -333,8 +353,25 @@ mod tests {
     }
 
     #[test]
-    fn containing_ignores_case_only_where_asked() {
-        assert!(Pattern::containing("bC", true).matches(b"aBcd\n"));
-        assert!(!Pattern::containing("bC", false).matches(b"aBcd"));
+    fn comparisons_as_patterns_compare_alike() {
+        let check = |kind, text: &str, ignore_case, subject: &str| {
+            let pattern = Pattern::comparing(kind, text, ignore_case);
+            let text = Text { kind, text: text.into(), ignore_case, pattern: None };
+            assert_eq!(
+                pattern.matches(subject.as_bytes()),
+                text.matches(subject.as_bytes()),
+                "{text:?} {subject}"
+            );
+        };
+        for kind in [TextKind::Exact, TextKind::Prefix, TextKind::Suffix, TextKind::Elements] {
+            for ignore_case in [false, true] {
+                for subject in ["", "/a", "/A", "/a/", "/a/b", "/ab", "x/a", "/b"] {
+                    check(kind, "/a", ignore_case, subject);
+                    check(kind, "", ignore_case, subject);
+                }
+            }
+        }
+        assert!(Pattern::comparing(TextKind::Contains, "bC", true).matches(b"aBcd\n"));
+        assert!(!Pattern::comparing(TextKind::Contains, "bC", false).matches(b"aBcd"));
     }
 }

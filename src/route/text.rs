@@ -6,71 +6,70 @@ use std::sync::Arc;
 /// A compiled comparison of a text.
 #[derive(Debug, Clone)]
 pub(crate) struct Text {
-    pub(crate) test: TextTest,
-    /// Whether ASCII case is ignored. Patterns have it built in.
+    pub(crate) kind: TextKind,
+    /// What to compare with; for [`TextKind::Elements`] without trailing `/`.
+    pub(crate) text: Arc<str>,
+    /// Whether ASCII case is ignored.
     pub(crate) ignore_case: bool,
+    /// The same comparison as a pattern, for those that are more than "equal" or "begins with".
+    pub(crate) pattern: Option<Arc<Pattern>>,
 }
 
 /// The comparisons.
-#[derive(Debug, Clone)]
-pub(crate) enum TextTest {
-    Exact(Arc<str>),
-    Prefix(Arc<str>),
-    /// Equal, or a prefix followed by `/`; the text here has no trailing `/`.
-    Elements(Arc<str>),
-    Suffix(Arc<str>),
-    Contains(Arc<Pattern>),
-    Regex(Arc<Pattern>),
-    RegexPrefix(Arc<Pattern>),
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum TextKind {
+    Exact,
+    Prefix,
+    /// Equal, or a prefix followed by `/`.
+    Elements,
+    Suffix,
+    Contains,
+    /// A pattern of the whole text.
+    Regex,
+    /// A pattern of the beginning.
+    RegexPrefix,
+}
+
+impl TextKind {
+    /// Whether only a pattern can tell; the others compare bytes.
+    pub(crate) fn runs_a_pattern(self) -> bool {
+        matches!(self, Self::Contains | Self::Regex | Self::RegexPrefix)
+    }
 }
 
 impl Text {
     /// Whether `subject` compares so.
     #[inline]
     pub(crate) fn matches(&self, subject: &[u8]) -> bool {
-        match &self.test {
-            TextTest::Exact(text) => self.same(subject, text),
-            TextTest::Prefix(text) => self.begins(subject, text),
-            TextTest::Elements(text) => {
-                self.begins(subject, text) && matches!(subject.get(text.len()), None | Some(b'/'))
+        match self.kind {
+            TextKind::Exact => self.same(subject),
+            TextKind::Prefix => self.begins(subject),
+            TextKind::Elements => {
+                self.begins(subject) && matches!(subject.get(self.text.len()), None | Some(b'/'))
             }
-            TextTest::Suffix(text) => {
-                let start = subject.len().checked_sub(text.len());
-                start.is_some_and(|start| self.same(&subject[start..], text))
+            TextKind::Suffix => {
+                let start = subject.len().checked_sub(self.text.len());
+                start.is_some_and(|start| self.same(&subject[start..]))
             }
-            TextTest::Contains(pattern) | TextTest::Regex(pattern) | TextTest::RegexPrefix(pattern) => {
-                pattern.matches(subject)
+            TextKind::Contains | TextKind::Regex | TextKind::RegexPrefix => {
+                self.pattern.as_ref().is_some_and(|pattern| pattern.matches(subject))
             }
         }
     }
 
-    fn begins(&self, subject: &[u8], text: &str) -> bool {
-        subject.get(..text.len()).is_some_and(|begin| self.same(begin, text))
+    fn begins(&self, subject: &[u8]) -> bool {
+        subject.get(..self.text.len()).is_some_and(|begin| self.same(begin))
     }
 
-    fn same(&self, subject: &[u8], text: &str) -> bool {
-        if self.ignore_case {
-            subject.eq_ignore_ascii_case(text.as_bytes())
-        } else {
-            subject == text.as_bytes()
-        }
+    fn same(&self, subject: &[u8]) -> bool {
+        let text = self.text.as_bytes();
+        if self.ignore_case { subject.eq_ignore_ascii_case(text) } else { subject == text }
     }
 }
 
 impl PartialEq for Text {
-    /// Patterns are equal when they are one: the compiler makes each only once.
+    /// The pattern follows from the rest.
     fn eq(&self, other: &Self) -> bool {
-        use TextTest::{Contains, Elements, Exact, Prefix, Regex, RegexPrefix, Suffix};
-        self.ignore_case == other.ignore_case
-            && match (&self.test, &other.test) {
-                (Exact(a), Exact(b))
-                | (Prefix(a), Prefix(b))
-                | (Elements(a), Elements(b))
-                | (Suffix(a), Suffix(b)) => a == b,
-                (Contains(a), Contains(b)) | (Regex(a), Regex(b)) | (RegexPrefix(a), RegexPrefix(b)) => {
-                    Arc::ptr_eq(a, b)
-                }
-                _ => false,
-            }
+        self.kind == other.kind && self.ignore_case == other.ignore_case && self.text == other.text
     }
 }

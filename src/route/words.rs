@@ -3,7 +3,7 @@
 use crate::profile::matching::Multi;
 use crate::route::condition::{CallerTest, Host, Test, Value, ValueTest};
 use crate::route::head::RequestHead;
-use crate::route::text::{Text, TextTest};
+use crate::route::text::{Text, TextKind};
 use std::fmt::{self, Display, Formatter};
 use std::sync::Arc;
 
@@ -84,14 +84,15 @@ fn list<T: Display>(f: &mut Formatter<'_>, name: &str, items: &[T], between: &st
 
 impl Display for Text {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        match &self.test {
-            TextTest::Exact(text) => f.write_str(text)?,
-            TextTest::Prefix(text) => write!(f, "{text}…")?,
-            TextTest::Elements(text) => write!(f, "{text}/…")?,
-            TextTest::Suffix(text) => write!(f, "…{text}")?,
-            TextTest::Contains(pattern) => write!(f, "…{}…", pattern.text())?,
-            TextTest::Regex(pattern) => write!(f, "~{}", pattern.text())?,
-            TextTest::RegexPrefix(pattern) => write!(f, "~{}…", pattern.text())?,
+        let text = &self.text;
+        match self.kind {
+            TextKind::Exact => f.write_str(text)?,
+            TextKind::Prefix => write!(f, "{text}…")?,
+            TextKind::Elements => write!(f, "{text}/…")?,
+            TextKind::Suffix => write!(f, "…{text}")?,
+            TextKind::Contains => write!(f, "…{text}…")?,
+            TextKind::Regex => write!(f, "~{text}")?,
+            TextKind::RegexPrefix => write!(f, "~{text}…")?,
         }
         if self.ignore_case { f.write_str(" (in any case)") } else { Ok(()) }
     }
