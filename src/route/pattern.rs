@@ -20,7 +20,7 @@ const NESTING_MAX: u32 = 64;
 
 /// The largest automaton of one pattern, in bytes; larger ones are built while they run, within
 /// `LAZY_BYTES_MAX`.
-const AUTOMATON_BYTES_MAX: usize = 128 << 10;
+pub(crate) const AUTOMATON_BYTES_MAX: usize = 64 << 10;
 const LAZY_BYTES_MAX: usize = 256 << 10;
 
 /// A pattern that must match a whole text, as if written `^(?:…)$`.
@@ -131,14 +131,15 @@ impl Pattern {
         }
     }
 
-    /// Builds what [`matches`](Self::matches) runs, so that no request has to.
-    pub(crate) fn prepare(&self) {
-        self.program();
+    /// Builds what [`matches`](Self::matches) runs, so that no request has to: a complete automaton if it fits into
+    /// `bytes_max`, which may be 0 to save the time of trying. Says whether it is complete.
+    pub(crate) fn prepare(&self, bytes_max: usize) -> bool {
+        matches!(self.program(bytes_max), Program::Dense(_))
     }
 
-    fn program(&self) -> &Program {
+    fn program(&self, bytes_max: usize) -> &Program {
         self.program.get_or_init(|| {
-            if let Some(dense) = Dense::build(&[&self.hir], AUTOMATON_BYTES_MAX) {
+            if let Some(dense) = Dense::build(&[&self.hir], bytes_max) {
                 return Program::Dense(Box::new(dense));
             }
             let config = meta::Config::new()
@@ -146,6 +147,8 @@ impl Pattern {
                 .nfa_size_limit(None)
                 .hybrid_cache_capacity(LAZY_BYTES_MAX)
                 .dfa(false)
+                .onepass(false)
+                .backtrack(false)
                 .which_captures(WhichCaptures::None);
             meta::Builder::new()
                 .configure(config)
@@ -156,7 +159,7 @@ impl Pattern {
 
     /// Whether it matches the whole of `text`.
     pub(crate) fn matches(&self, text: &[u8]) -> bool {
-        match self.program() {
+        match self.program(AUTOMATON_BYTES_MAX) {
             Program::Dense(dense) => dense.end(text).is_some(),
             Program::Lazy(regex) => regex.is_match(Input::new(text).anchored(Anchored::Yes)),
             Program::Never => false,
@@ -190,7 +193,7 @@ impl Dense {
             .accelerate(false)
             .specialize_start_states(false)
             .dfa_size_limit(Some(bytes_max))
-            .determinize_size_limit(Some(bytes_max.saturating_mul(2)));
+            .determinize_size_limit(Some(bytes_max / 2));
         let dfa = dense::Builder::new().configure(config).build_from_nfa(&nfa).ok()?;
         let start = dfa.start_state(&start::Config::new().anchored(Anchored::Yes)).ok()?;
         Some(Self { dfa, start })
@@ -334,7 +337,7 @@ mod tests {
     #[test]
     fn a_pattern_whose_automaton_explodes_still_matches() {
         let pattern = pattern("(?:a|b)*a(?:a|b){24}");
-        assert!(matches!(pattern.program(), Program::Lazy(_)));
+        assert!(matches!(pattern.program(AUTOMATON_BYTES_MAX), Program::Lazy(_)));
         let mut text = vec![b'b'; 200];
         assert!(!pattern.matches(&text));
         text[200 - 25] = b'a';

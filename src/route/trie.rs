@@ -68,9 +68,11 @@ impl Trie {
             let Some(child) = self.firsts[begin..end].iter().position(|&first| first == byte) else { return };
             node = &self.nodes[begin + child];
             let label = &self.labels[node.label.0 as usize..node.label.1 as usize];
-            match after.strip_prefix(label) {
-                Some(after) => rest = after,
-                None => return,
+            // Most branches in a set of numbered names have no label, and comparing calls out.
+            rest = after;
+            if !label.is_empty() {
+                let Some(after) = after.strip_prefix(label) else { return };
+                rest = after;
             }
         }
     }
