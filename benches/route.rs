@@ -5,6 +5,8 @@
 //! axum) on the same paths, which decides by path alone. `-- --instructions` counts instructions under valgrind
 //! instead; `-- --smoke` runs everything once, in less than two seconds.
 
+#![expect(clippy::disallowed_methods, reason = "a bench measures the real clock")]
+
 use enmesh::profile::matching::{
     Condition, GrpcMatch, HostMatch, KeyMatch, PathKind, PathMatch, TextMatch, ValueMatch,
 };

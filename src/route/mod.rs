@@ -6,16 +6,12 @@ mod build;
 mod compile;
 mod condition;
 pub mod explain;
-<<<<<<< HEAD
 pub mod filter;
-pub mod head;
-pub mod layer;
-=======
 mod fold;
 mod hash;
 pub mod head;
 mod index;
->>>>>>> dd9f217 (route: find the first match through an index)
+pub mod layer;
 pub mod matcher;
 mod pattern;
 mod query;
