@@ -337,7 +337,7 @@ fn endpoints_that_nobody_can_stand_at_are_refused() {
     eye.expect(
         Some("1"),
         &["endpoints of a: 0.0.0.0:80 is refused", "endpoints of c: 127.0.0.1:22 is refused"],
-        0,
+        2,
     );
     let seen = eye.settled();
     let count = |service: &str| seen.endpoints[&name(service)].len();
