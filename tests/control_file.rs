@@ -4,7 +4,7 @@
 
 use enmesh::control::disk::{ALL_BYTES_MAX, ENTRIES_MAX, FILE_BYTES_MAX};
 use enmesh::control::file::Files;
-use enmesh::control::scan::{Directory, Parsed, SETTLE, Scanner};
+use enmesh::control::scan::{Directory, Parsed, SETTLE, Scanner, Settings};
 use enmesh::control::screen::Screen;
 use enmesh::control::source::{Rejections, Source, Updates};
 use enmesh::discover::endpoint::{Endpoint, EndpointSet};
@@ -88,7 +88,9 @@ impl Eye {
 
     fn screened(path: impl Into<PathBuf>, screen: Screen) -> Self {
         let rejections = Rejections::default();
-        let scanner = Scanner::new(path.into(), Arc::new(parse), screen, rejections.clone());
+        let (path, cluster_domain) = (path.into(), "cluster.local".into());
+        let settings = Settings { path, parse: Arc::new(parse), screen, cluster_domain };
+        let scanner = Scanner::new(settings, rejections.clone());
         Self { scanner, rejections, now: clock::now() }
     }
 
@@ -424,7 +426,7 @@ async fn next(updates: &mut Updates<Arc<ServiceProfile>>) -> (Option<String>, us
 async fn an_edit_shows_within_a_second_and_faults_and_repairs_too() {
     let dir = Dir::new();
     dir.write("web.yaml", "profile web 1");
-    let files = Files::new(&dir.0, parse);
+    let files = Files::read_by(&dir.0, parse);
     let mut updates = Source::<Arc<ServiceProfile>>::watch(&files, &name("web:80"));
     assert_eq!(next(&mut updates).await, (Some("1".into()), 0), "known at once");
     for (text, expected) in [
@@ -443,11 +445,31 @@ async fn an_edit_shows_within_a_second_and_faults_and_repairs_too() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn real_documents_are_found_under_every_spelling_of_their_service() {
+    let dir = Dir::new();
+    let head = |kind: &str| {
+        format!("apiVersion: enmesh.dev/v1\nkind: {kind}\nmetadata: {{name: web.ns.svc.mesh.test}}")
+    };
+    dir.write("a.yaml", &format!("{}\nspec: {{}}\n", head("ServiceProfile")));
+    dir.write(
+        "b.yaml",
+        &format!("{}\nspec: {{endpoints: [{{address: '10.0.0.1:80'}}]}}\n", head("Endpoints")),
+    );
+    let files = Files::new(&dir.0).cluster_domain("mesh.test");
+    for spelling in ["web.ns", "web.ns:80", "WEB.ns.svc.mesh.test.:80"] {
+        let mut profiles = Source::<Arc<ServiceProfile>>::watch(&files, &name(spelling));
+        assert!(profiles.next().await.unwrap().value.is_some(), "{spelling}");
+        let mut endpoints = Source::<EndpointSet>::watch(&files, &name(spelling));
+        assert_eq!(endpoints.next().await.unwrap().value.map(|set| set.len()), Some(1), "{spelling}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn all_watchers_share_one_look() {
     let dir = Dir::new();
     dir.write("web.yaml", "profile web 1\nendpoint web 10.0.0.1:80");
     let parsed = Arc::new(AtomicUsize::new(0));
-    let files = Files::new(&dir.0, {
+    let files = Files::read_by(&dir.0, {
         let parsed = Arc::clone(&parsed);
         move |name: &str, text: &str| {
             parsed.fetch_add(1, Ordering::SeqCst);
@@ -475,7 +497,7 @@ async fn a_look_that_hangs_is_told_and_its_end_taken_up() {
     let hang = std::sync::Mutex::new(hang);
     let entered = Arc::new(AtomicBool::new(false));
     let enter = Arc::clone(&entered);
-    let files = Files::new(&dir.0, move |name: &str, text: &str| {
+    let files = Files::read_by(&dir.0, move |name: &str, text: &str| {
         enter.store(true, Ordering::SeqCst);
         let _ = hang.lock().unwrap().recv();
         parse(name, text)

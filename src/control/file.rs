@@ -1,11 +1,13 @@
 //! Floor 5: profiles and endpoints from a watched directory.
 
+use crate::control::documents;
 use crate::control::scan::Directory;
-use crate::control::scan::Parse;
 use crate::control::scan::Parsed;
 use crate::control::scan::SETTLE;
 use crate::control::scan::Scanner;
+use crate::control::scan::Settings;
 use crate::control::screen::Screen;
+use crate::control::source::CLUSTER_DOMAIN;
 use crate::control::source::Rejections;
 use crate::control::source::Snapshot;
 use crate::control::source::Source;
@@ -23,6 +25,7 @@ use crate::stdx::clock::{Duration, Instant};
 use futures::Stream;
 use futures::StreamExt;
 use futures::stream;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -55,16 +58,9 @@ pub struct Files {
 
 struct Shared {
     settings: Settings,
+    interval: Duration,
     rejections: Rejections,
     looking: Mutex<Looking>,
-}
-
-#[derive(Clone)]
-struct Settings {
-    path: PathBuf,
-    parse: Parse,
-    screen: Screen,
-    interval: Duration,
 }
 
 type Look = JoinHandle<(Scanner, Arc<Directory>, bool)>;
@@ -84,8 +80,13 @@ impl fmt::Debug for Files {
 }
 
 impl Files {
-    /// The directory at `path`, whose files `parse` reads. Nothing is looked at before somebody watches.
-    pub fn new(
+    /// The ServiceProfiles and Endpoints in the directory at `path`. Nothing is looked at before somebody watches.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self::read_by(path, documents::parse)
+    }
+
+    /// The directory at `path`, whose files `parse` reads: it gets a file's name and text.
+    pub fn read_by(
         path: impl Into<PathBuf>,
         parse: impl Fn(&str, &str) -> Result<Parsed, Invalid> + Send + Sync + 'static,
     ) -> Self {
@@ -93,35 +94,45 @@ impl Files {
             path: path.into(),
             parse: Arc::new(parse),
             screen: Screen::default(),
-            interval: INTERVAL,
+            cluster_domain: CLUSTER_DOMAIN.into(),
         };
-        Self::with(settings, Rejections::default())
+        Self::with(settings, INTERVAL, Rejections::default())
     }
 
-    fn with(settings: Settings, rejections: Rejections) -> Self {
+    fn with(settings: Settings, interval: Duration, rejections: Rejections) -> Self {
         let looking = Looking { scanner: None, running: None, seen: Arc::default(), due: None };
-        Self { shared: Arc::new(Shared { settings, rejections, looking: Mutex::new(looking) }) }
+        Self { shared: Arc::new(Shared { settings, interval, rejections, looking: Mutex::new(looking) }) }
+    }
+
+    fn changed(self, change: impl FnOnce(&mut Settings)) -> Self {
+        let mut settings = self.shared.settings.clone();
+        change(&mut settings);
+        Self::with(settings, self.shared.interval, self.shared.rejections.clone())
     }
 
     /// The same directory, looked at every `interval`; 10 ms to 1 h. Default [`INTERVAL`].
     #[must_use]
     pub fn every(self, interval: Duration) -> Self {
         let interval = interval.clamp(Duration::from_millis(10), Duration::from_secs(3600));
-        let settings = Settings { interval, ..self.shared.settings.clone() };
-        Self::with(settings, self.shared.rejections.clone())
+        Self::with(self.shared.settings.clone(), interval, self.shared.rejections.clone())
     }
 
     /// The same directory, whose endpoints must pass `screen`.
     #[must_use]
     pub fn screened(self, screen: Screen) -> Self {
-        let settings = Settings { screen, ..self.shared.settings.clone() };
-        Self::with(settings, self.shared.rejections.clone())
+        self.changed(|settings| settings.screen = screen)
+    }
+
+    /// The same directory in a cluster with this domain. Default [`CLUSTER_DOMAIN`].
+    #[must_use]
+    pub fn cluster_domain(self, domain: impl Into<Arc<str>>) -> Self {
+        self.changed(|settings| settings.cluster_domain = domain.into())
     }
 
     /// The same directory, counting refused inputs with a handle of `registry`.
     #[must_use]
     pub fn counted(self, registry: &Registry) -> Self {
-        Self::with(self.shared.settings.clone(), Rejections::new(registry, "files"))
+        Self::with(self.shared.settings.clone(), self.shared.interval, Rejections::new(registry, "files"))
     }
 
     /// How many inputs were refused until now: each new text of a file that is no document, each time a file or the
@@ -145,17 +156,20 @@ impl Files {
         })
     }
 
-    fn project<T, F>(&self, service: &ServiceName, value: F) -> Updates<T>
+    fn project<T>(
+        &self,
+        service: &ServiceName,
+        map: impl Fn(&Directory) -> &BTreeMap<ServiceName, T> + Send + 'static,
+    ) -> Updates<T>
     where
         T: PartialEq + Clone + Send + Sync + 'static,
-        F: Fn(&Directory, &ServiceName) -> Option<T> + Send + 'static,
     {
-        let service = service.clone();
+        let (service, domain) = (service.clone(), Arc::clone(&self.shared.settings.cluster_domain));
         let mut told: Option<Snapshot<T>> = None;
         self.directory()
             .filter_map(move |directory| {
-                let snapshot =
-                    Snapshot { value: value(&directory, &service), faults: Arc::clone(&directory.faults) };
+                let value = find(map(&directory), &service, &domain).cloned();
+                let snapshot = Snapshot { value, faults: Arc::clone(&directory.faults) };
                 let news = told.as_ref() != Some(&snapshot);
                 told = Some(snapshot.clone());
                 std::future::ready(news.then_some(snapshot))
@@ -166,13 +180,13 @@ impl Files {
 
 impl Source<Arc<ServiceProfile>> for Files {
     fn watch(&self, service: &ServiceName) -> Updates<Arc<ServiceProfile>> {
-        self.project(service, |directory, service| find(&directory.profiles, service).cloned())
+        self.project(service, |directory| &directory.profiles)
     }
 }
 
 impl Source<EndpointSet> for Files {
     fn watch(&self, service: &ServiceName) -> Updates<EndpointSet> {
-        self.project(service, |directory, service| find(&directory.endpoints, service).cloned())
+        self.project(service, |directory| &directory.endpoints)
     }
 }
 
@@ -195,7 +209,7 @@ impl Shared {
                 again = self.look_once(&mut looking).await;
             }
         }
-        let wait = if again { SETTLE.min(self.settings.interval) } else { self.settings.interval };
+        let wait = if again { SETTLE.min(self.interval) } else { self.interval };
         let due = clock::now() + wait;
         looking.due = Some(due);
         (Arc::clone(&looking.seen), due)
@@ -222,10 +236,10 @@ impl Shared {
     }
 
     fn start(&self, scanner: Option<Scanner>, now: Instant) -> JoinHandle<(Scanner, Arc<Directory>, bool)> {
-        let Settings { path, parse, screen, .. } = self.settings.clone();
+        let settings = self.settings.clone();
         let rejections = self.rejections.clone();
         tokio::task::spawn_blocking(move || {
-            let mut scanner = scanner.unwrap_or_else(|| Scanner::new(path, parse, screen, rejections));
+            let mut scanner = scanner.unwrap_or_else(|| Scanner::new(settings, rejections));
             let (seen, again) = scanner.look(now, clock::wall());
             (scanner, seen, again)
         })

@@ -1,5 +1,6 @@
 //! Floor 5: a source written in code, which never changes.
 
+use crate::control::source::CLUSTER_DOMAIN;
 use crate::control::source::Snapshot;
 use crate::control::source::Source;
 use crate::control::source::Updates;
@@ -16,24 +17,30 @@ use std::sync::Arc;
 
 /// Values for services, fixed when the program was written or started.
 ///
-/// A name without a port stands for every port of its host.
+/// A name without a port stands for every port of its host, and `web.ns` for `web.ns.svc.cluster.local`.
 #[derive(Debug, Clone)]
 pub struct Fixed<T> {
     values: BTreeMap<ServiceName, T>,
+    domain: Arc<str>,
 }
 
 impl<T> Default for Fixed<T> {
-    /// Knows no service.
+    /// Knows no service, in the cluster domain [`CLUSTER_DOMAIN`].
     fn default() -> Self {
-        Self { values: BTreeMap::new() }
+        Self::new(CLUSTER_DOMAIN)
     }
 }
 
 impl<T> Fixed<T> {
+    /// Knows no service of the cluster with this domain.
+    pub fn new(cluster_domain: impl Into<Arc<str>>) -> Self {
+        Self { values: BTreeMap::new(), domain: cluster_domain.into() }
+    }
+
     /// Adds `value` for `service`, replacing an earlier one.
     #[must_use]
     pub fn with(mut self, service: ServiceName, value: T) -> Self {
-        self.values.insert(service, value);
+        self.values.insert(service.short(&self.domain), value);
         self
     }
 }
@@ -52,7 +59,7 @@ impl Fixed<Arc<ServiceProfile>> {
     pub fn profile(mut self, profile: ServiceProfile) -> Self {
         let profile = Arc::new(profile);
         for name in &profile.names {
-            self.values.insert(name.clone(), Arc::clone(&profile));
+            self.values.insert(name.short(&self.domain), Arc::clone(&profile));
         }
         self
     }
@@ -60,7 +67,7 @@ impl Fixed<Arc<ServiceProfile>> {
 
 impl<T: Clone + Send + Sync + 'static> Source<T> for Fixed<T> {
     fn watch(&self, service: &ServiceName) -> Updates<T> {
-        let snapshot = Snapshot::good(find(&self.values, service).cloned());
+        let snapshot = Snapshot::good(find(&self.values, service, &self.domain).cloned());
         stream::iter([snapshot]).boxed()
     }
 }
@@ -87,6 +94,15 @@ mod tests {
         assert_eq!(check(&fixed, "WEB:80"), Some(2));
         assert_eq!(check(&fixed, "web:81"), Some(1));
         assert_eq!(check(&fixed, "emoji"), None);
+    }
+
+    #[test]
+    fn all_spellings_of_a_cluster_s_service_are_one() {
+        let fixed = Fixed::default().with(name("web.ns.svc.cluster.local"), 1);
+        assert_eq!(check(&fixed, "web.ns:80"), Some(1));
+        let fixed = Fixed::new("mesh.test").with(name("web.ns"), 1);
+        assert_eq!(check(&fixed, "web.ns.svc.mesh.test:80"), Some(1));
+        assert_eq!(check(&fixed, "web.ns.svc.cluster.local:80"), None);
     }
 
     #[test]

@@ -12,6 +12,8 @@ pub mod disk;
 #[cfg(feature = "dns")]
 pub mod dns;
 #[cfg(feature = "files")]
+pub mod documents;
+#[cfg(feature = "files")]
 pub mod file;
 pub mod fixed;
 #[cfg(feature = "dns")]

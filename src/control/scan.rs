@@ -40,16 +40,16 @@ pub type Parse = Arc<dyn Fn(&str, &str) -> Result<Parsed, Invalid> + Send + Sync
 /// All that a directory says at one moment.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Directory {
-    /// Profiles by each of their names.
+    /// Profiles by each of their names, in short.
     pub profiles: BTreeMap<ServiceName, Arc<ServiceProfile>>,
-    /// Endpoints by service.
+    /// Endpoints by service, in short.
     pub endpoints: BTreeMap<ServiceName, EndpointSet>,
     /// What is wrong, in order of file name.
     pub faults: Arc<[SourceFault]>,
 }
 
 /// What is remembered of one file.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Memory {
     /// The state of the file whose text was judged last.
     known: Option<Known>,
@@ -65,11 +65,29 @@ struct Memory {
     gone: Option<Instant>,
 }
 
+/// Which directory, and how it is read.
+#[derive(Clone)]
+pub struct Settings {
+    /// The directory.
+    pub path: PathBuf,
+    /// Reads one file.
+    pub parse: Parse,
+    /// What endpoints must pass.
+    pub screen: Screen,
+    /// The domain below which names have a short form.
+    pub cluster_domain: Arc<str>,
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
 /// A directory and what is known of it.
+#[derive(Debug)]
 pub struct Scanner {
-    path: PathBuf,
-    parse: Parse,
-    screen: Screen,
+    settings: Settings,
     rejections: Rejections,
     root: Option<Root>,
     files: BTreeMap<String, Memory>,
@@ -78,24 +96,19 @@ pub struct Scanner {
     seen: Arc<Directory>,
 }
 
-impl fmt::Debug for Scanner {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Scanner").field("path", &self.path).field("files", &self.files.len()).finish()
-    }
-}
-
 impl Scanner {
-    /// Will look at `path`.
-    pub fn new(path: PathBuf, parse: Parse, screen: Screen, rejections: Rejections) -> Self {
+    /// Has not looked yet.
+    pub fn new(settings: Settings, rejections: Rejections) -> Self {
         let (files, seen) = (BTreeMap::new(), Arc::default());
-        Self { path, parse, screen, rejections, root: None, files, broken: None, seen }
+        Self { settings, rejections, root: None, files, broken: None, seen }
     }
 
     /// Looks once. The directory is the same `Arc` as before unless something changed; the second answer says
     /// whether it is worth looking again after [`SETTLE`] already.
     pub fn look(&mut self, now: Instant, wall: SystemTime) -> (Arc<Directory>, bool) {
-        let look =
-            disk::look(&self.path, |root, name, signature| self.is_due(root, name, signature, now, wall));
+        let look = disk::look(&self.settings.path, |root, name, signature| {
+            self.is_due(root, name, signature, now, wall)
+        });
         let again = match look {
             Ok((root, found)) if found.is_empty() && self.was_replaced(&root) => {
                 let problem = "was replaced by a directory without a document".to_owned();
@@ -193,7 +206,7 @@ impl Scanner {
                 let is_new = memory.known.is_none_or(|before| before.hash != known.hash);
                 (memory.unreadable, memory.waiting, memory.known) = (None, None, Some(known));
                 if is_new {
-                    match judge(&self.parse, &self.screen, &name, &bytes) {
+                    match judge(&self.settings, &name, &bytes) {
                         Ok((parsed, refused)) => {
                             (0..refused).for_each(|_| self.rejections.add());
                             (memory.good, memory.refused) = (Some(parsed), Vec::new());
@@ -211,7 +224,7 @@ impl Scanner {
     fn directory(&self) -> Directory {
         let mut all = Directory::default();
         let mut faults: Vec<SourceFault> = Vec::new();
-        let origin: Arc<str> = self.path.to_string_lossy().into();
+        let origin: Arc<str> = self.settings.path.to_string_lossy().into();
         faults.extend(self.broken.iter().map(|fault| SourceFault::new(Arc::clone(&origin), fault.clone())));
         for (name, memory) in &self.files {
             let origin: Arc<str> = name.as_str().into();
@@ -221,8 +234,9 @@ impl Scanner {
             let Some(good) = &memory.good else { continue };
             let profiles = good.profiles.iter().flat_map(|p| p.names.iter().map(move |name| (name, p)));
             let endpoints = good.endpoints.iter().map(|(service, set)| (service, set));
-            let mut twice = add(&mut all.profiles, profiles);
-            twice.extend(add(&mut all.endpoints, endpoints));
+            let domain = &self.settings.cluster_domain;
+            let mut twice = add(&mut all.profiles, profiles, domain);
+            twice.extend(add(&mut all.endpoints, endpoints, domain));
             faults.extend(twice.into_iter().map(|fault| SourceFault::new(Arc::clone(&origin), fault)));
         }
         all.faults = faults.into();
@@ -235,32 +249,34 @@ impl Scanner {
 fn add<'a, T: Clone + 'a>(
     map: &mut BTreeMap<ServiceName, T>,
     new: impl Iterator<Item = (&'a ServiceName, &'a T)>,
+    domain: &str,
 ) -> Vec<Fault> {
     let mut twice = Vec::new();
     for (service, value) in new {
-        if map.contains_key(service) {
+        let short = service.short(domain);
+        if map.contains_key(&short) {
             let problem = format!("says what an earlier document already says of {service}, and is not used");
             twice.push(Fault::rejected("", problem, "keep one of the two"));
         } else {
-            map.insert(service.clone(), value.clone());
+            map.insert(short, value.clone());
         }
     }
     twice
 }
 
 /// What the bytes say, and how many of their endpoints were refused.
-fn judge(parse: &Parse, screen: &Screen, name: &str, bytes: &[u8]) -> Result<(Parsed, usize), Invalid> {
+fn judge(settings: &Settings, name: &str, bytes: &[u8]) -> Result<(Parsed, usize), Invalid> {
     let text = std::str::from_utf8(bytes).map_err(|error| {
         Fault::rejected("", format!("is not UTF-8 at byte {}", error.valid_up_to()), "write it as UTF-8 text")
     })?;
-    let mut parsed = parse(name, text)?;
+    let mut parsed = (settings.parse)(name, text)?;
     if parsed.profiles.is_empty() && parsed.endpoints.is_empty() {
         let remedy = "to delete its documents, remove the file";
         return Err(Fault::rejected("", "holds no document", remedy).into());
     }
     let mut refused = 0;
     for (service, set) in &mut parsed.endpoints {
-        let (passed, faults) = screen.sift(&format!("endpoints of {service}"), set.iter().cloned());
+        let (passed, faults) = settings.screen.sift(&format!("endpoints of {service}"), set.iter().cloned());
         *set = passed;
         refused += faults.len();
         parsed.notes.extend(faults);

@@ -77,9 +77,14 @@ impl<T, S: Source<T> + ?Sized> Source<T> for Arc<S> {
     }
 }
 
-/// What `map` says of `service`: under its whole name, else under its host for every port.
-pub fn find<'a, T>(map: &'a BTreeMap<ServiceName, T>, service: &ServiceName) -> Option<&'a T> {
-    map.get(service).or_else(|| map.get(&service.without_port()))
+/// The domain of a Kubernetes cluster unless its installer was told another: names below it have a short form.
+pub const CLUSTER_DOMAIN: &str = "cluster.local";
+
+/// What `map`, whose names are [short](ServiceName::short), says of `service`: under its whole name, else under its
+/// host for every port.
+pub fn find<'a, T>(map: &'a BTreeMap<ServiceName, T>, service: &ServiceName, domain: &str) -> Option<&'a T> {
+    let short = service.short(domain);
+    map.get(&short).or_else(|| map.get(&short.without_port()))
 }
 
 /// How many inputs a source refused since it began.

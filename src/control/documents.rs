@@ -1,0 +1,108 @@
+//! Floor 5: reads the documents of one file: ServiceProfiles and Endpoints.
+
+use crate::control::scan::Parsed;
+use crate::discover::parse as endpoints;
+use crate::profile::invalid::Fault;
+use crate::profile::invalid::Invalid;
+use crate::profile::invalid::Severity;
+use crate::profile::object;
+use crate::profile::object::Object;
+use crate::profile::parse as profiles;
+use std::sync::Arc;
+
+/// The API groups whose documents are ours to read: one of an unknown kind is a mistake, and not somebody else's.
+const GROUPS: [&str; 2] = ["enmesh.dev", "linkerd.io"];
+
+/// Reads every document of the file called `name`.
+///
+/// A file is good or refused as a whole: half of what somebody wrote is not what they meant. Documents of other
+/// kinds, as manifests have them beside ours, are ignored and said to be.
+///
+/// # Errors
+///
+/// All faults of all documents, if one of them is refused.
+pub fn parse(name: &str, text: &str) -> Result<Parsed, Invalid> {
+    let mut parsed = Parsed::default();
+    let mut faults = Vec::new();
+    let mut refused = false;
+    for object in object::read(text, name) {
+        if endpoints::is_endpoints(&object) {
+            let document = endpoints::endpoints(object);
+            refused |= document.endpoints.is_none();
+            parsed.endpoints.extend(document.endpoints);
+            faults.extend(document.faults);
+        } else if is_foreign(&object) {
+            let problem = format!("a {} of {} is nothing that is read here", object.kind, object.api_version);
+            faults.push(Fault::new(Severity::Ignored, "kind", problem, "keep it elsewhere to silence this"));
+        } else {
+            let document = profiles::profile(object);
+            refused |= document.profile.is_none();
+            parsed.profiles.extend(document.profile.map(Arc::new));
+            faults.extend(document.faults);
+        }
+    }
+    if refused {
+        return Err(Invalid { faults });
+    }
+    parsed.notes = faults;
+    Ok(parsed)
+}
+
+/// Whether a document is a good one of somebody else.
+fn is_foreign(object: &Object) -> bool {
+    let told = !object.kind.is_empty() && !object.api_version.is_empty();
+    told && object.faults.is_empty() && !GROUPS.contains(&object.group())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PROFILE: &str =
+        "apiVersion: enmesh.dev/v1\nkind: ServiceProfile\nmetadata: {name: web.ns}\nspec: {}\n";
+    const ENDPOINTS: &str = "apiVersion: enmesh.dev/v1\nkind: Endpoints\nmetadata: {name: web.ns}\n\
+                             spec: {endpoints: [{address: '10.0.0.1:80'}]}\n";
+
+    fn check(documents: &[&str], expected: Result<(usize, usize, &[&str]), &[&str]>) {
+        let text = documents.join("---\n");
+        let told = |faults: &[Fault]| faults.iter().map(ToString::to_string).collect::<Vec<_>>();
+        match (parse("a.yaml", &text), expected) {
+            (Ok(parsed), Ok((profiles, endpoints, notes))) => {
+                assert_eq!((parsed.profiles.len(), parsed.endpoints.len()), (profiles, endpoints), "{text}");
+                assert_eq!(told(&parsed.notes), notes, "{text}");
+            }
+            (Err(invalid), Err(parts)) => {
+                let told = told(&invalid.faults);
+                assert_eq!(told.len(), parts.len(), "{told:?}");
+                assert!(told.iter().zip(parts).all(|(told, part)| told.contains(part)), "{told:?} {parts:?}");
+            }
+            (seen, _) => panic!("{text}: {seen:?}"),
+        }
+    }
+
+    #[test]
+    fn profiles_and_endpoints_may_share_a_file_and_the_foreign_is_told() {
+        check(&[PROFILE, ENDPOINTS], Ok((1, 1, &[])));
+        let note =
+            "ignored: kind: a Service of v1 is nothing that is read here; keep it elsewhere to silence this";
+        check(&[ENDPOINTS, "apiVersion: v1\nkind: Service\n"], Ok((0, 1, &[note])));
+    }
+
+    #[test]
+    fn one_bad_document_refuses_the_file_with_all_faults() {
+        let bad = PROFILE.replace("spec: {}", "spec: {routez: 1, timeouts: {request: x}}");
+        check(&[ENDPOINTS, &bad], Err(&["routez", "request"]));
+        check(
+            &[ENDPOINTS, "apiVersion: linkerd.io/v1alpha2\nkind: ServiceProfil\n"],
+            Err(&["ServiceProfil"]),
+        );
+        check(&["kind: Service\n"], Err(&["apiVersion"]));
+        check(&["a: ["], Err(&[""]));
+    }
+
+    #[test]
+    fn what_holds_nothing_is_left_to_the_caller() {
+        check(&[""], Ok((0, 0, &[])));
+        check(&["# only a comment\n"], Ok((0, 0, &[])));
+    }
+}
