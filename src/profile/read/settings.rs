@@ -21,9 +21,9 @@ use std::time::Duration;
 /// whole budget.
 pub(crate) const ATTEMPTS_MAX: u32 = 10;
 
-/// The most body bytes that may be kept for a repetition: 64 MiB. Kept bodies are the only memory that grows with
-/// what callers send.
-pub(crate) const REPLAY_BYTES_MAX: usize = 64 << 20;
+/// The most body bytes that may be kept for a repetition: 1 MiB. Kept bodies are memory that grows with what callers
+/// send.
+pub(crate) const REPLAY_BYTES_MAX: usize = 1 << 20;
 
 /// The range of a budget's window (Linkerd's proxy accepts no other).
 pub(crate) const TTL: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(60);
