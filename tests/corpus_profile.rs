@@ -1,10 +1,20 @@
 //! The corpus of ServiceProfiles (`ENMESH_CORPUS`): what loads, what does not, and what it means.
 
 use enmesh::profile::duration;
+use enmesh::profile::generate::draft::Generated;
+use enmesh::profile::generate::openapi::from_openapi;
+use enmesh::profile::generate::refine::Refinements;
+use enmesh::profile::generate::tap;
+use enmesh::profile::generate::target::Sources;
+use enmesh::profile::generate::target::Target;
+use enmesh::profile::generate::template::template;
 use enmesh::profile::invalid::Severity;
 use enmesh::profile::matching::Condition;
 use enmesh::profile::matching::PathKind;
 use enmesh::profile::matching::ResponseCondition;
+use enmesh::profile::node;
+use enmesh::profile::node::Kind;
+use enmesh::profile::node::Node;
 use enmesh::profile::parse::parse;
 use enmesh::profile::route::Backend;
 use enmesh::profile::service::ServiceProfile;
@@ -254,5 +264,166 @@ fn conditions_are_those_of_the_vectors() {
     for row in vectors["invalid_regex"].as_array().expect("rows") {
         let (condition, noted) = condition(&row["condition"]);
         assert!(noted && !holds(&condition, "GET", "/"), "a part that is lost widens nothing: {row}");
+    }
+}
+
+/// Whether a status is in a class.
+fn in_class(condition: &ResponseCondition, status: u16) -> bool {
+    match condition {
+        ResponseCondition::All(items) => items.iter().all(|item| in_class(item, status)),
+        ResponseCondition::Any(items) => items.iter().any(|item| in_class(item, status)),
+        ResponseCondition::Not(inner) => !in_class(inner, status),
+        ResponseCondition::Status(range) => range.contains(&status),
+    }
+}
+
+#[test]
+fn response_classes_are_those_of_the_vectors() {
+    let Some(path) = corpus("vectors/linkerd-sp-match.json") else { return };
+    for row in json_of(path)["response"].as_array().expect("rows") {
+        let document = json!({
+            "apiVersion": "linkerd.io/v1alpha2",
+            "kind": "ServiceProfile",
+            "metadata": {"name": "a.b.svc.cluster.local"},
+            "spec": {"routes": [{
+                "name": "r",
+                "condition": {"method": "GET"},
+                "responseClasses": [{"condition": row["condition"]}],
+            }]},
+        });
+        let profile = ServiceProfile::from_yaml(&document.to_string()).expect("good");
+        let class = &profile.routes[0].response_classes[0].condition;
+        for (status, holds) in row["statuses"].as_object().expect("statuses") {
+            // Their proxy drops a range with one bound; here it is that status, as their documentation says.
+            let holds = if row["quirk"] == true { json!(true) } else { holds.clone() };
+            assert_eq!(Value::Bool(in_class(class, status.parse().expect("a status"))), holds, "{row}");
+        }
+    }
+}
+
+/// The YAML of a document as JSON, so that documents are compared and not bytes.
+fn tree(text: &str) -> Value {
+    let mut documents = node::read(text);
+    assert_eq!(documents.len(), 1, "{text}");
+    let document = documents.remove(0);
+    assert_eq!(document.faults, [], "{text}");
+    as_json(&document.root)
+}
+
+fn as_json(node: &Node) -> Value {
+    match &node.value {
+        node::Value::Map(entries) => {
+            Value::Object(entries.iter().map(|entry| (entry.key.clone(), as_json(&entry.node))).collect())
+        }
+        node::Value::List(items) => Value::Array(items.iter().map(as_json).collect()),
+        node::Value::Scalar(scalar) => match scalar.kind() {
+            Kind::Null => Value::Null,
+            Kind::Bool(value) => Value::Bool(value),
+            Kind::Number => serde_json::from_str(&scalar.text).expect("a number"),
+            Kind::Text => Value::String(scalar.text.clone()),
+        },
+    }
+}
+
+fn target_of(case: &std::path::Path) -> Target {
+    let args = json_of(case.join("args.json"));
+    let text = |key: &str| args[key].as_str().expect("a text").to_owned();
+    let target = Target {
+        service: text("service"),
+        namespace: text("namespace"),
+        cluster_domain: text("clusterDomain"),
+    };
+    assert_eq!(target.check(), Ok(()));
+    target
+}
+
+/// Checks every case of a folder: what `generate` makes of it, as YAML and as JSON.
+fn generated(folder: &str, least: usize, generate: impl Fn(&std::path::Path, &Target) -> Generated) {
+    let Some(path) = corpus(folder) else { return };
+    let mut count = 0;
+    for entry in std::fs::read_dir(path).expect("a folder") {
+        let case = entry.expect("an entry").path();
+        let generated = generate(&case, &target_of(&case));
+        let expected = tree(&std::fs::read_to_string(case.join("expected.yaml")).expect("readable"));
+        assert_eq!(tree(&generated.to_yaml()), expected, "{}", case.display());
+        assert_eq!(tree(&generated.to_json()), expected, "{}", case.display());
+        assert!(!generated.to_json().contains('\n'));
+        assert_eq!(generated.faults, [], "{}", case.display());
+        count += 1;
+    }
+    assert!(count >= least, "{count}");
+}
+
+fn input(case: &std::path::Path) -> String {
+    let found = ["input.yaml", "input.json", "input.proto"].map(|name| case.join(name));
+    let path = found.iter().find(|path| path.exists()).expect("an input");
+    std::fs::read_to_string(path).expect("readable")
+}
+
+#[test]
+fn openapi_descriptions_become_the_reference_s_documents() {
+    generated("profile/openapi", 11, |case, target| {
+        from_openapi(&input(case), target, Refinements::default()).expect("a description")
+    });
+}
+
+#[cfg(feature = "cli")]
+#[test]
+fn protobuf_files_become_the_reference_s_documents() {
+    generated("profile/proto", 6, |case, target| {
+        enmesh::profile::generate::proto::from_proto(&input(case), target, Refinements::default())
+            .expect("protobuf")
+    });
+}
+
+#[test]
+fn tapped_requests_become_the_reference_s_documents() {
+    generated("profile/tap", 2, |case, target| {
+        let events = json_of(case.join("events.json"));
+        let seen = events.as_array().expect("events").iter().map(|event| tap::Seen {
+            direction: match event["direction"].as_str() {
+                Some("INBOUND") => tap::Direction::Inbound,
+                _ => tap::Direction::Outbound,
+            },
+            stage: match event["event"].as_str() {
+                Some("requestInit") => tap::Stage::Request,
+                _ => tap::Stage::Response,
+            },
+            method: event["method"].as_str().expect("a method").to_owned(),
+            path: event["path"].as_str().expect("a path").to_owned(),
+        });
+        let limit = json_of(case.join("args.json"))["tapRouteLimit"].as_u64().expect("a limit");
+        tap::from_tap(seen, target, usize::try_from(limit).expect("small"), Refinements::default())
+    });
+}
+
+#[test]
+fn the_template_reads_as_the_reference_s_does() {
+    let Some(case) = corpus("profile/template") else { return };
+    let text = template(&target_of(&case));
+    assert_eq!(tree(&text), tree(&std::fs::read_to_string(case.join("expected.yaml")).expect("readable")));
+    let profile = ServiceProfile::from_yaml(&text).expect("good");
+    assert_eq!(profile.routes.len(), 1);
+}
+
+#[test]
+fn wrong_use_is_refused_in_the_reference_s_words() {
+    let Some(path) = corpus("profile/cli/cases.json") else { return };
+    let cases = json_of(path);
+    for case in cases["cases"].as_array().expect("cases") {
+        let options = &case["options"];
+        let text = |key: &str, default: &str| options[key].as_str().unwrap_or(default).to_owned();
+        let sources = Sources {
+            template: options["template"] == true,
+            open_api: options["openAPI"].is_string(),
+            proto: options["proto"].is_string(),
+        };
+        let target = Target {
+            service: text("name", ""),
+            namespace: text("namespace", "default"),
+            cluster_domain: "cluster.local".to_owned(),
+        };
+        let error = sources.check().and_then(|()| target.check()).err().map(|refusal| refusal.to_string());
+        assert_eq!(error.as_deref(), case["error"].as_str(), "{case}");
     }
 }

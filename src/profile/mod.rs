@@ -6,6 +6,7 @@
 
 pub mod decimal;
 pub mod duration;
+pub mod generate;
 pub mod invalid;
 mod json;
 pub mod matching;
