@@ -4,6 +4,7 @@
 #![cfg_attr(
     not(test),
     warn(
+        unreachable_pub,
         clippy::unwrap_used,
         clippy::expect_used,
         clippy::panic,
@@ -20,6 +21,7 @@ pub mod connect;
 pub mod control;
 pub mod discover;
 pub mod error;
+pub mod mesh;
 pub mod metrics;
 pub mod policy;
 pub mod profile;
@@ -31,3 +33,15 @@ pub mod split;
 pub mod stdx;
 pub mod timeout;
 pub mod tls;
+
+pub use error::{BoxError, Error, Scope};
+#[cfg(feature = "http")]
+pub use mesh::{
+    body::ReqBody,
+    builder::MeshBuilder,
+    client::{Client, RequestExt},
+    response::{ResBody, ResponseExt},
+    runtime::Mesh,
+};
+pub use policy::call::{CallInfo, CallOptions};
+pub use profile::service::ServiceProfile;

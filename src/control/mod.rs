@@ -18,6 +18,7 @@ pub mod file;
 pub mod fixed;
 #[cfg(feature = "dns")]
 pub mod hickory;
+pub mod literal;
 #[cfg(feature = "files")]
 pub mod scan;
 pub mod screen;

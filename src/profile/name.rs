@@ -35,6 +35,11 @@ impl ServiceName {
     /// The longest host name that is accepted, in bytes (RFC 1035: 253 visible characters and a dot).
     pub const HOST_BYTES_MAX: usize = 254;
 
+    /// `localhost`: the name of a process that is not called.
+    pub fn localhost() -> Self {
+        Self { host: "localhost".into(), port: None }
+    }
+
     /// The host in lower case, without a trailing dot. An IPv6 address stands without brackets.
     pub fn host(&self) -> &str {
         &self.host

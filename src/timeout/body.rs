@@ -25,8 +25,8 @@ pub struct TimedBody<B> {
     #[pin]
     inner: Option<B>,
     limits: Limits,
-    #[pin]
-    sleep: Option<Sleep>,
+    /// Armed when the body is pending. In a box, so that a body is small and may be moved.
+    sleep: Option<Pin<Box<Sleep>>>,
 }
 
 impl<B> TimedBody<B> {
@@ -58,7 +58,7 @@ where
         if let Poll::Ready(frame) = inner.poll_frame(cx) {
             // The next silence begins now; the timer is armed again when there is one.
             if this.limits.idle.is_some() {
-                this.sleep.set(None);
+                *this.sleep = None;
             }
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
@@ -68,9 +68,9 @@ where
             let silent = idle.and_then(|idle| Some((clock::now().checked_add(idle)?, idle, Scope::Idle)));
             let first = [whole, silent].into_iter().flatten().map(|(at, ..)| at).min();
             let Some(at) = first else { return Poll::Pending };
-            this.sleep.set(Some(tokio::time::sleep_until(at.into())));
+            *this.sleep = Some(Box::pin(tokio::time::sleep_until(at.into())));
         }
-        match this.sleep.as_mut().as_pin_mut().map(|sleep| sleep.poll(cx)) {
+        match this.sleep.as_mut().map(|sleep| sleep.as_mut().poll(cx)) {
             Some(Poll::Ready(())) => {
                 this.inner.set(None);
                 let past = |(at, ..): &(Instant, Duration, Scope)| clock::now() >= *at;

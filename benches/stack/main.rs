@@ -1,0 +1,156 @@
+//! The whole client stack in process, over a mock connection, on one thread: against the same stack of tower 0.5.
+//!
+//! `cargo bench --bench stack -- --callgrind`
+
+#[path = "../common/mod.rs"]
+mod common;
+
+use bytes::Bytes;
+use common::{Options, Row, measure, print};
+use enmesh::balance::layer::Balance;
+use enmesh::discover::endpoint::{Endpoint, EndpointSet};
+use enmesh::mesh::body::ReqBody;
+use enmesh::mesh::client::enter;
+use enmesh::mesh::stack::{self, AskAttempt, Backend};
+use enmesh::metrics::names::Direction;
+use enmesh::metrics::registry::Registry;
+use enmesh::metrics::set::MetricsSet;
+use enmesh::policy::compile::{Compiler, Policy};
+use enmesh::profile::matching::{Condition, PathKind, PathMatch};
+use enmesh::profile::route::Route;
+use enmesh::profile::service::ServiceProfile;
+use enmesh::profile::settings::{BreakerSettings, Limit, RetryOn, RetrySettings, Timeouts};
+use enmesh::split::layer::Split;
+use enmesh::stdx::rng::Rng;
+use http::{Request, Response};
+use http_body_util::Empty;
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tower::Service;
+
+type Boxed = Pin<Box<dyn Future<Output = Result<Response<Empty<Bytes>>, Infallible>> + Send>>;
+
+/// A connection that answers at once, in a box: what a nameable client's leaf must be.
+#[derive(Clone)]
+struct Mock;
+
+impl<B> Service<Request<B>> for Mock {
+    type Response = Response<Empty<Bytes>>;
+    type Error = Infallible;
+    type Future = Boxed;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Request<B>) -> Boxed {
+        Box::pin(std::future::ready(Ok(Response::new(Empty::new()))))
+    }
+}
+
+fn address(index: usize) -> SocketAddr {
+    let [_, b, c, d] = (index as u32).to_be_bytes();
+    SocketAddr::from(([10, b, c, d], 80))
+}
+
+fn profile(routes: usize) -> ServiceProfile {
+    let timeouts = Timeouts {
+        request: Limit::After(Duration::from_secs(5)),
+        attempt: Limit::After(Duration::from_secs(1)),
+        ..Timeouts::default()
+    };
+    let retry =
+        RetrySettings { on: RetryOn { failures: true, ..RetryOn::default() }, ..RetrySettings::default() };
+    let route = |index: usize| Route {
+        name: format!("r{index}").into(),
+        condition: Condition::Path(PathMatch::new(PathKind::Exact, format!("/api/r{index}"))),
+        timeouts,
+        retry: Some(retry.clone()),
+        ..Route::default()
+    };
+    ServiceProfile {
+        routes: (0..routes).map(route).collect(),
+        breaker: Some(BreakerSettings::default()),
+        ..ServiceProfile::new("web:80".parse().expect("a name"))
+    }
+}
+
+fn registry() -> Registry {
+    #[cfg(feature = "prometheus")]
+    return enmesh::metrics::prometheus::Prometheus::new().expect("buckets").registry().clone();
+    #[cfg(not(feature = "prometheus"))]
+    Registry::global()
+}
+
+fn policy(profile: ServiceProfile, endpoints: usize) -> Policy<Backend<Mock>> {
+    let metrics = MetricsSet::new(registry());
+    let own = "web:80".parse().expect("a name");
+    let balance = Balance::new("web", &profile.balancer, profile.breaker.as_ref(), Rng::thread());
+    let set = EndpointSet::new((0..endpoints).map(|index| Endpoint::new(address(index))));
+    balance.update(&set, |_| stack::replica(Mock));
+    let compiler =
+        Compiler { service: "web:80".into(), own, direction: Direction::Outbound, metrics: &metrics };
+    compiler.compile(Arc::new(profile), None, |_| balance.clone()).expect("compiles")
+}
+
+fn request(path: &str) -> Request<ReqBody> {
+    Request::get(format!("http://web:80{path}")).body(ReqBody::empty()).expect("a request")
+}
+
+/// Polls a future that is ready at once, as `block_on` would without its parking.
+fn now<F: Future>(future: F) -> F::Output {
+    let mut future = std::pin::pin!(future);
+    match future.as_mut().poll(&mut Context::from_waker(std::task::Waker::noop())) {
+        Poll::Ready(output) => output,
+        Poll::Pending => panic!("the mock answers at once"),
+    }
+}
+
+fn enmesh_row(options: &Options, name: &str, routes: usize, endpoints: usize) -> Option<Row> {
+    if !options.wants(name) {
+        return None;
+    }
+    let policy = policy(profile(routes), endpoints);
+    let stack = stack::around::<AskAttempt, _>(Rng::thread(), Split);
+    let path = format!("/api/r{}", routes - 1);
+    let model = request(&path);
+    measure(options, name, || {
+        let call = enter(&policy, request_like(&model)).expect("a route");
+        let response = now(stack.clone().call(call)).expect("a response");
+        drop(std::hint::black_box(response));
+    })
+}
+
+/// A request with the same URI; its clone costs a reference count.
+fn request_like(model: &Request<ReqBody>) -> Request<ReqBody> {
+    let mut request = Request::new(ReqBody::empty());
+    *request.uri_mut() = model.uri().clone();
+    request
+}
+
+mod reference;
+
+fn main() {
+    let options = Options::read();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let _guard = runtime.enter();
+    let mut rows = Vec::new();
+    rows.extend(reference::tower_row(
+        &options,
+        "tower 0.5: timeout, retry, timeout, buffer, balance, breaker",
+        &runtime,
+    ));
+    for endpoints in [10, 100, 1_000, 10_000] {
+        rows.extend(enmesh_row(&options, &format!("enmesh, {endpoints} endpoints"), 10, endpoints));
+    }
+    for routes in [1_000, 10_000] {
+        rows.extend(enmesh_row(&options, &format!("enmesh, 10 endpoints, {routes} routes"), routes, 10));
+    }
+    let title = "Whole client stack, one request on a mock connection (box included)";
+    print(title, "cargo bench --bench stack -- --callgrind", &rows);
+}

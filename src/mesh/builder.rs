@@ -1,0 +1,215 @@
+//! Floor 6: collects what a mesh is made of, and makes it.
+
+use crate::connect::settings::ConnectSettings;
+use crate::control::chain::Chain;
+use crate::control::fixed::Fixed;
+use crate::control::source::Source;
+use crate::discover::endpoint::{Endpoint, EndpointSet};
+use crate::error::Error;
+use crate::mesh::documents;
+use crate::mesh::runtime::{Made, Mesh};
+use crate::metrics::registry::Registry;
+use crate::profile::invalid::{Fault, Invalid};
+use crate::profile::name::ServiceName;
+use crate::profile::service::ServiceProfile;
+use crate::serve::settings::ServeSettings;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Builds a [`Mesh`]. Every setting here also has an environment variable (see [`Mesh::from_env`]).
+///
+/// Who is asked about a service, in order: what is written here, then the directories, then further sources, then DNS.
+#[must_use = "a builder does nothing until `build`"]
+#[derive(Debug, Default)]
+pub struct MeshBuilder {
+    pub(crate) name: Option<ServiceName>,
+    pub(crate) cluster_domain: Option<Arc<str>>,
+    pub(crate) profiles: Vec<ServiceProfile>,
+    pub(crate) texts: Vec<String>,
+    pub(crate) endpoints: BTreeMap<ServiceName, Vec<Endpoint>>,
+    pub(crate) profiles_dir: Option<PathBuf>,
+    pub(crate) endpoints_dir: Option<PathBuf>,
+    pub(crate) more_profiles: Chain<Arc<ServiceProfile>>,
+    pub(crate) more_endpoints: Chain<EndpointSet>,
+    pub(crate) dns: Option<bool>,
+    pub(crate) admin: Option<SocketAddr>,
+    pub(crate) registry: Registry,
+    pub(crate) connect: ConnectSettings,
+    pub(crate) serve: ServeSettings,
+    pub(crate) seed: Option<u64>,
+    pub(crate) faults: Vec<Fault>,
+}
+
+impl MeshBuilder {
+    /// This process's own service, `name.namespace[:port]`: its profile routes and counts what arrives. Default:
+    /// `localhost`, for a process that only calls.
+    pub fn name(mut self, name: &str) -> Self {
+        self.name = self.parsed("name", name);
+        self
+    }
+
+    /// The suffix of Kubernetes service names. Default `cluster.local`.
+    pub fn cluster_domain(mut self, domain: impl Into<Arc<str>>) -> Self {
+        self.cluster_domain = Some(domain.into());
+        self
+    }
+
+    /// A profile written in code.
+    pub fn profile(mut self, profile: ServiceProfile) -> Self {
+        self.profiles.push(profile);
+        self
+    }
+
+    /// Profiles from YAML or JSON, one or many documents. Faults show in [`build`](Self::build).
+    pub fn profile_yaml(mut self, text: &str) -> Self {
+        self.texts.push(text.to_owned());
+        self
+    }
+
+    /// The replicas of a service, as `address:port`. A name without a port stands for all of its ports.
+    pub fn endpoints<I>(mut self, service: &str, addresses: I) -> Self
+    where
+        I: IntoIterator,
+        I::Item: AsRef<str>,
+    {
+        let Some(name) = self.parsed("endpoints", service) else { return self };
+        let mut found = Vec::new();
+        for address in addresses {
+            match address.as_ref().parse::<SocketAddr>() {
+                Ok(addr) => found.push(Endpoint::new(addr)),
+                Err(_) => self.faults.push(Fault::rejected(
+                    format!("endpoints({service})"),
+                    format!("`{}` is not an address", address.as_ref()),
+                    "write address:port, such as 127.0.0.1:8080; for host names use DNS",
+                )),
+            }
+        }
+        self.endpoints.entry(name).or_default().extend(found);
+        self
+    }
+
+    /// Replicas with weights, zones, identities.
+    pub fn endpoint_set(mut self, service: &str, endpoints: impl IntoIterator<Item = Endpoint>) -> Self {
+        if let Some(name) = self.parsed("endpoint_set", service) {
+            self.endpoints.entry(name).or_default().extend(endpoints);
+        }
+        self
+    }
+
+    /// A watched directory of profiles: an edit takes effect within a second (feature `files`).
+    pub fn profiles_dir(mut self, path: impl Into<PathBuf>) -> Self {
+        self.profiles_dir = Some(path.into());
+        self
+    }
+
+    /// A watched directory of `Endpoints` documents (feature `files`). It may be the profiles' directory.
+    pub fn endpoints_dir(mut self, path: impl Into<PathBuf>) -> Self {
+        self.endpoints_dir = Some(path.into());
+        self
+    }
+
+    /// One more source of profiles, asked after the directories.
+    pub fn profile_source(mut self, source: impl Source<Arc<ServiceProfile>>) -> Self {
+        self.more_profiles = self.more_profiles.then(source);
+        self
+    }
+
+    /// One more source of endpoints, asked after the directories.
+    pub fn endpoint_source(mut self, source: impl Source<EndpointSet>) -> Self {
+        self.more_endpoints = self.more_endpoints.then(source);
+        self
+    }
+
+    /// Whether names that no other source knows are looked up in DNS. Default: yes, with feature `dns`.
+    pub fn dns(mut self, on: bool) -> Self {
+        self.dns = Some(on);
+        self
+    }
+
+    /// Where the admin server listens (feature `admin`): `/metrics`, `/live`, `/ready`, `/inspect`. Default: nowhere.
+    pub fn admin(mut self, addr: SocketAddr) -> Self {
+        self.admin = Some(addr);
+        self
+    }
+
+    /// Where metric handles are resolved. Default: the `metrics` recorder that the program has installed by now; with
+    /// feature `prometheus` and an admin server, a Prometheus recorder of the mesh's own.
+    pub fn registry(mut self, registry: Registry) -> Self {
+        self.registry = registry;
+        self
+    }
+
+    /// How connections are opened and kept.
+    pub fn connect(mut self, settings: ConnectSettings) -> Self {
+        self.connect = settings;
+        self
+    }
+
+    /// How [`Mesh::serve`] serves.
+    pub fn serving(mut self, settings: ServeSettings) -> Self {
+        self.serve = settings;
+        self
+    }
+
+    /// Makes every choice by chance repeatable. For tests.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// Makes the mesh. With a directory, DNS or an admin server it must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with every fault of what was given, or when the admin address cannot be listened at.
+    pub fn build(mut self) -> Result<Mesh, Error> {
+        self.read_texts();
+        let faults = std::mem::take(&mut self.faults);
+        if !faults.is_empty() {
+            return Err(Error::Config(Box::new(Invalid { faults })));
+        }
+        Made::of(self)
+    }
+
+    pub(crate) fn domain(&self) -> Arc<str> {
+        self.cluster_domain.clone().unwrap_or_else(|| "cluster.local".into())
+    }
+
+    fn read_texts(&mut self) {
+        let domain = self.domain();
+        for text in std::mem::take(&mut self.texts) {
+            match documents::read(&domain, "profile_yaml", &text) {
+                Ok(parsed) => {
+                    self.profiles.extend(parsed.profiles.into_iter().map(Arc::unwrap_or_clone));
+                    for (name, set) in parsed.endpoints {
+                        self.endpoints.entry(name).or_default().extend(set.iter().cloned());
+                    }
+                }
+                Err(invalid) => self.faults.extend(invalid.faults),
+            }
+        }
+    }
+
+    /// What is written in code, as sources.
+    pub(crate) fn fixed(&self) -> (Fixed<Arc<ServiceProfile>>, Fixed<EndpointSet>) {
+        let domain = self.domain();
+        let profiles = self.profiles.iter().cloned().fold(Fixed::default(), |fixed, profile| {
+            fixed.profile(documents::known_by_short_names(profile, &domain))
+        });
+        let endpoints = self.endpoints.iter().fold(Fixed::default(), |fixed, (name, endpoints)| {
+            fixed.with(name.short(&domain), EndpointSet::new(endpoints.iter().cloned()))
+        });
+        (profiles, endpoints)
+    }
+
+    fn parsed(&mut self, setting: &str, name: &str) -> Option<ServiceName> {
+        match name.parse() {
+            Ok(name) => Some(name),
+            Err(bad) => {
+                self.faults.push(Fault::rejected(setting, format!("{bad}"), ""));
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Floor 6: the client: finds a request's service and route, and gives it to the stack.
+
+use crate::error::{BoxError, Error};
+use crate::mesh::body::ReqBody;
+use crate::mesh::directory::Service as Destination;
+use crate::mesh::response::{ResBody, ResponseFuture};
+use crate::mesh::services::Services;
+use crate::mesh::stack::{self, AskAttempt, Outbound};
+use crate::policy::call::{Call, CallOptions, CallScope, CallState};
+use crate::policy::compile::Policy;
+use crate::route::head::RequestHead;
+use crate::split::layer::Split;
+use crate::stdx::clock;
+use crate::stdx::rng::Rng;
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tower_service::Service;
+
+/// The stack below a client's route.
+pub(crate) type ClientStack = Outbound<AskAttempt, Split>;
+
+/// How long the first requests wait for a source to say whether it knows a service's profile: as long as a balancer
+/// waits for endpoints.
+const SETTLE_MAX: Duration = Duration::from_secs(3);
+
+/// Sends requests through the mesh. Cheap to clone; all clones share endpoints, connections and memory.
+///
+/// It is a [`tower::Service`](tower_service::Service) of `http::Request<B>` for every body `B`, so it stands wherever a
+/// tower stack ends; a generated tonic client takes it as its transport. Dropping the future of a call cancels it: an
+/// HTTP/2 stream is reset, an HTTP/1.1 connection is closed, and nothing leaks.
+#[derive(Debug, Clone)]
+pub struct Client {
+    services: Arc<Services>,
+    pinned: Option<Arc<Destination>>,
+    stack: ClientStack,
+}
+
+impl Client {
+    pub(crate) fn new(services: Arc<Services>, pinned: Option<Arc<Destination>>, rng: Rng) -> Self {
+        Self { services, pinned, stack: stack::outbound(rng) }
+    }
+
+    /// Sends a request.
+    ///
+    /// # Errors
+    /// When no response came: see [`Error`]. Any response, also a 5xx, is `Ok`.
+    pub fn send<B: Into<ReqBody>>(&self, request: Request<B>) -> ResponseFuture {
+        self.dispatch(request.map(Into::into))
+    }
+
+    /// Sends a GET.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send); [`Error::BadRequest`] when `uri` is none.
+    pub fn get(&self, uri: impl AsRef<str>) -> ResponseFuture {
+        match Request::get(uri.as_ref()).body(ReqBody::empty()) {
+            Ok(request) => self.dispatch(request),
+            Err(error) => {
+                let reason = format!("`{}` is no URI: {error}", uri.as_ref()).into();
+                ResponseFuture::failed(Error::BadRequest { reason })
+            }
+        }
+    }
+
+    fn dispatch(&self, request: Request<ReqBody>) -> ResponseFuture {
+        let found = match &self.pinned {
+            Some(service) => Ok(Arc::clone(service)),
+            None => self.services.find(request.uri(), request.headers()),
+        };
+        match found {
+            Ok(service) if service.settled.is_set() => self.call_now(&service, request),
+            Ok(service) => self.call_when_settled(service, request),
+            Err(error) => ResponseFuture::failed(error),
+        }
+    }
+
+    fn call_now(&self, service: &Destination, request: Request<ReqBody>) -> ResponseFuture {
+        match enter(&service.policy.load(), request) {
+            Ok(call) => {
+                let (route, started) = (Arc::clone(&call.scope.entry.policy.name), call.scope.state.started);
+                ResponseFuture::sent(self.stack.clone().call(call), route, started)
+            }
+            Err(error) => ResponseFuture::failed(error),
+        }
+    }
+
+    /// Waits until the service's source has said whether it knows a profile, so that the first request is treated as
+    /// all others are.
+    #[cold]
+    fn call_when_settled(&self, service: Arc<Destination>, request: Request<ReqBody>) -> ResponseFuture {
+        let this = self.clone();
+        ResponseFuture::waits(Box::pin(async move {
+            // When it takes too long, or will never be said, the defaults hold: so an expiry is no error.
+            let _ = tokio::time::timeout(SETTLE_MAX, service.settled.wait()).await;
+            this.call_now(&service, request).await
+        }))
+    }
+}
+
+/// Finds a request's route in `policy`, and begins its call: the deadline is set, and the caller's own options are read.
+///
+/// # Errors
+/// [`Error::NoRoute`] when the profile says that what no route is for is not found.
+pub fn enter<B, T>(policy: &Policy<T>, mut request: Request<B>) -> Result<Call<B, T>, Error> {
+    let entry = match policy.find(&RequestHead::of_request(&request)) {
+        Some(entry) => Arc::clone(entry),
+        None => return Err(Error::NoRoute { service: Arc::clone(policy.service()) }),
+    };
+    let mut state = CallState::new(clock::now());
+    let mut timeout = entry.policy.timeouts.request;
+    if let Some(options) = request.extensions_mut().remove::<CallOptions>() {
+        timeout = options.timeout.or(timeout);
+        state.deadline = options.deadline;
+        state.hash = options.hash_key;
+        state.retries_max = options.retries;
+        state.hedge = options.hedge;
+        state.priority = options.priority;
+    }
+    if let Some(deadline) = timeout.and_then(|timeout| state.started.checked_add(timeout)) {
+        state.deadline = Some(state.deadline.map_or(deadline, |earlier| earlier.min(deadline)));
+    }
+    Ok(Call { http: request, scope: CallScope { entry, state } })
+}
+
+impl<B> Service<Request<B>> for Client
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response<ResBody>;
+    type Error = Error;
+    type Future = ResponseFuture;
+
+    /// Always ready: what must wait waits inside the call.
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> ResponseFuture {
+        self.dispatch(request.map(ReqBody::new))
+    }
+}
+
+/// What a request may say of its call, in its extensions.
+pub trait RequestExt {
+    /// Gives the call these options.
+    #[must_use]
+    fn with_options(self, options: CallOptions) -> Self;
+}
+
+impl<B> RequestExt for Request<B> {
+    fn with_options(mut self, options: CallOptions) -> Self {
+        self.extensions_mut().insert(options);
+        self
+    }
+}

@@ -1,0 +1,101 @@
+//! Floor 6: the server side as a layer: routes and counts what arrives, and turns errors into responses.
+
+use crate::classify::answer::RespondBody;
+use crate::classify::body::Watched;
+use crate::classify::respond::{Respond, RespondLayer};
+use crate::error::{BoxError, Error};
+use crate::mesh::client::enter;
+use crate::mesh::stack::{Plain, PlainLayer};
+use crate::metrics::layer::{Level, Meter, Metrics, MetricsLayer};
+use crate::policy::call::Call;
+use crate::policy::compile::Policy;
+use arc_swap::ArcSwap;
+use futures::future::Either;
+use http::{Request, Response};
+use http_body::Body;
+use std::convert::Infallible;
+use std::future::{Ready, ready};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use tower::ServiceBuilder;
+use tower_layer::Layer;
+use tower_service::Service;
+
+/// What arrives meets its route in the profile of this process's own service, is counted by it
+/// (`direction="inbound"`), and gets a response whatever happens: the service below may fail, this one cannot.
+///
+/// It fits under axum's `Router::layer`, tonic's servers and hyper alike.
+#[derive(Debug, Clone)]
+pub struct InboundLayer {
+    policy: Arc<ArcSwap<Policy<()>>>,
+}
+
+impl InboundLayer {
+    pub(crate) fn new(policy: Arc<ArcSwap<Policy<()>>>) -> Self {
+        Self { policy }
+    }
+}
+
+impl<S> Layer<S> for InboundLayer {
+    type Service = Inbound<S>;
+
+    fn layer(&self, inner: S) -> Inbound<S> {
+        let policy = Arc::clone(&self.policy);
+        ServiceBuilder::new()
+            // outermost, since every layer below may fail
+            .layer(RespondLayer)
+            // writes what the rest read
+            .layer_fn(|inner| Enter { inner, policy: Arc::clone(&policy) })
+            .layer(MetricsLayer::new(Level::Call))
+            .layer(PlainLayer)
+            .service(inner)
+    }
+}
+
+/// The service of [`InboundLayer`].
+pub type Inbound<S> = Respond<Enter<Metrics<Plain<S>>>>;
+
+/// The body of its responses.
+pub type InboundBody<B> = RespondBody<Watched<B, Meter>>;
+
+/// Gives each request its route.
+#[derive(Debug, Clone)]
+pub struct Enter<S> {
+    inner: S,
+    policy: Arc<ArcSwap<Policy<()>>>,
+}
+
+impl<S, B, ResB> Service<Request<B>> for Enter<S>
+where
+    S: Service<Call<B, ()>, Response = Response<ResB>, Error = Error>,
+{
+    type Response = Response<ResB>;
+    type Error = Error;
+    type Future = Either<S::Future, Ready<Result<Response<ResB>, Error>>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        match enter(&self.policy.load(), request) {
+            Ok(call) => Either::Left(self.inner.call(call)),
+            Err(error) => Either::Right(ready(Err(error))),
+        }
+    }
+}
+
+/// Proves at compile time that an application fits.
+#[expect(dead_code, reason = "only its type matters")]
+fn fits<S, B>(
+    layer: &InboundLayer,
+    app: S,
+) -> impl Service<Request<()>, Response = Response<InboundBody<B>>, Error = Infallible>
+where
+    S: Service<Request<()>, Response = Response<B>>,
+    S::Error: Into<Error>,
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    layer.layer(app)
+}

@@ -1,0 +1,31 @@
+//! All together: the client stack on one page ([`stack`]), the builder, updates, and what can be asked of a mesh.
+
+pub mod body;
+#[cfg(feature = "http")]
+pub mod builder;
+#[cfg(feature = "http")]
+pub mod client;
+#[cfg(feature = "http")]
+pub mod directory;
+#[cfg(feature = "http")]
+pub mod documents;
+#[cfg(feature = "http")]
+pub mod env;
+#[cfg(feature = "http")]
+pub mod inbound;
+#[cfg(feature = "http")]
+pub mod inspect;
+#[cfg(feature = "http")]
+pub mod layer;
+#[cfg(feature = "http")]
+pub mod response;
+#[cfg(feature = "http")]
+pub mod runtime;
+#[cfg(feature = "http")]
+pub mod services;
+#[cfg(feature = "http")]
+pub(crate) mod sources;
+pub mod stack;
+pub mod stats;
+#[cfg(feature = "http")]
+pub mod tasks;

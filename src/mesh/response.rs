@@ -1,0 +1,158 @@
+//! Floor 6: a call's future, and its response's body.
+
+use crate::balance::body::Served;
+use crate::classify::answer::RespondBody;
+use crate::classify::body::Watched;
+use crate::connect::http::ResponseBody;
+use crate::error::{BoxError, Error};
+use crate::mesh::body::ReqBody;
+use crate::mesh::client::ClientStack;
+use crate::mesh::directory::Target;
+use crate::metrics::layer::Meter;
+use crate::policy::call::{Call, CallInfo};
+use crate::retry::body::Attempted;
+use crate::stdx::clock::{self, Instant};
+use crate::timeout::body::TimedBody;
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use http::Response;
+use http_body::{Body, Frame, SizeHint};
+use pin_project::pin_project;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use tower_service::Service;
+
+/// The body of an attempt, as the retries see it.
+type Attempt = Watched<Served<TimedBody<ResponseBody>>, Meter>;
+/// The body of a call.
+type Whole = Watched<RespondBody<TimedBody<Attempted<Attempt>>>, Meter>;
+type StackFuture = <ClientStack as Service<Call<ReqBody, Target>>>::Future;
+
+/// A response's body. It passes frames on as they come; the call counts as in flight until it ends or is dropped.
+#[pin_project]
+pub struct ResBody {
+    #[pin]
+    inner: Whole,
+    info: CallInfo,
+}
+
+impl ResBody {
+    /// How the call was served.
+    pub fn call_info(&self) -> &CallInfo {
+        &self.info
+    }
+}
+
+impl fmt::Debug for ResBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResBody").field("info", &self.info).finish_non_exhaustive()
+    }
+}
+
+impl Body for ResBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        self.project().inner.poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// The future of a call. Dropping it cancels the call.
+#[must_use = "futures do nothing unless polled"]
+#[pin_project]
+pub struct ResponseFuture {
+    #[pin]
+    state: State,
+}
+
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the large one is every call; the others are the first of a service"
+)]
+#[pin_project(project = Step)]
+enum State {
+    Sent {
+        #[pin]
+        inner: StackFuture,
+        route: Arc<str>,
+        started: Instant,
+    },
+    Failed(Option<Error>),
+    /// Its service's source has not answered yet; what comes then is boxed, once per service.
+    Waits(BoxFuture<'static, Result<Response<ResBody>, Error>>),
+}
+
+impl ResponseFuture {
+    pub(crate) fn sent(inner: StackFuture, route: Arc<str>, started: Instant) -> Self {
+        Self { state: State::Sent { inner, route, started } }
+    }
+
+    pub(crate) fn failed(error: Error) -> Self {
+        Self { state: State::Failed(Some(error)) }
+    }
+
+    pub(crate) fn waits(future: BoxFuture<'static, Result<Response<ResBody>, Error>>) -> Self {
+        Self { state: State::Waits(future) }
+    }
+}
+
+impl fmt::Debug for ResponseFuture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ResponseFuture")
+    }
+}
+
+impl Future for ResponseFuture {
+    type Output = Result<Response<ResBody>, Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project().state.project() {
+            Step::Sent { inner, route, started } => {
+                let response = ready!(inner.poll(cx))?;
+                Poll::Ready(Ok(response.map(|inner| {
+                    let latency = clock::now().saturating_duration_since(*started);
+                    let info = info(&inner, Arc::clone(route), latency);
+                    ResBody { inner, info }
+                })))
+            }
+            Step::Failed(error) => Poll::Ready(Err(error.take().unwrap_or(Error::Closed))),
+            Step::Waits(future) => future.as_mut().poll(cx),
+        }
+    }
+}
+
+fn info(body: &Whole, route: Arc<str>, latency: std::time::Duration) -> CallInfo {
+    // A route that answered by itself made no attempt.
+    let attempted = body.inner().inner().and_then(TimedBody::inner);
+    let attempts = attempted.map_or(0, Attempted::attempts);
+    let mut info = CallInfo::new(route, attempts, latency);
+    info.endpoint = attempted.and_then(|body| body.inner().inner().endpoint()).cloned();
+    info
+}
+
+/// What a response of a [`Client`](crate::mesh::client::Client) says of its call.
+pub trait ResponseExt {
+    /// How the call was served: by which endpoint and route, after how many attempts, how fast.
+    fn call_info(&self) -> &CallInfo;
+}
+
+impl ResponseExt for Response<ResBody> {
+    fn call_info(&self) -> &CallInfo {
+        self.body().call_info()
+    }
+}

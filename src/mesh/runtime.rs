@@ -1,0 +1,208 @@
+//! Floor 6: a running mesh: clients, servers, statistics, and its end.
+
+use crate::connect::handshake::Plain;
+use crate::error::{BoxError, Error};
+use crate::mesh::builder::MeshBuilder;
+use crate::mesh::client::Client;
+use crate::mesh::directory::{Connect, Connection, Directory, Parts};
+use crate::mesh::env;
+use crate::mesh::inbound::InboundLayer;
+use crate::mesh::inspect::Inspection;
+use crate::mesh::layer::MeshLayer;
+use crate::mesh::services::Services;
+use crate::mesh::sources;
+use crate::mesh::stats::Stats;
+use crate::mesh::tasks::{self, Tasks};
+use crate::metrics::set::MetricsSet;
+use crate::profile::name::ServiceName;
+use crate::profile::service::ServiceProfile;
+use crate::serve::body::RequestBody;
+use crate::serve::listen::{self, Drained};
+use crate::serve::settings::ServeSettings;
+use crate::stdx::clock::{self, Instant};
+use crate::stdx::rng::Rng;
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::net::TcpListener;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tower_layer::Layer;
+use tower_service::Service;
+
+/// A mesh in this process. Cheap to clone; when the last clone and the last client are gone, its tasks end.
+#[derive(Debug, Clone)]
+pub struct Mesh {
+    made: Arc<Made>,
+}
+
+/// What a mesh is made of.
+#[derive(Debug)]
+pub struct Made {
+    services: Arc<Services>,
+    metrics: Arc<MetricsSet>,
+    rng: Rng,
+    serve: ServeSettings,
+    begun: Instant,
+    draining: watch::Sender<bool>,
+    serving: watch::Sender<usize>,
+    tasks: Mutex<Tasks>,
+}
+
+impl Mesh {
+    /// Builds a mesh in code.
+    pub fn builder() -> MeshBuilder {
+        MeshBuilder::default()
+    }
+
+    /// Builds a mesh from `ENMESH_*` variables, so that one binary is configured from outside:
+    /// see [`VARIABLES`](env::VARIABLES).
+    ///
+    /// # Errors
+    /// [`Error::Config`] with every variable that cannot be read.
+    pub fn from_env() -> Result<Self, Error> {
+        env::read(std::env::vars()).build()
+    }
+
+    /// A client for any service; each request's authority names it.
+    pub fn client(&self) -> Client {
+        Client::new(Arc::clone(&self.made.services), None, self.made.rng.clone())
+    }
+
+    /// A client for one service, whatever authority its requests name; a tonic client's transport.
+    ///
+    /// # Errors
+    /// [`Error::BadRequest`] when `name` is no service name.
+    pub fn service(&self, name: &str) -> Result<Client, Error> {
+        let service = self.made.services.named(name)?;
+        Ok(Client::new(Arc::clone(&self.made.services), Some(service), self.made.rng.clone()))
+    }
+
+    /// The client's policies around a service of the caller's own, which does the sending: routes, metrics, timeouts and
+    /// retries, but no balancing and no connections.
+    pub fn layer(&self) -> MeshLayer {
+        MeshLayer::new(Arc::clone(&self.made.services), self.made.rng.clone())
+    }
+
+    /// The server side as a layer, for servers that are not started by [`serve`](Self::serve).
+    pub fn inbound(&self) -> InboundLayer {
+        InboundLayer::new(Arc::clone(self.made.services.directory().inbound()))
+    }
+
+    /// What every route did since the mesh was made.
+    pub fn stats(&self) -> Stats {
+        Stats::read(&self.made.metrics, self.made.begun)
+    }
+
+    /// What the mesh knows now: services, routes, endpoints, and what was refused and why.
+    pub fn inspect(&self) -> Inspection {
+        Inspection::of(&self.made.services.directory())
+    }
+
+    /// Ends the mesh's servers: each stops accepting, tells its peers, and finishes what is under way, for at most the
+    /// drain time. Returns when all have ended. Clients go on working.
+    pub async fn shutdown(&self) {
+        self.made.draining.send_replace(true);
+        let mut serving = self.made.serving.subscribe();
+        // An error means that the sender is gone, which `self` holds.
+        let _ = serving.wait_for(|servers| *servers == 0).await;
+    }
+
+    /// Serves `app` behind [`inbound`](Self::inbound) until [`shutdown`](Self::shutdown): HTTP/1.1 and HTTP/2 on one
+    /// port, with the limits of [`ServeSettings`]. axum's `Router`, tonic's `Routes` and tower services fit.
+    ///
+    /// Dropping the future cuts its connections off.
+    ///
+    /// # Errors
+    /// None at present: no failure of one connection ends a server.
+    pub async fn serve<S, B>(&self, listener: TcpListener, app: S) -> Result<Drained, Error>
+    where
+        S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<Error>,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let app = self.inbound().layer(app);
+        let mut draining = self.made.draining.subscribe();
+        let serving = Serving::begin(&self.made.serving);
+        // An error means that the sender is gone, which `self` holds.
+        let shutdown = async move { drop(draining.wait_for(|draining| *draining).await) };
+        let drained = listen::serve(listener, app, self.made.serve.clone(), shutdown).await;
+        drop(serving);
+        Ok(drained)
+    }
+}
+
+/// Counts one server until it is dropped.
+struct Serving(watch::Sender<usize>);
+
+impl Serving {
+    fn begin(servers: &watch::Sender<usize>) -> Self {
+        servers.send_modify(|servers| *servers += 1);
+        Self(servers.clone())
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.0.send_modify(|servers| *servers -= 1);
+    }
+}
+
+impl Made {
+    pub(crate) fn of(builder: MeshBuilder) -> Result<Mesh, Error> {
+        let rng = builder.seed.map_or_else(Rng::thread, Rng::seeded);
+        let metrics = Arc::new(MetricsSet::new(builder.registry.clone()));
+        let domain = builder.domain();
+        let (profiles, endpoints) = sources::of(&builder, &metrics);
+        let own = builder.name.clone().unwrap_or_else(ServiceName::localhost);
+        let connect_settings = builder.connect.clone();
+        let connect: Box<Connect> = Box::new(move |endpoint, profile: &ServiceProfile| {
+            let settings = connect_settings.clone().with_limits(&profile.limits);
+            Connection::new(endpoint.as_ref().clone(), settings, Plain)
+        });
+        let directory = Directory::new(Parts {
+            own,
+            cluster_domain: domain,
+            rng: rng.clone(),
+            metrics: Arc::clone(&metrics),
+            connect,
+            profiles: Box::new(profiles),
+            endpoints: Box::new(endpoints),
+        })
+        .map_err(|invalid| Error::Config(Box::new(invalid)))?;
+        let services = Arc::new(Services::new(directory));
+        let made = Self {
+            services,
+            metrics,
+            rng,
+            serve: builder.serve.clone(),
+            begun: clock::now(),
+            draining: watch::Sender::new(false),
+            serving: watch::Sender::new(0),
+            tasks: Mutex::default(),
+        };
+        let mesh = Mesh { made: Arc::new(made) };
+        mesh.made.start(&builder)?;
+        Ok(mesh)
+    }
+
+    /// Starts what needs tasks. A mesh whose every source is written in code needs none, and no runtime.
+    fn start(&self, builder: &MeshBuilder) -> Result<(), Error> {
+        let Ok(runtime) = Handle::try_current() else {
+            return match sources::needs_runtime(builder) {
+                false => Ok(()),
+                true => Err(Error::Config(
+                    "a mesh with a directory, DNS or an admin server must be built inside a tokio runtime"
+                        .into(),
+                )),
+            };
+        };
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = Arc::clone(&self.services.streams);
+        tasks.spawn(&runtime, tasks::update(Arc::downgrade(&self.services), told));
+        Ok(())
+    }
+}

@@ -1,0 +1,79 @@
+//! Floor 6: finds the service that a request's authority names; no lock and no allocation once a name is known.
+
+use crate::error::Error;
+use crate::mesh::directory::{Directory, Service};
+use crate::profile::name::ServiceName;
+use arc_swap::ArcSwap;
+use http::{HeaderMap, Uri, header};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::Notify;
+
+/// The most spellings of names that are remembered; each service may be spelt in several ways.
+const SPELLINGS_MAX: usize = 4 * crate::mesh::directory::SERVICES_MAX;
+
+/// The services by the spelling of their authority, and the directory behind them.
+#[derive(Debug)]
+pub struct Services {
+    spelt: ArcSwap<HashMap<Box<str>, Arc<Service>>>,
+    directory: Mutex<Directory>,
+    /// Told when there are streams to be read.
+    pub(crate) streams: Arc<Notify>,
+}
+
+impl Services {
+    /// Services over `directory`.
+    pub fn new(directory: Directory) -> Self {
+        Self { spelt: ArcSwap::default(), directory: Mutex::new(directory), streams: Arc::new(Notify::new()) }
+    }
+
+    /// The directory, for updates and inspection. Never held over an `await`.
+    pub fn directory(&self) -> MutexGuard<'_, Directory> {
+        self.directory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The service that a request is for: by its URI's authority, else by its `Host` header.
+    ///
+    /// # Errors
+    /// [`Error::BadRequest`] when it names none, or too many services were named.
+    pub fn find(&self, uri: &Uri, headers: &HeaderMap) -> Result<Arc<Service>, Error> {
+        let from_header = || headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        let host = uri.authority().map(|authority| authority.as_str()).or_else(from_header);
+        let Some(authority) = host else {
+            let reason = "it names no service; write an absolute URI such as http://web.ns:8080/".into();
+            return Err(Error::BadRequest { reason });
+        };
+        if let Some(service) = self.spelt.load().get(authority) {
+            return Ok(Arc::clone(service));
+        }
+        self.remember(authority)
+    }
+
+    /// The service of this name; made when it is first asked for.
+    ///
+    /// # Errors
+    /// [`Error::BadRequest`] when it is no name, [`Error::Config`] when its profile is unusable.
+    pub fn named(&self, name: &str) -> Result<Arc<Service>, Error> {
+        let name = name.rsplit_once('@').map_or(name, |(_, host)| host);
+        let name: ServiceName =
+            name.parse().map_err(|bad| Error::BadRequest { reason: format!("{bad}").into() })?;
+        let mut directory = self.directory();
+        let service = directory.service(&name).map_err(|invalid| Error::Config(Box::new(invalid)))?;
+        drop(directory);
+        self.streams.notify_one();
+        Ok(service)
+    }
+
+    #[cold]
+    fn remember(&self, authority: &str) -> Result<Arc<Service>, Error> {
+        let service = self.named(authority)?;
+        self.spelt.rcu(|spelt| {
+            let mut spelt = HashMap::clone(spelt);
+            if spelt.len() < SPELLINGS_MAX {
+                spelt.insert(authority.into(), Arc::clone(&service));
+            }
+            spelt
+        });
+        Ok(service)
+    }
+}

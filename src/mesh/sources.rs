@@ -1,0 +1,72 @@
+//! Floor 6: who is asked about a service, in order: code, directories, further sources, DNS.
+
+use crate::control::chain::Chain;
+use crate::control::literal::Literal;
+use crate::discover::endpoint::EndpointSet;
+use crate::mesh::builder::MeshBuilder;
+use crate::metrics::set::MetricsSet;
+use crate::profile::service::ServiceProfile;
+use std::sync::Arc;
+
+/// The sources of a builder's mesh: of profiles, and of endpoints.
+pub(crate) fn of(
+    builder: &MeshBuilder,
+    metrics: &MetricsSet,
+) -> (Chain<Arc<ServiceProfile>>, Chain<EndpointSet>) {
+    let (fixed_profiles, fixed_endpoints) = builder.fixed();
+    let profiles = Chain::default().then(fixed_profiles);
+    let endpoints = Chain::default().then(fixed_endpoints);
+    let (profiles, endpoints) = directories(builder, metrics, profiles, endpoints);
+    let profiles = profiles.then(builder.more_profiles.clone());
+    let endpoints = endpoints.then(builder.more_endpoints.clone());
+    (profiles, dns(builder, metrics, endpoints.then(Literal)))
+}
+
+/// Whether any of them needs a tokio runtime.
+pub(crate) fn needs_runtime(builder: &MeshBuilder) -> bool {
+    builder.profiles_dir.is_some() || builder.endpoints_dir.is_some() || builder.admin.is_some()
+}
+
+#[cfg(feature = "files")]
+fn directories(
+    builder: &MeshBuilder,
+    metrics: &MetricsSet,
+    mut profiles: Chain<Arc<ServiceProfile>>,
+    mut endpoints: Chain<EndpointSet>,
+) -> (Chain<Arc<ServiceProfile>>, Chain<EndpointSet>) {
+    use crate::control::file::Files;
+    use crate::mesh::documents;
+    let watched = |path: &std::path::PathBuf| {
+        let domain = builder.domain();
+        Files::new(path, move |file, text| documents::read(&domain, file, text)).counted(metrics.registry())
+    };
+    match (&builder.profiles_dir, &builder.endpoints_dir) {
+        (Some(one), Some(other)) if one == other => {
+            let both = watched(one);
+            (profiles, endpoints) = (profiles.then(both.clone()), endpoints.then(both));
+        }
+        (one, other) => {
+            if let Some(path) = one {
+                profiles = profiles.then(watched(path));
+            }
+            if let Some(path) = other {
+                endpoints = endpoints.then(watched(path));
+            }
+        }
+    }
+    (profiles, endpoints)
+}
+
+#[cfg(not(feature = "files"))]
+fn directories(
+    _: &MeshBuilder,
+    _: &MetricsSet,
+    profiles: Chain<Arc<ServiceProfile>>,
+    endpoints: Chain<EndpointSet>,
+) -> (Chain<Arc<ServiceProfile>>, Chain<EndpointSet>) {
+    (profiles, endpoints)
+}
+
+fn dns(_: &MeshBuilder, _: &MetricsSet, endpoints: Chain<EndpointSet>) -> Chain<EndpointSet> {
+    endpoints
+}

@@ -1,0 +1,107 @@
+//! Floor 6: the whole client stack on one page, outermost first, and why each layer stands where it stands.
+
+use crate::balance::body::{AskBody, Served};
+use crate::balance::layer::Balance;
+use crate::classify::body::{Watch, Watched};
+use crate::error::Error;
+use crate::metrics::layer::{Level, Metrics, MetricsLayer};
+use crate::policy::call::{EndpointId, MeshRequest, ServedBy};
+use crate::retry::layer::{Retry, RetryLayer};
+use crate::route::layer::{Act, ActLayer};
+use crate::split::layer::Split;
+use crate::stdx::rng::Rng;
+use crate::timeout::layer::{Timeout, TimeoutLayer};
+use std::task::{Context, Poll};
+use tower::ServiceBuilder;
+use tower_layer::Layer;
+use tower_service::Service;
+
+/// What a request meets after it has met its route.
+pub type Outbound<W, S> = Metrics<Act<Timeout<Retry<Metrics<S>, W>>>>;
+
+/// What one replica is: its connections, below the timer of an attempt.
+pub type Replica<C> = Timeout<Plain<C>>;
+
+/// What a backend is: its replicas, balanced.
+pub type Backend<C> = Balance<Replica<C>>;
+
+/// The stack of [`Mesh::client`](crate::mesh::client) over connections `C`; `Call<B, Backend<C>>` in.
+///
+/// *route* is above all of it, since it writes what the rest read (`mesh/client.rs`).
+pub fn outbound(rng: Rng) -> Outbound<AskAttempt, Split> {
+    around(rng, Split)
+}
+
+/// Asks the body of an attempt's response who served it, below the watch of its metrics.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct AskAttempt;
+
+impl<B, W: Watch> ServedBy<Watched<Served<B>, W>> for AskAttempt {
+    fn served_by(body: &Watched<Served<B>, W>) -> Option<EndpointId> {
+        AskBody::served_by(body.inner())
+    }
+}
+
+/// The stack around any service that a call can be given to.
+pub fn around<W, S>(rng: Rng, inner: S) -> Outbound<W, S> {
+    ServiceBuilder::new()
+        // above the timeout, so that a deadline shows as one
+        .layer(MetricsLayer::new(Level::Call))
+        // below the metrics, so that what a route answers by itself is counted
+        .layer(ActLayer)
+        // above the retries, because it is for all attempts together
+        .layer(TimeoutLayer::request())
+        // above split and balance, so that another attempt may go elsewhere
+        .layer(RetryLayer::by_route(rng))
+        // below the retries, so that each attempt counts
+        .layer(MetricsLayer::new(Level::Attempt))
+        // chooses the backend; below it stands one balancer per backend, not per route
+        .service(inner)
+}
+
+/// The stack of one replica, below its balancer's ticket.
+pub fn replica<C>(connection: C) -> Replica<C> {
+    ServiceBuilder::new()
+        // below the ticket, so that breaker and latency see a slow replica as slow and not as cancelled
+        .layer(TimeoutLayer::attempt())
+        // what is below knows nothing of routes
+        .layer(PlainLayer)
+        .service(connection)
+}
+
+/// Takes the HTTP request out of a [`Call`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PlainLayer;
+
+impl<S> Layer<S> for PlainLayer {
+    type Service = Plain<S>;
+
+    fn layer(&self, inner: S) -> Plain<S> {
+        Plain { inner }
+    }
+}
+
+/// The service of [`PlainLayer`].
+#[derive(Debug, Clone)]
+pub struct Plain<S> {
+    inner: S,
+}
+
+impl<S, R> Service<R> for Plain<S>
+where
+    R: MeshRequest,
+    S: Service<http::Request<R::Body>>,
+    S::Error: Into<Error>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: R) -> S::Future {
+        self.inner.call(request.into_http())
+    }
+}

@@ -1,0 +1,178 @@
+//! The mesh as a program uses it: real servers and clients on loopback.
+#![cfg(feature = "http")]
+#![expect(clippy::disallowed_methods, reason = "a test is no library: it spawns and reads its own paused clock")]
+
+use bytes::Bytes;
+use enmesh::{CallOptions, Error, Mesh, RequestExt, ResponseExt};
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+use tokio::net::TcpListener;
+
+/// A server that answers every request by `answer`, over HTTP/1.1 and HTTP/2.
+async fn server<F>(answer: F) -> SocketAddr
+where
+    F: Fn(Request<hyper::body::Incoming>) -> Response<Full<Bytes>> + Send + Sync + 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let answer = Arc::new(answer);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let answer = Arc::clone(&answer);
+            let service = hyper::service::service_fn(move |request| {
+                let response = answer(request);
+                async move { Ok::<_, Infallible>(response) }
+            });
+            let io = hyper_util::rt::TokioIo::new(stream);
+            let builder = hyper_util::server::conn::auto::Builder::new(hyper_util::rt::TokioExecutor::new());
+            tokio::spawn(async move { builder.serve_connection(io, service).await.map_err(drop) });
+        }
+    });
+    addr
+}
+
+fn text(status: u16, body: &str) -> Response<Full<Bytes>> {
+    Response::builder().status(status).body(Full::from(Bytes::copy_from_slice(body.as_bytes()))).unwrap()
+}
+
+async fn named(name: &'static str) -> (SocketAddr, Arc<AtomicU32>) {
+    let calls = Arc::new(AtomicU32::new(0));
+    let counter = Arc::clone(&calls);
+    let addr = server(move |_| {
+        counter.fetch_add(1, Ordering::Relaxed);
+        text(200, name)
+    });
+    (addr.await, calls)
+}
+
+fn profile(routes: &str) -> String {
+    format!(
+        "apiVersion: enmesh.dev/v1\nkind: ServiceProfile\nmetadata:\n  name: web.ns.svc.cluster.local\nspec:\n{routes}"
+    )
+}
+
+async fn read(response: Response<enmesh::ResBody>) -> String {
+    String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
+}
+
+#[tokio::test]
+async fn a_call_says_who_answered_by_which_route_after_how_many_attempts() {
+    let failures = AtomicU32::new(1);
+    let addr = server(move |_| {
+        let fail =
+            failures.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok();
+        if fail { text(503, "") } else { text(200, "ok") }
+    });
+    let addr = addr.await;
+    let routes = "  routes:\n  - name: list\n    condition: {pathRegex: /list}\n    isRetryable: true\n";
+    let mesh = Mesh::builder().profile_yaml(&profile(routes)).endpoints("web.ns:80", [addr.to_string()]);
+    let mesh = mesh.build().unwrap();
+    let response = mesh.client().get("http://web.ns.svc.cluster.local/list").await.unwrap();
+    let info = response.call_info();
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!((info.attempts, &*info.route), (2, "list"));
+    assert_eq!(info.endpoint.as_ref().map(|endpoint| endpoint.addr), Some(addr));
+    assert!(info.latency > Duration::ZERO);
+    assert_eq!(read(response).await, "ok");
+    let stats = mesh.stats();
+    let list = stats.routes.iter().find(|route| route.route == "list").unwrap();
+    assert_eq!((list.reading.requests, list.reading.successes, list.reading.retries()), (1, 1, 1));
+    assert_eq!(list.dst, "web.ns.svc.cluster.local:80");
+}
+
+#[tokio::test]
+async fn the_callers_own_options_hold() {
+    let addr = server(|_| text(503, ""));
+    let addr = addr.await;
+    let routes = "  routes:\n  - name: all\n    condition: {pathRegex: /.*}\n    isRetryable: true\n";
+    let mesh = Mesh::builder().profile_yaml(&profile(routes)).endpoints("web.ns", [addr.to_string()]);
+    let client = mesh.build().unwrap().client();
+    let request =
+        Request::get("http://web.ns/x").body(()).unwrap().with_options(CallOptions::default().retries(0));
+    assert_eq!(client.send(request).await.unwrap().call_info().attempts, 1);
+}
+
+#[tokio::test]
+async fn a_timeout_of_the_whole_call_is_an_error_that_says_so() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap().to_string();
+    let routes =
+        "  routes:\n  - name: slow\n    condition: {pathRegex: /.*}\n    timeouts: {request: 30ms}\n";
+    let mesh = Mesh::builder().profile_yaml(&profile(routes)).endpoints("web.ns:80", [addr]).build().unwrap();
+    let error = mesh.client().get("http://web.ns/").await.unwrap_err();
+    assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
+    assert_eq!((error.to_status().as_u16(), error.to_grpc()), (504, 4));
+}
+
+#[tokio::test]
+async fn weights_are_exact_and_a_backend_has_its_own_endpoints() {
+    let (a, a_calls) = named("a").await;
+    let (b, b_calls) = named("b").await;
+    let routes = "  routes:\n  - name: split\n    condition: {pathRegex: /.*}\n    backends:\n    - {service: \"a.ns:80\", weight: 9}\n    - {service: \"b.ns:80\", weight: 1}\n";
+    let mesh = Mesh::builder()
+        .profile_yaml(&profile(routes))
+        .endpoints("a.ns:80", [a.to_string()])
+        .endpoints("b.ns:80", [b.to_string()])
+        .build()
+        .unwrap();
+    for _ in 0..100 {
+        read(mesh.client().get("http://web.ns/").await.unwrap()).await;
+    }
+    assert_eq!((a_calls.load(Ordering::Relaxed), b_calls.load(Ordering::Relaxed)), (90, 10));
+}
+
+#[tokio::test]
+async fn unknown_names_and_bad_uris_are_errors_with_a_remedy() {
+    let mesh = Mesh::builder().dns(false).build().unwrap();
+    let error = mesh.client().get("/no-host").await.unwrap_err();
+    assert!(matches!(&error, Error::BadRequest { reason } if reason.contains("names no service")), "{error}");
+    let error = mesh.client().get("http://nobody.ns/").await.unwrap_err();
+    assert!(matches!(error, Error::NoEndpoints { .. }), "{error:?}");
+    let error = Mesh::builder().endpoints("web", ["not-an-address"]).build().unwrap_err();
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert!(cause.contains("not-an-address") && cause.contains("write address:port"), "{cause}");
+}
+
+#[tokio::test]
+async fn a_mesh_serves_and_another_calls_it() {
+    let serving = Mesh::builder()
+        .name("web.ns")
+        .profile_yaml(&profile("  routes:\n  - name: hi\n    condition: {pathRegex: /hi}\n"));
+    let serving = serving.build().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap().to_string();
+    let app = axum::Router::new().route("/hi", axum::routing::get(|| async { "hello" }));
+    let server = tokio::spawn({
+        let serving = serving.clone();
+        async move { serving.serve(listener, app).await }
+    });
+    let calling = Mesh::builder().endpoints("web.ns:80", [addr]).build().unwrap();
+    assert_eq!(read(calling.client().get("http://web.ns/hi").await.unwrap()).await, "hello");
+    let stats = serving.stats();
+    let hi = stats.routes.iter().find(|route| route.route == "hi").unwrap();
+    assert_eq!((hi.direction.as_str(), hi.reading.requests, hi.reading.successes), ("inbound", 1, 1));
+    serving.shutdown().await;
+    server.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn the_meshs_policies_wrap_any_service() {
+    use tower::{Layer, ServiceExt};
+    let calls = Arc::new(AtomicU32::new(0));
+    let counter = Arc::clone(&calls);
+    let inner = tower::service_fn(move |_| {
+        let first = counter.fetch_add(1, Ordering::Relaxed) == 0;
+        async move { Ok::<_, Error>(text(if first { 500 } else { 200 }, "inner")) }
+    });
+    let routes = "  routes:\n  - name: r\n    condition: {pathRegex: /.*}\n    isRetryable: true\n";
+    let mesh = Mesh::builder().profile_yaml(&profile(routes)).build().unwrap();
+    let service = mesh.layer().layer(inner);
+    let request = Request::get("http://web.ns/").body(Full::<Bytes>::default()).unwrap();
+    let response = service.oneshot(request).await.unwrap();
+    assert_eq!((response.status(), calls.load(Ordering::Relaxed)), (StatusCode::OK, 2));
+}
