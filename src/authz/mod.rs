@@ -1,0 +1,12 @@
+//! May this caller do this?
+//!
+//! [`settings`] are the words, [`path`], [`header`] and [`client`] decide parts, [`rules`] are settings compiled for
+//! requests, [`layer`] stands before the application.
+
+pub mod client;
+pub mod header;
+pub mod layer;
+pub mod network;
+pub mod path;
+pub mod rules;
+pub mod settings;
