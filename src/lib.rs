@@ -1,5 +1,5 @@
 //! Floor 7: a service mesh that you `cargo add`.
-
+#![doc = include_str!("../README.md")]
 // What a library must not do and a test may.
 #![cfg_attr(
     not(test),
@@ -36,6 +36,8 @@ pub mod timeout;
 pub mod tls;
 
 pub use error::{BoxError, Error, Scope};
+#[cfg(feature = "reqwest")]
+pub use mesh::reqwest;
 #[cfg(feature = "http")]
 pub use mesh::{
     body::ReqBody,

@@ -1,6 +1,9 @@
 //! The mesh as a program uses it: real servers and clients on loopback.
 #![cfg(feature = "http")]
-#![expect(clippy::disallowed_methods, reason = "a test is no library: it spawns and reads its own paused clock")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a test is no library: it spawns and reads its own paused clock"
+)]
 
 use bytes::Bytes;
 use enmesh::{CallOptions, Error, Mesh, RequestExt, ResponseExt};
@@ -175,4 +178,50 @@ async fn the_meshs_policies_wrap_any_service() {
     let request = Request::get("http://web.ns/").body(Full::<Bytes>::default()).unwrap();
     let response = service.oneshot(request).await.unwrap();
     assert_eq!((response.status(), calls.load(Ordering::Relaxed)), (StatusCode::OK, 2));
+}
+
+#[cfg(feature = "files")]
+#[tokio::test]
+async fn an_edit_on_disk_changes_behaviour_and_a_bad_one_keeps_the_last_good() {
+    let (addr, _) = named("x").await;
+    let dir = std::env::temp_dir().join(format!("enmesh-facade-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let write = |file: &str, text: &str| {
+        std::fs::write(dir.join(".new"), text).unwrap();
+        std::fs::rename(dir.join(".new"), dir.join(file)).unwrap();
+    };
+    let route =
+        |name: &str| profile(&format!("  routes:\n  - name: {name}\n    condition: {{pathRegex: /.*}}\n"));
+    write("web.yaml", &route("before"));
+    let endpoints = format!(
+        "apiVersion: enmesh.dev/v1\nkind: Endpoints\nmetadata: {{name: 'web.ns:80'}}\nspec: {{endpoints: [{{address: '{addr}'}}]}}\n"
+    );
+    write("endpoints.yaml", &endpoints);
+    let mesh = Mesh::builder().profiles_dir(&dir).endpoints_dir(&dir).dns(false).build().unwrap();
+    let client = mesh.client();
+    let route_now = || async { client.get("http://web.ns/").await.unwrap().call_info().route.to_string() };
+    assert_eq!(route_now().await, "before", "the first request waits for the directory");
+    write("web.yaml", &route("after"));
+    let changed = async {
+        while route_now().await != "after" {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), changed).await.expect("the edit shows");
+    write(
+        "web.yaml",
+        "apiVersion: enmesh.dev/v1\nkind: ServiceProfile\nmetadata: {name: web.ns}\nspec: {routs: []}\n",
+    );
+    let told = async {
+        loop {
+            let shown = serde_json::to_string(&mesh.inspect()).unwrap();
+            if shown.contains("routs") {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), told).await.expect("the fault shows");
+    assert_eq!(route_now().await, "after");
+    std::fs::remove_dir_all(&dir).unwrap();
 }

@@ -1,5 +1,8 @@
 //! Timeouts on a paused clock.
-#![expect(clippy::disallowed_methods, reason = "a test is no library: it spawns and reads its own paused clock")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a test is no library: it spawns and reads its own paused clock"
+)]
 
 use bytes::Bytes;
 use enmesh::error::{Error, Scope};

@@ -2,11 +2,11 @@
 
 use crate::connect::settings::ConnectSettings;
 use crate::control::chain::Chain;
+use crate::control::documents;
 use crate::control::fixed::Fixed;
 use crate::control::source::Source;
 use crate::discover::endpoint::{Endpoint, EndpointSet};
 use crate::error::Error;
-use crate::mesh::documents;
 use crate::mesh::runtime::{Made, Mesh};
 use crate::metrics::registry::Registry;
 use crate::profile::invalid::{Fault, Invalid};
@@ -177,9 +177,8 @@ impl MeshBuilder {
     }
 
     fn read_texts(&mut self) {
-        let domain = self.domain();
         for text in std::mem::take(&mut self.texts) {
-            match documents::read(&domain, "profile_yaml", &text) {
+            match documents::parse("profile_yaml", &text) {
                 Ok(parsed) => {
                     self.profiles.extend(parsed.profiles.into_iter().map(Arc::unwrap_or_clone));
                     for (name, set) in parsed.endpoints {
@@ -194,9 +193,13 @@ impl MeshBuilder {
     /// What is written in code, as sources.
     pub(crate) fn fixed(&self) -> (Fixed<Arc<ServiceProfile>>, Fixed<EndpointSet>) {
         let domain = self.domain();
-        let profiles = self.profiles.iter().cloned().fold(Fixed::default(), |fixed, profile| {
-            fixed.profile(documents::known_by_short_names(profile, &domain))
-        });
+        let mut profiles = Fixed::default();
+        for profile in &self.profiles {
+            let profile = Arc::new(profile.clone());
+            for name in &profile.names {
+                profiles = profiles.with(name.short(&domain), Arc::clone(&profile));
+            }
+        }
         let endpoints = self.endpoints.iter().fold(Fixed::default(), |fixed, (name, endpoints)| {
             fixed.with(name.short(&domain), EndpointSet::new(endpoints.iter().cloned()))
         });

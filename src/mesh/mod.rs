@@ -8,8 +8,6 @@ pub mod client;
 #[cfg(feature = "http")]
 pub mod directory;
 #[cfg(feature = "http")]
-pub mod documents;
-#[cfg(feature = "http")]
 pub mod env;
 #[cfg(feature = "http")]
 pub mod inbound;
@@ -17,6 +15,8 @@ pub mod inbound;
 pub mod inspect;
 #[cfg(feature = "http")]
 pub mod layer;
+#[cfg(feature = "reqwest")]
+pub mod reqwest;
 #[cfg(feature = "http")]
 pub mod response;
 #[cfg(feature = "http")]

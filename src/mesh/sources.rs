@@ -24,7 +24,10 @@ pub(crate) fn of(
 
 /// Whether any of them needs a tokio runtime.
 pub(crate) fn needs_runtime(builder: &MeshBuilder) -> bool {
-    builder.profiles_dir.is_some() || builder.endpoints_dir.is_some() || builder.admin.is_some()
+    builder.profiles_dir.is_some()
+        || builder.endpoints_dir.is_some()
+        || builder.admin.is_some()
+        || builder.dns == Some(true)
 }
 
 #[cfg(feature = "files")]
@@ -35,10 +38,8 @@ fn directories(
     mut endpoints: Chain<EndpointSet>,
 ) -> (Chain<Arc<ServiceProfile>>, Chain<EndpointSet>) {
     use crate::control::file::Files;
-    use crate::mesh::documents;
     let watched = |path: &std::path::PathBuf| {
-        let domain = builder.domain();
-        Files::new(path, move |file, text| documents::read(&domain, file, text)).counted(metrics.registry())
+        Files::new(path).cluster_domain(builder.domain()).counted(metrics.registry())
     };
     match (&builder.profiles_dir, &builder.endpoints_dir) {
         (Some(one), Some(other)) if one == other => {
@@ -67,6 +68,24 @@ fn directories(
     (profiles, endpoints)
 }
 
+/// Adds DNS, unless it was switched off or there is no runtime to ask it on.
+#[cfg(feature = "dns")]
+fn dns(builder: &MeshBuilder, metrics: &MetricsSet, endpoints: Chain<EndpointSet>) -> Chain<EndpointSet> {
+    use crate::control::dns::Dns;
+    use crate::control::hickory::Hickory;
+    if builder.dns == Some(false) || tokio::runtime::Handle::try_current().is_err() {
+        return endpoints;
+    }
+    match Hickory::system() {
+        Ok(resolver) => endpoints.then(Dns::new(resolver).counted(metrics.registry())),
+        Err(error) => {
+            tracing::warn!(%error, "DNS is not used: the system's resolver configuration cannot be read");
+            endpoints
+        }
+    }
+}
+
+#[cfg(not(feature = "dns"))]
 fn dns(_: &MeshBuilder, _: &MetricsSet, endpoints: Chain<EndpointSet>) -> Chain<EndpointSet> {
     endpoints
 }
