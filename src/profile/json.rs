@@ -28,7 +28,16 @@ pub(crate) fn read(text: &str) -> Result<Vec<Document>, Fault> {
         }
         let root = parser.value(0)?;
         let faults = std::mem::take(&mut parser.faults);
+        let end = root.place;
         documents.push(Document { root, index: documents.len(), faults });
+        if documents.len() >= node::DOCUMENTS_MAX {
+            parser.space();
+            if !parser.rest.is_empty() {
+                let faults = vec![node::too_many_documents(end)];
+                documents.push(Document { root: Node::null(end), index: documents.len(), faults });
+            }
+            return Ok(documents);
+        }
     }
 }
 

@@ -4,7 +4,8 @@
 //! purpose: a scalar keeps its text, and the reader that knows the field decides what it must be. So a ratio
 //! of `0.15` is never a float in between, and a fault can show what was written.
 //!
-//! Texts come from outside, so everything is bounded: see [`BYTES_MAX`], [`DEPTH_MAX`] and [`NODES_MAX`].
+//! Texts come from outside, so everything is bounded: see [`BYTES_MAX`], [`DEPTH_MAX`], [`NODES_MAX`] and
+//! [`DOCUMENTS_MAX`].
 //! Nothing here panics on any text.
 
 use crate::profile::invalid::Fault;
@@ -24,6 +25,9 @@ pub const DEPTH_MAX: usize = 64;
 /// The most nodes that are made of one text: a million, the copies that aliases make included, so that a text
 /// of ten lines cannot become a billion nodes.
 pub const NODES_MAX: usize = 1_000_000;
+
+/// The most documents of one text: 10,000, ten times what a namespace of a large cluster holds.
+pub const DOCUMENTS_MAX: usize = 10_000;
 
 /// A value and where it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -198,9 +202,9 @@ pub fn read(text: &str) -> Vec<Document> {
 /// further says what is wrong.
 fn as_flow_yaml(text: &str, as_json: Fault) -> Vec<Document> {
     let documents = yaml::read(text);
-    let first = documents.first().and_then(|document| document.faults.first());
-    match first {
-        Some(fault) if fault.place <= as_json.place => {
+    let fault = documents.first().and_then(|document| document.faults.first());
+    match fault {
+        Some(fault) if documents.len() == 1 && fault.place <= as_json.place => {
             let root = Node::null(as_json.place.unwrap_or(Place { line: 1, column: 1 }));
             vec![Document { root, index: 0, faults: vec![as_json] }]
         }
@@ -244,6 +248,12 @@ pub(crate) fn too_deep(at: Place) -> Fault {
 pub(crate) fn too_many(at: Place) -> Fault {
     let problem = format!("makes more than {NODES_MAX} nodes, aliases included");
     Fault::rejected("", problem, "split the text, or write out fewer aliases").at(at)
+}
+
+/// The fault of a text with too many documents.
+pub(crate) fn too_many_documents(at: Place) -> Fault {
+    let problem = format!("holds more than {DOCUMENTS_MAX} documents; those after them are not read");
+    Fault::rejected("", problem, "split the text").at(at)
 }
 
 /// The fault of a key that stands twice in one mapping.
@@ -315,6 +325,7 @@ mod tests {
         let seen = read("a: 1\n---\nb: [1\n---\nc: 3\n---\nd: \"open\n---\ne: 5\n");
         let good: Vec<String> = seen.iter().filter(|d| d.faults.is_empty()).map(|d| short(&d.root)).collect();
         assert_eq!(good, ["{a:1}", "{c:3}", "{e:5}"]);
+        check("%YAML 1.2\n# x\n---\na: |\n  x\n--- {b: 1}\n", &["{a:\"x\\n\"}", "{b:1}"]);
         assert_eq!(seen.iter().map(|d| d.index).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
     }
 
@@ -397,6 +408,14 @@ mod tests {
             assert!(
                 ["more than", "deeper", "recursion limit"].iter().any(|why| fault.problem.contains(why)),
                 "{fault}"
+            );
+        }
+        for text in ["a: 1\n---\n", "[\n---\n", "--- {\n", "{\"a\":1}\n"] {
+            let documents = read(&text.repeat(DOCUMENTS_MAX + 5));
+            let last = documents.last().and_then(|document| document.faults.last()).expect("refused");
+            assert!(
+                documents.len() <= DOCUMENTS_MAX + 2 && last.problem.contains("documents"),
+                "{text} {last}"
             );
         }
         assert!(read(&" ".repeat(BYTES_MAX + 1))[0].faults[0].problem.contains("bytes"));

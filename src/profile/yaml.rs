@@ -22,81 +22,70 @@ use std::collections::BTreeMap;
 pub(crate) fn read(text: &str) -> Vec<Document> {
     let mut documents = Vec::new();
     let mut nodes = 0;
-    let mut rest = text;
-    let mut line = 0;
-    while let Some(failed) = read_until_fault(rest, line, &mut nodes, &mut documents) {
-        let place = failed.fault.place.unwrap_or(Place { line: 1, column: 1 });
-        let index = documents.len();
-        documents.push(Document { root: Node::null(place), index, faults: vec![failed.fault] });
-        let from = (place.line as usize).saturating_sub(1).max(failed.document_line).max(line + 1);
-        match next_document(text, from) {
-            Some((at, at_line)) if nodes <= node::NODES_MAX => {
-                rest = text.get(at..).unwrap_or_default();
-                line = at_line;
-            }
-            _ => break,
+    for (lines, part) in parts(text) {
+        let fault = match read_part(part, lines, &mut nodes, &mut documents) {
+            Ok(()) => continue,
+            Err(fault) => fault,
+        };
+        let root = Node::null(fault.place.unwrap_or(Place { line: 1, column: 1 }));
+        documents.push(Document { root, index: documents.len(), faults: vec![fault] });
+        if nodes > node::NODES_MAX || documents.len() > node::DOCUMENTS_MAX {
+            break;
         }
     }
     documents
 }
 
-/// Where the first line from line `from` on (from 0) begins that is `---`, or begins with it and a space: the
-/// beginning of a document wherever it stands, even in a quoted text.
-fn next_document(text: &str, from: usize) -> Option<(usize, usize)> {
-    let mut at = 0;
+/// The parts of a text that begin with a `---` line, and how many lines stand before each.
+///
+/// Such a line begins a document wherever it stands, even within a quoted text or an open bracket. Cut there, a
+/// document that is no YAML cannot take others with it, and nothing is read twice. What stands before the first
+/// `---` is a part of its own if it holds more than comments and directives, which belong to the document after it.
+fn parts(text: &str) -> Vec<(usize, &str)> {
+    let mut parts = Vec::new();
+    let (mut at, mut begin, mut begin_line) = (0, 0, 0);
+    let mut only_prologue = true;
     for (number, line) in text.split_inclusive('\n').enumerate() {
-        let marks =
-            line.strip_prefix("---").is_some_and(|rest| rest.chars().next().is_none_or(char::is_whitespace));
-        if number >= from && marks {
-            return Some((at, number));
+        let rest = line.strip_prefix("---");
+        if rest.is_some_and(|rest| rest.chars().next().is_none_or(char::is_whitespace)) {
+            if !only_prologue {
+                parts.push((begin_line, text.get(begin..at).unwrap_or_default()));
+                (begin, begin_line) = (at, number);
+            }
+            only_prologue = false;
+        } else if only_prologue {
+            only_prologue =
+                line.starts_with('%') || matches!(line.trim_start().chars().next(), None | Some('#'));
         }
         at += line.len();
     }
-    None
+    parts.push((begin_line, text.get(begin..).unwrap_or_default()));
+    parts
 }
 
-struct Failed {
-    fault: Fault,
-    /// The first line that cannot belong to the document that failed, at least: the one after its beginning.
-    document_line: usize,
-}
-
-/// Reads documents until the end (`None`) or the first one that cannot be read. `line` is how many lines stand
-/// before `text`.
-fn read_until_fault(
+/// Reads the documents of a part, of which there is one unless `...` ends it early. `lines` stand before it.
+fn read_part(
     text: &str,
-    line: usize,
+    lines: usize,
     nodes: &mut usize,
     documents: &mut Vec<Document>,
-) -> Option<Failed> {
+) -> Result<(), Fault> {
     let mut parser = Parser::new_from_str(text);
-    let mut document_line = 0;
     let mut builder = Builder::new(nodes);
     while let Some(event) = parser.next_event() {
-        let done = match event {
-            Ok((event, span)) => {
-                let place = node::place(line + span.start.line(), span.start.col() + 1);
-                if matches!(event, Event::DocumentStart(_)) {
-                    document_line = place.line as usize;
-                }
-                builder.take(event, place)
-            }
-            Err(error) => {
-                let place = node::place(line + error.marker().line(), error.marker().col() + 1);
-                let problem = format!("is no YAML: {}", error.info());
-                Err(Fault::rejected("", problem, "correct the syntax").at(place))
-            }
-        };
-        match done {
-            Ok(None) => {}
-            Ok(Some((root, faults))) => {
-                document_line = 0;
-                documents.push(Document { root, index: documents.len(), faults });
-            }
-            Err(fault) => return Some(Failed { fault, document_line }),
+        let (event, span) = event.map_err(|error| {
+            let place = node::place(lines + error.marker().line(), error.marker().col() + 1);
+            Fault::rejected("", format!("is no YAML: {}", error.info()), "correct the syntax").at(place)
+        })?;
+        let place = node::place(lines + span.start.line(), span.start.col() + 1);
+        if matches!(event, Event::DocumentStart(_)) && documents.len() >= node::DOCUMENTS_MAX {
+            return Err(node::too_many_documents(place));
+        }
+        if let Some((root, faults)) = builder.take(event, place)? {
+            documents.push(Document { root, index: documents.len(), faults });
         }
     }
-    None
+    Ok(())
 }
 
 /// What is being built: a list, or a mapping with the key that waits for its value.
