@@ -117,6 +117,7 @@ impl Gate {
                 tracing::debug!(rule = %decision.rule, "refused");
                 Err(Error::Denied { rule: Arc::clone(decision.rule) })
             }
+            Action::NotFound => Err(Error::NoRoute { service: Arc::clone(decision.rule) }),
         }
     }
 }
@@ -128,6 +129,9 @@ impl Live {
             match action {
                 Action::Allow => metrics::counter!("inbound_http_authz_allow_total", "authz_name" => name),
                 Action::Deny => metrics::counter!("inbound_http_authz_deny_total", "authz_name" => name),
+                Action::NotFound => {
+                    metrics::counter!("inbound_http_route_not_found_total", "authz_name" => name)
+                }
                 Action::Audit => {
                     metrics::counter!("inbound_http_authz_allow_total", "authz_name" => name, "authz_kind" => "audit")
                 }

@@ -6,6 +6,7 @@
 pub mod client;
 pub mod header;
 pub mod layer;
+pub mod linkerd;
 pub mod network;
 pub mod path;
 pub mod rules;

@@ -100,7 +100,7 @@ impl AuthzPolicy {
             }
         }
         // Behind an upgrade no rule is asked again: it needs a rule that means it.
-        let action = if tunnel { Action::Deny } else { self.otherwise };
+        let action = if tunnel && self.otherwise != Action::NotFound { Action::Deny } else { self.otherwise };
         Decision { action, rule: &self.default_name, index: self.rules.len() }
     }
 }
@@ -150,7 +150,7 @@ impl Rule {
         tunnel: bool,
         local: Option<&TrustDomain>,
     ) -> bool {
-        if tunnel && !self.upgrades && self.action != Action::Deny {
+        if tunnel && !self.upgrades && !self.refuses() {
             return false;
         }
         if !self.clients.match_client(client, local) {
@@ -159,9 +159,13 @@ impl Rule {
         let Some(request) = &self.request else { return true };
         // What cannot be read for certain never helps the caller: it holds for refusals and for nothing else.
         if self.is_unclear(head) {
-            return self.action == Action::Deny;
+            return self.refuses();
         }
         request.find(head).is_some()
+    }
+
+    fn refuses(&self) -> bool {
+        matches!(self.action, Action::Deny | Action::NotFound)
     }
 
     fn is_unclear(&self, head: &RequestHead<'_>) -> bool {

@@ -64,6 +64,8 @@ pub enum Action {
     Deny,
     /// The request goes on, and is counted as one that would have been refused.
     Audit,
+    /// The request is for no declared route: 404, gRPC 5 or 12 as the caller's dialect has it.
+    NotFound,
 }
 
 impl Action {
@@ -73,6 +75,7 @@ impl Action {
             Self::Allow => "allow",
             Self::Deny => "deny",
             Self::Audit => "audit",
+            Self::NotFound => "not_found",
         }
     }
 }
