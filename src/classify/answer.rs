@@ -56,26 +56,32 @@ fn percent_encoded(text: &str) -> String {
 /// A response's body, or one of our own.
 #[pin_project]
 #[derive(Debug)]
-pub struct RespondBody<B> {
-    #[pin]
-    inner: Option<B>,
-    own: Bytes,
+pub struct RespondBody<B>(#[pin] Kind<B>);
+
+#[pin_project(project = Known)]
+#[derive(Debug)]
+enum Kind<B> {
+    Inner(#[pin] B),
+    Own(Bytes),
 }
 
 impl<B> RespondBody<B> {
     /// The body of a service that answered.
     pub fn new(inner: B) -> Self {
-        Self { inner: Some(inner), own: Bytes::new() }
+        Self(Kind::Inner(inner))
     }
 
     /// A body of our own.
     pub fn own(own: impl Into<Bytes>) -> Self {
-        Self { inner: None, own: own.into() }
+        Self(Kind::Own(own.into()))
     }
 
     /// The inner service's body, if it answered.
     pub fn inner(&self) -> Option<&B> {
-        self.inner.as_ref()
+        match &self.0 {
+            Kind::Inner(inner) => Some(inner),
+            Kind::Own(_) => None,
+        }
     }
 }
 
@@ -97,20 +103,25 @@ where
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        let this = self.project();
-        match this.inner.as_pin_mut() {
-            Some(body) => body.poll_frame(cx),
-            None if this.own.is_empty() => Poll::Ready(None),
-            None => Poll::Ready(Some(Ok(Frame::data(std::mem::take(this.own))))),
+        match self.project().0.project() {
+            Known::Inner(body) => body.poll_frame(cx),
+            Known::Own(own) if own.is_empty() => Poll::Ready(None),
+            Known::Own(own) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(own))))),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.as_ref().map_or(self.own.is_empty(), Body::is_end_stream)
+        match &self.0 {
+            Kind::Inner(body) => body.is_end_stream(),
+            Kind::Own(own) => own.is_empty(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.as_ref().map_or_else(|| SizeHint::with_exact(self.own.len() as u64), Body::size_hint)
+        match &self.0 {
+            Kind::Inner(body) => body.size_hint(),
+            Kind::Own(own) => SizeHint::with_exact(own.len() as u64),
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::classify::outcome::{Cause, Outcome, Verdict};
 use crate::profile::matching::ResponseCondition;
 use crate::profile::route::ResponseClass;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderName, StatusCode};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -79,9 +79,12 @@ pub fn trailers(head: Outcome, trailers: Option<&HeaderMap>) -> Outcome {
     }
 }
 
+/// Made once: a lookup by text would parse the name each time.
+static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+
 /// The gRPC code in headers or trailers. What is no number from 0 to 16 is UNKNOWN (2).
 pub fn grpc_code(headers: &HeaderMap) -> Option<u8> {
-    let value = headers.get("grpc-status")?;
+    let value = headers.get(&GRPC_STATUS)?;
     let code = value.to_str().ok().and_then(|text| text.trim().parse::<u8>().ok());
     Some(code.filter(|code| *code <= 16).unwrap_or(2))
 }

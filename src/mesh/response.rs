@@ -26,7 +26,7 @@ use std::task::{Context, Poll, ready};
 use tower_service::Service;
 
 /// The body of an attempt, as the retries see it.
-type Attempt = Watched<Served<TimedBody<ResponseBody>>, Meter>;
+type Attempt = Watched<Served<ResponseBody>, Meter>;
 /// The body of a call.
 type Whole = Watched<RespondBody<TimedBody<Attempted<Attempt>>>, Meter>;
 type StackFuture = <ClientStack as Service<Call<ReqBody, Target>>>::Future;

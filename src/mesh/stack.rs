@@ -10,6 +10,7 @@ use crate::retry::layer::{Retry, RetryLayer};
 use crate::route::layer::{Act, ActLayer};
 use crate::split::layer::Split;
 use crate::stdx::rng::Rng;
+use crate::timeout::attempt::{Attempt, AttemptLayer};
 use crate::timeout::layer::{Timeout, TimeoutLayer};
 use std::task::{Context, Poll};
 use tower::ServiceBuilder;
@@ -20,7 +21,7 @@ use tower_service::Service;
 pub type Outbound<W, S> = Metrics<Act<Timeout<Retry<Metrics<S>, W>>>>;
 
 /// What one replica is: its connections, below the timer of an attempt.
-pub type Replica<C> = Timeout<Plain<C>>;
+pub type Replica<C> = Attempt<Plain<C>>;
 
 /// What a backend is: its replicas, balanced.
 pub type Backend<C> = Balance<Replica<C>>;
@@ -63,7 +64,7 @@ pub fn around<W, S>(rng: Rng, inner: S) -> Outbound<W, S> {
 pub fn replica<C>(connection: C) -> Replica<C> {
     ServiceBuilder::new()
         // below the ticket, so that breaker and latency see a slow replica as slow and not as cancelled
-        .layer(TimeoutLayer::attempt())
+        .layer(AttemptLayer::default())
         // what is below knows nothing of routes
         .layer(PlainLayer)
         .service(connection)

@@ -6,11 +6,14 @@ use futures::future::Either;
 use http::Response;
 use std::future::{Ready, ready};
 use std::task::{Context, Poll};
-use tower::util::Oneshot;
 use tower_service::Service;
 
 /// Sends a [`Call`] to one of its route's backends. The innermost layer that knows of routes; below it, each
 /// backend balances for itself. It chooses anew for each attempt, so that a retry may leave a bad backend.
+///
+/// A backend must wait inside its calls and not in `poll_ready`, as a [`Balance`](crate::balance::layer::Balance) does:
+/// which backend is asked is not known before the call, and holding the request until it is ready would cost every call
+/// two moves of it.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Split;
 
@@ -20,7 +23,7 @@ where
 {
     type Response = Response<ResB>;
     type Error = Error;
-    type Future = Either<Oneshot<T, Call<B, T>>, Ready<Result<Response<ResB>, Error>>>;
+    type Future = Either<T::Future, Ready<Result<Response<ResB>, Error>>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
         Poll::Ready(Ok(()))
@@ -29,8 +32,8 @@ where
     fn call(&mut self, call: Call<B, T>) -> Self::Future {
         match call.scope.entry.backend() {
             Ok(backend) => {
-                let backend = backend.clone();
-                Either::Left(Oneshot::new(backend, call))
+                let mut backend = backend.clone();
+                Either::Left(backend.call(call))
             }
             Err(error) => Either::Right(ready(Err(error))),
         }

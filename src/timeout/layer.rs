@@ -1,51 +1,31 @@
-//! Floor 4: ends what takes too long: a whole call, or one attempt.
-//!
-//! The inner future is polled first and a timer is armed only when it is pending, so that a call that ends at once
-//! pays for none.
+//! Floor 4: ends calls that take too long, over all their attempts.
 
 use crate::error::{BoxError, Error, Scope};
 use crate::policy::call::MeshRequest;
-use crate::stdx::clock::{self, Duration, Instant};
+use crate::stdx::clock::{self, Duration};
 use crate::timeout::body::{Limits, TimedBody};
+use crate::timeout::timed::{Bound, Timed};
 use http::Response;
 use http_body::Body;
 use pin_project::pin_project;
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll};
-use tokio::time::Sleep;
+use std::task::{Context, Poll, ready};
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// Where a timeout's limits come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Source {
-    /// The whole call: the deadline of its state, and its route's limits.
-    Request,
-    /// One attempt: its route's limit, to the response's headers.
-    Attempt,
-}
-
-/// Ends calls or attempts that take too long, with [`Error::Timeout`].
-///
-/// A whole call is limited to the end of its response's body (`timeouts.request`: the body then ends with an error) and
-/// to its headers (`timeout` of a ServiceProfile); an attempt to its headers. What the call's own deadline leaves is
-/// always the most. On expiry the inner future is dropped at once, which cancels it.
-#[derive(Debug, Clone, Copy)]
+/// Ends calls that take too long with [`Error::Timeout`]: by the deadline of the call, which holds to the end of the
+/// response's body (the body then ends with an error), and by its route's limit to the response's headers (`timeout` of a
+/// ServiceProfile) and between two frames (`idle`). Requests that met no route are limited by `own`.
+#[derive(Debug, Clone, Copy, Default)]
 pub struct TimeoutLayer {
-    source: Source,
     own: Option<Duration>,
 }
 
 impl TimeoutLayer {
-    /// Limits whole calls, by their routes.
+    /// Limits calls by their state and their route.
     pub fn request() -> Self {
-        Self { source: Source::Request, own: None }
-    }
-
-    /// Limits attempts, by their routes.
-    pub fn attempt() -> Self {
-        Self { source: Source::Attempt, own: None }
+        Self::default()
     }
 
     /// The limit for requests that met no route.
@@ -55,45 +35,20 @@ impl TimeoutLayer {
         self
     }
 
-    fn bounds<R: MeshRequest>(&self, request: &R) -> Bounds {
-        let Some((route, state)) = request.route().zip(request.state()) else {
-            let now = self.own.map(|own| (own, clock::now()));
-            let limit = now.and_then(|(own, now)| Some((now.checked_add(own)?, own)));
-            let scope = if self.source == Source::Request { Scope::Request } else { Scope::Attempt };
-            let limits = Limits { deadline: limit.filter(|_| self.source == Source::Request), idle: None };
-            return Bounds { head: limit.map(|(at, after)| Bound { at, after, scope }), limits };
-        };
-        let whole = state.deadline.map(|at| (at, at.saturating_duration_since(state.started)));
-        match self.source {
-            Source::Request => {
+    fn bounds<R: MeshRequest>(&self, request: &R) -> (Option<Bound>, Limits) {
+        let (whole, headers, idle) = match request.route().zip(request.state()) {
+            Some((route, state)) => {
+                let whole = state.deadline.map(|at| (at, at.saturating_duration_since(state.started)));
                 let headers = route.timeouts.response_headers;
                 let headers = headers.and_then(|after| Some((state.started.checked_add(after)?, after)));
-                let head = [whole, headers].into_iter().flatten().min();
-                let head = head.map(|(at, after)| Bound { at, after, scope: Scope::Request });
-                Bounds { head, limits: Limits { deadline: whole, idle: route.timeouts.idle } }
+                (whole, headers, route.timeouts.idle)
             }
-            Source::Attempt => {
-                let begun = |after: Duration| {
-                    let begun = if state.attempt == 0 { state.started } else { clock::now() };
-                    Some(Bound { at: begun.checked_add(after)?, after, scope: Scope::Attempt })
-                };
-                Bounds { head: route.timeouts.attempt.and_then(begun), limits: Limits::default() }
-            }
-        }
+            None => (self.own.and_then(|after| Some((clock::now().checked_add(after)?, after))), None, None),
+        };
+        let first = [whole, headers].into_iter().flatten().min();
+        let head = first.map(|(at, after)| Bound { at, after, scope: Scope::Request });
+        (head, Limits { deadline: whole, idle })
     }
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Bounds {
-    head: Option<Bound>,
-    limits: Limits,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Bound {
-    at: Instant,
-    after: Duration,
-    scope: Scope,
 }
 
 impl<S> Layer<S> for TimeoutLayer {
@@ -128,8 +83,8 @@ where
     }
 
     fn call(&mut self, request: R) -> Self::Future {
-        let bounds = self.layer.bounds(&request);
-        TimeoutFuture { inner: Some(self.inner.call(request)), sleep: None, bounds }
+        let (head, limits) = self.layer.bounds(&request);
+        TimeoutFuture { inner: Timed::new(self.inner.call(request), head), limits }
     }
 }
 
@@ -138,10 +93,8 @@ where
 #[derive(Debug)]
 pub struct TimeoutFuture<F> {
     #[pin]
-    inner: Option<F>,
-    #[pin]
-    sleep: Option<Sleep>,
-    bounds: Bounds,
+    inner: Timed<F>,
+    limits: Limits,
 }
 
 impl<F, B, E> Future for TimeoutFuture<F>
@@ -154,25 +107,8 @@ where
     type Output = Result<Response<TimedBody<B>>, Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
-        let Some(inner) = this.inner.as_mut().as_pin_mut() else { return Poll::Ready(Err(Error::Closed)) };
-        if let Poll::Ready(result) = inner.poll(cx) {
-            let limits = this.bounds.limits;
-            return Poll::Ready(match result {
-                Ok(response) => Ok(response.map(|body| TimedBody::new(body, limits))),
-                Err(error) => Err(error.into()),
-            });
-        }
-        let Some(bound) = this.bounds.head else { return Poll::Pending };
-        if this.sleep.is_none() {
-            this.sleep.set(Some(tokio::time::sleep_until(bound.at.into())));
-        }
-        match this.sleep.as_pin_mut().map(|sleep| sleep.poll(cx)) {
-            Some(Poll::Ready(())) => {
-                this.inner.set(None);
-                Poll::Ready(Err(Error::Timeout { scope: bound.scope, after: bound.after }))
-            }
-            Some(Poll::Pending) | None => Poll::Pending,
-        }
+        let this = self.project();
+        let response = ready!(this.inner.poll(cx))?;
+        Poll::Ready(Ok(response.map(|body| TimedBody::new(body, *this.limits))))
     }
 }
