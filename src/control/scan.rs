@@ -15,6 +15,7 @@ use crate::profile::name::ServiceName;
 use crate::profile::service::ServiceProfile;
 use crate::stdx::clock::{Duration, Instant, SystemTime};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -253,12 +254,15 @@ fn add<'a, T: Clone + 'a>(
 ) -> Vec<Fault> {
     let mut twice = Vec::new();
     for (service, value) in new {
-        let short = service.short(domain);
-        if map.contains_key(&short) {
-            let problem = format!("says what an earlier document already says of {service}, and is not used");
-            twice.push(Fault::rejected("", problem, "keep one of the two"));
-        } else {
-            map.insert(short, value.clone());
+        match map.entry(service.short(domain)) {
+            Entry::Vacant(place) => {
+                place.insert(value.clone());
+            }
+            Entry::Occupied(_) => {
+                let problem =
+                    format!("says what an earlier document already says of {service}, and is not used");
+                twice.push(Fault::rejected("", problem, "keep one of the two"));
+            }
         }
     }
     twice

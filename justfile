@@ -1,0 +1,64 @@
+# `just` lists the recipes. Each is a step of `.ci/run`: what fails there fails here.
+
+_list:
+    @just --list --unsorted
+
+# Everything that CI runs; a cold build takes about half an hour on two cores
+ci:
+    .ci/run
+
+# What README tells a stranger to type
+test:
+    .ci/step readme
+
+# Formatting
+fmt:
+    .ci/step fmt
+
+# Lints with default, all and no features
+clippy:
+    .ci/step clippy
+
+# Docs without a warning
+doc:
+    .ci/step doc
+
+# Doc tests with all features
+doctest:
+    .ci/step doctest
+
+# All tests with every feature, and with none
+features:
+    .ci/step features
+
+# Every pair of features compiles
+powerset:
+    .ci/step powerset
+
+# The declared rust-version compiles
+msrv:
+    .ci/step msrv
+
+# Bans, licences and sources of the dependencies
+deny:
+    .ci/step deny
+
+# The examples build, pass their tests and start
+examples:
+    .ci/step examples
+
+# The tests that read the shared corpus; ENMESH_CORPUS says where it is
+corpus:
+    .ci/step corpus
+
+# A headless browser votes in emojivoto
+browser:
+    .ci/step browser
+
+# Benches compile and run once
+benches:
+    .ci/step benches
+
+# The figures themselves: quiet machine, release build
+bench *ARGS:
+    cargo bench {{ARGS}}
