@@ -14,6 +14,7 @@
 )]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+pub mod admin;
 pub mod authz;
 pub mod balance;
 pub mod classify;
