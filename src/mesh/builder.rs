@@ -7,6 +7,7 @@ use crate::control::fixed::Fixed;
 use crate::control::source::Source;
 use crate::discover::endpoint::{Endpoint, EndpointSet};
 use crate::error::Error;
+use crate::mesh::env;
 use crate::mesh::runtime::{Made, Mesh};
 use crate::metrics::registry::Registry;
 use crate::profile::invalid::{Fault, Invalid};
@@ -43,6 +44,12 @@ pub struct MeshBuilder {
 }
 
 impl MeshBuilder {
+    /// A builder that holds what `ENMESH_*` variables say, to be completed in code: what is set here afterwards wins. See
+    /// [`VARIABLES`](crate::mesh::env::VARIABLES).
+    pub fn from_env() -> Self {
+        env::read(std::env::vars())
+    }
+
     /// This process's own service, `name.namespace[:port]`: its profile routes and counts what arrives. Default:
     /// `localhost`, for a process that only calls.
     pub fn name(mut self, name: &str) -> Self {

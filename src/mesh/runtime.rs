@@ -5,7 +5,6 @@ use crate::error::{BoxError, Error};
 use crate::mesh::builder::MeshBuilder;
 use crate::mesh::client::Client;
 use crate::mesh::directory::{Connect, Connection, Directory, Parts};
-use crate::mesh::env;
 use crate::mesh::inbound::InboundLayer;
 use crate::mesh::inspect::Inspection;
 use crate::mesh::layer::MeshLayer;
@@ -57,12 +56,12 @@ impl Mesh {
     }
 
     /// Builds a mesh from `ENMESH_*` variables, so that one binary is configured from outside:
-    /// see [`VARIABLES`](env::VARIABLES).
+    /// see [`VARIABLES`](crate::mesh::env::VARIABLES).
     ///
     /// # Errors
     /// [`Error::Config`] with every variable that cannot be read.
     pub fn from_env() -> Result<Self, Error> {
-        env::read(std::env::vars()).build()
+        MeshBuilder::from_env().build()
     }
 
     /// A client for any service; each request's authority names it.

@@ -1,0 +1,352 @@
+//! Everything in one process, on loopback: web, emoji, three replicas of voting (one slow), the vote-bot, each with
+//! a mesh of its own as separate processes would have, and a live table of what goes on between them.
+
+use crate::args;
+use crate::bot::Bot;
+use crate::emoji::Emojis;
+use crate::mesh::Mesh;
+use crate::proto::emoji_service_server::EmojiServiceServer;
+use crate::proto::voting_service_server::VotingServiceServer;
+use crate::screen::Screen;
+use crate::stop;
+use crate::table::{Frame, Total};
+use crate::voting::{Poll, Voting};
+use crate::web::{self, Page};
+use enmesh::stdx::clock;
+use enmesh::stdx::rng::Rng;
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tonic::service::Routes;
+
+/// The names that the services call each other by, as in the original's manifests.
+pub const WEB: &str = "web-svc.emojivoto:80";
+/// The emoji service.
+pub const EMOJI: &str = "emoji-svc.emojivoto:8080";
+/// The voting service.
+pub const VOTING: &str = "voting-svc.emojivoto:8080";
+/// The vote-bot, which nobody calls.
+pub const BOT: &str = "vote-bot.emojivoto";
+
+/// Replicas of voting; the last one is slow.
+const REPLICAS: usize = 3;
+
+/// How long requests in flight may take to end once Ctrl-C is pressed: longer than the longest timeout of the
+/// profiles, shorter than patience.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// A directory of our own that goes away with the demo.
+struct RunDir(PathBuf);
+
+impl RunDir {
+    fn new() -> io::Result<Self> {
+        let path = std::env::temp_dir().join(format!("emojivoto-{}", std::process::id()));
+        std::fs::create_dir_all(path.join("endpoints"))?;
+        Ok(Self(path))
+    }
+
+    fn endpoints(&self) -> PathBuf {
+        self.0.join("endpoints")
+    }
+}
+
+impl Drop for RunDir {
+    fn drop(&mut self) {
+        // What cannot be removed is for the system to clean: it is in its temporary directory.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The listeners, all bound before anything starts, so that a busy port is said at once.
+struct Listeners {
+    web: TcpListener,
+    emoji: TcpListener,
+    voting: Vec<TcpListener>,
+}
+
+impl Listeners {
+    async fn bind(port: u16) -> Result<Self, String> {
+        let at = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let next = port.checked_add(1).unwrap_or(8080);
+        let remedy = format!("choose another with `--port {next}`, or any free one with `--port 0`");
+        let web = crate::listen::at(at(port), &remedy).await?;
+        let emoji = crate::listen::at(at(0), "free some ports").await?;
+        let mut voting = Vec::new();
+        for _ in 0..REPLICAS {
+            voting.push(crate::listen::at(at(0), "free some ports").await?);
+        }
+        Ok(Self { web, emoji, voting })
+    }
+
+    fn endpoints(&self) -> Result<BTreeMap<&'static str, Vec<SocketAddr>>, String> {
+        let addr = |listener: &TcpListener| listener.local_addr().map_err(|error| error.to_string());
+        Ok(BTreeMap::from([
+            (WEB, vec![addr(&self.web)?]),
+            (EMOJI, vec![addr(&self.emoji)?]),
+            (VOTING, self.voting.iter().map(addr).collect::<Result<_, _>>()?),
+        ]))
+    }
+}
+
+/// A replica of voting, to be shown as a row.
+struct Replica {
+    label: String,
+    mesh: Mesh,
+}
+
+/// What runs.
+struct Running {
+    web: Mesh,
+    emoji: Mesh,
+    voting: Vec<Replica>,
+    bot: Mesh,
+    tasks: JoinSet<Result<(), String>>,
+}
+
+/// Runs the demo until somebody asks it to end.
+pub async fn run(demo: args::Demo) -> Result<(), String> {
+    let start = clock::now();
+    let listeners = Listeners::bind(demo.port).await?;
+    let dir = RunDir::new().map_err(|error| format!("no directory for endpoints can be made: {error}"))?;
+    let profiles = profiles(demo.profiles.as_deref(), &dir)?;
+    let endpoints = listeners.endpoints()?;
+    write_endpoints(&dir, &endpoints)?;
+    let url = format!("http://{}", endpoints[WEB][0]);
+    let mut running = Running::start(&demo, listeners, &profiles, &dir, &endpoints)?;
+
+    let mut frame = Frame { url, notes: notes(&demo, &profiles, &dir), ..Frame::default() };
+    let screen = Screen::open(demo.plain);
+    let shown = show(&screen, &mut frame, &mut running, start).await;
+    let asked = matches!(shown, Ok(true));
+    if asked {
+        // A closed pipe takes no farewell.
+        let _ = screen.say("ending: requests in flight are finished first (Ctrl-C again ends at once)");
+    }
+    drop(screen);
+    running.drain().await?;
+    match shown {
+        Ok(_) => Ok(()),
+        Err(fault) => Err(fault),
+    }
+}
+
+/// Draws until asked to end (`true`), or until nobody reads any more (`false`).
+async fn show(
+    screen: &Screen,
+    frame: &mut Frame,
+    running: &mut Running,
+    start: Instant,
+) -> Result<bool, String> {
+    let mut history = crate::table::History::default();
+    let mut ticks = tokio::time::interval(screen.every());
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let mut stop = std::pin::pin!(stop::asked());
+    if screen.greet(frame).is_err() {
+        return Ok(false);
+    }
+    loop {
+        tokio::select! {
+            () = &mut stop => return Ok(true),
+            ended = running.tasks.join_next() => ended_early(ended)?,
+            _ = ticks.tick() => {
+                frame.uptime = start.elapsed();
+                frame.faults = running.web.faults();
+                let rows = history.rows(clock::now(), running.totals());
+                if screen.draw(frame, &rows).is_err() {
+                    return Ok(false);
+                }
+            }
+        }
+    }
+}
+
+type Ended = Option<Result<Result<(), String>, tokio::task::JoinError>>;
+
+fn ended_early(ended: Ended) -> Result<(), String> {
+    match ended {
+        Some(Ok(Ok(()))) | None => Err("a service ended before it was asked to".to_owned()),
+        Some(Ok(Err(fault))) => Err(fault),
+        Some(Err(panic)) => Err(format!("a service broke off: {panic}")),
+    }
+}
+
+impl Running {
+    fn start(
+        demo: &args::Demo,
+        listeners: Listeners,
+        profiles: &Path,
+        dir: &RunDir,
+        endpoints: &BTreeMap<&'static str, Vec<SocketAddr>>,
+    ) -> Result<Self, String> {
+        let mesh = |name: &str| Mesh::new(name, profiles, &dir.endpoints(), DRAIN);
+        let mut tasks = JoinSet::new();
+        let mut serve = |mesh: &Mesh, listener, app| {
+            let mesh = mesh.clone();
+            tasks.spawn(async move { mesh.serve(listener, app).await });
+        };
+
+        let emoji = mesh(EMOJI)?;
+        serve(&emoji, listeners.emoji, Routes::new(EmojiServiceServer::new(Emojis)).into_axum_router());
+
+        // The replicas count together, so that the leaderboard does not depend on which of them is asked.
+        let poll = Poll::default();
+        let mut voting = Vec::new();
+        for (i, listener) in listeners.voting.into_iter().enumerate() {
+            let slow = i + 1 == REPLICAS;
+            let delay = if slow { demo.slow } else { Duration::ZERO };
+            let (poll, rng) = (poll.clone(), Rng::thread());
+            let service = Voting { poll, failure_rate: demo.failure_rate, delay, rng };
+            let label = endpoints[VOTING][i].to_string() + if slow { " slow" } else { "" };
+            let replica = Replica { label, mesh: mesh(VOTING)? };
+            serve(&replica.mesh, listener, Routes::new(VotingServiceServer::new(service)).into_axum_router());
+            voting.push(replica);
+        }
+
+        let web = mesh(WEB)?;
+        let page =
+            Page { message: std::env::var("MESSAGE_OF_THE_DAY").unwrap_or_default(), ..Page::default() };
+        serve(&web, listeners.web, web::router(web.service(EMOJI)?, web.service(VOTING)?, page));
+
+        let bot = mesh(BOT)?;
+        if let Some(rate) = demo.rate {
+            let web = WEB.to_owned();
+            let bot =
+                Bot { mesh: bot.clone(), web, host: None, rate, ttl: None, rng: Rng::thread(), say: |_| () };
+            tasks.spawn(async move {
+                bot.run().await;
+                Ok(())
+            });
+        }
+        Ok(Self { web, emoji, voting, bot, tasks })
+    }
+
+    /// What each route did so far: as web serves it, as web calls others, and each replica of voting.
+    fn totals(&self) -> Vec<Total> {
+        let mut routes: BTreeMap<(bool, String, String), Total> = BTreeMap::new();
+        for route in self.web.routes() {
+            // Requests that no route is for are worth a row only when there are some.
+            if route.route.is_empty() && route.reading.requests == 0 {
+                continue;
+            }
+            let service = route.service.split(['.', ':']).next().unwrap_or_default().to_owned();
+            let (group, has_attempts) = match route.inbound {
+                true => (format!("browsers and vote-bot → {service}"), false),
+                false => (format!("web → {service}"), true),
+            };
+            let name = if route.route.is_empty() { "[default]".to_owned() } else { route.route };
+            let total = routes.entry((has_attempts, service, name.clone())).or_default();
+            let reading = total.reading.merge(&route.reading);
+            *total = Total { group, route: name, has_attempts, reading };
+        }
+        let mut totals: Vec<Total> = routes.into_values().collect();
+        for replica in &self.voting {
+            let readings = replica.mesh.routes().into_iter().filter(|route| route.inbound).map(|r| r.reading);
+            let reading = readings.reduce(|a, b| a.merge(&b)).unwrap_or_default();
+            let group = "replicas of voting-svc".to_owned();
+            totals.push(Total { group, route: replica.label.clone(), has_attempts: false, reading });
+        }
+        totals
+    }
+
+    /// Ends callers before those they call, each once its requests are finished.
+    async fn drain(mut self) -> Result<(), String> {
+        let end = async {
+            self.bot.shutdown().await;
+            self.web.shutdown().await;
+            self.emoji.shutdown().await;
+            for replica in &self.voting {
+                replica.mesh.shutdown().await;
+            }
+        };
+        tokio::select! {
+            () = end => {}
+            () = tokio::time::sleep(DRAIN) => {}
+            () = stop::asked() => {}
+        }
+        self.tasks.shutdown().await;
+        Ok(())
+    }
+}
+
+/// The profiles that ship with the example, for when its source is not at hand.
+const SHIPPED: [(&str, &str); 3] = [
+    ("web.yaml", include_str!("../profiles/web.yaml")),
+    ("emoji.yaml", include_str!("../profiles/emoji.yaml")),
+    ("voting.yaml", include_str!("../profiles/voting.yaml")),
+];
+
+fn profiles(asked: Option<&Path>, dir: &RunDir) -> Result<PathBuf, String> {
+    if let Some(path) = asked {
+        let there = path.is_dir();
+        return there.then(|| path.to_owned()).ok_or_else(|| {
+            format!("`--profiles {}` is no directory: name one that holds service profiles", path.display())
+        });
+    }
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("profiles");
+    if source.is_dir() {
+        return Ok(source);
+    }
+    let copy = dir.0.join("profiles");
+    let unpack = || {
+        std::fs::create_dir_all(&copy)?;
+        SHIPPED.iter().try_for_each(|(name, text)| std::fs::write(copy.join(name), text))
+    };
+    unpack().map_err(|error: io::Error| format!("the profiles cannot be unpacked: {error}"))?;
+    Ok(copy)
+}
+
+fn write_endpoints(dir: &RunDir, services: &BTreeMap<&'static str, Vec<SocketAddr>>) -> Result<(), String> {
+    for (service, addrs) in services {
+        let mut text =
+            format!("apiVersion: enmesh.dev/v1\nkind: Endpoints\nmetadata:\n  name: {service}\nspec:\n");
+        text += "  endpoints:\n";
+        for addr in addrs {
+            text += &format!("  - address: {addr}\n");
+        }
+        let file = format!("{}.yaml", service.split('.').next().unwrap_or(service));
+        let path = dir.endpoints().join(file);
+        std::fs::write(&path, text)
+            .map_err(|error| format!("{} cannot be written: {error}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn notes(demo: &args::Demo, profiles: &Path, dir: &RunDir) -> Vec<(&'static str, String)> {
+    let here = std::env::current_dir().unwrap_or_default();
+    let shown = profiles.strip_prefix(&here).unwrap_or(profiles);
+    vec![
+        ("profiles", format!("{}: edit one, and the next request follows it", shown.display())),
+        ("endpoints", dir.endpoints().display().to_string()),
+        (
+            "doughnuts",
+            format!(
+                "{:.0}% of votes for them fail; one replica of voting takes {:?} a vote",
+                100.0 * demo.failure_rate,
+                demo.slow
+            ),
+        ),
+        ("Ctrl-C", "drains and ends".to_owned()),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shipped_profiles_have_no_fault_and_name_every_route() {
+        let routes = SHIPPED.map(|(name, text)| {
+            let parsed = enmesh::profile::parse::parse(text, name);
+            let faults: Vec<_> = parsed.documents.iter().flat_map(|document| &document.faults).collect();
+            assert!(faults.is_empty(), "{name}: {faults:?}");
+            let profiles = parsed.into_profiles();
+            profiles[0].routes.iter().map(|route| route.name.to_string()).collect::<Vec<_>>().join(" ")
+        });
+        let web = "GET /api/list GET /api/vote GET /api/leaderboard page";
+        assert_eq!(routes, [web, "ListAll FindByShortcode", "VoteDoughnut Vote Results"]);
+    }
+}

@@ -1,0 +1,124 @@
+//! The mesh as this demo uses it: one for each service, with errors as text.
+
+use enmesh::classify::respond::{Respond, RespondLayer};
+use enmesh::metrics::names::Direction;
+use enmesh::metrics::stat::Reading;
+use enmesh::serve::settings::ServeSettings;
+use enmesh::{MeshBuilder, ReqBody};
+use http::{HeaderValue, Request, StatusCode, header};
+use http_body_util::{BodyExt, Limited};
+use std::error::Error;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tower::Layer;
+
+/// A transport for generated gRPC clients. The mesh's own errors become gRPC statuses.
+pub type Client = Respond<enmesh::Client>;
+
+/// What one service sends and serves through.
+#[derive(Clone)]
+pub struct Mesh {
+    mesh: enmesh::Mesh,
+}
+
+/// The running totals of a route.
+pub struct RouteTotal {
+    /// Whether this service was called by it, and did not call.
+    pub inbound: bool,
+    /// The service that was called.
+    pub service: String,
+    /// The route's name.
+    pub route: String,
+    /// The totals.
+    pub reading: Reading,
+}
+
+impl Mesh {
+    /// The mesh of the service called `name`, which reads profiles and endpoints from watched directories.
+    pub fn new(name: &str, profiles: &Path, endpoints: &Path, drain: Duration) -> Result<Self, String> {
+        let mut serving = ServeSettings::default();
+        serving.drain = drain;
+        let builder = enmesh::Mesh::builder().profiles_dir(profiles).endpoints_dir(endpoints).dns(false);
+        build(builder.name(name).serving(serving))
+    }
+
+    /// A mesh that the environment configures; `name` unless that says another, with metrics at `admin`.
+    pub fn from_env(name: &str, admin: Option<SocketAddr>) -> Result<Self, String> {
+        let mut builder = MeshBuilder::from_env();
+        if std::env::var_os("ENMESH_NAME").is_none_or(|name| name.is_empty()) {
+            builder = builder.name(name);
+        }
+        if let Some(admin) = admin {
+            builder = builder.admin(admin);
+        }
+        build(builder)
+    }
+
+    /// A gRPC transport to `service`, `host[:port]`.
+    pub fn service(&self, service: &str) -> Result<Client, String> {
+        self.mesh.service(service).map(|client| RespondLayer.layer(client)).map_err(|error| text(&error))
+    }
+
+    /// Sends a GET, and reads an answer of at most `bytes_max`.
+    pub async fn get(
+        &self,
+        uri: &str,
+        host: Option<&HeaderValue>,
+        bytes_max: usize,
+    ) -> Result<(StatusCode, Vec<u8>), String> {
+        let mut request = Request::get(uri);
+        if let Some(host) = host {
+            request = request.header(header::HOST, host);
+        }
+        let request = request.body(ReqBody::empty()).map_err(|error| text(&error))?;
+        let response = self.mesh.client().send(request).await.map_err(|error| text(&error))?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), bytes_max).collect().await;
+        let body = body.map_err(|error| text(error.as_ref()))?;
+        Ok((status, body.to_bytes().to_vec()))
+    }
+
+    /// Serves `app` until [`shutdown`](Self::shutdown), and then finishes what is under way.
+    pub async fn serve(&self, listener: TcpListener, app: axum::Router) -> Result<(), String> {
+        let served = self.mesh.serve(listener, app).await;
+        served.map(drop).map_err(|error| text(&error))
+    }
+
+    /// What each route did so far.
+    pub fn routes(&self) -> Vec<RouteTotal> {
+        let total = |route: enmesh::mesh::stats::RouteStats| RouteTotal {
+            inbound: route.direction == Direction::Inbound,
+            service: route.dst.to_string(),
+            route: route.route.to_string(),
+            reading: route.reading,
+        };
+        self.mesh.stats().routes.into_iter().map(total).collect()
+    }
+
+    /// What is wrong with profiles and endpoints; the last good ones are in use.
+    pub fn faults(&self) -> Vec<String> {
+        self.mesh.inspect().services.into_iter().flat_map(|service| service.faults).collect()
+    }
+
+    /// Ends the servers, each once its requests are finished.
+    pub async fn shutdown(&self) {
+        self.mesh.shutdown().await;
+    }
+}
+
+fn build(builder: MeshBuilder) -> Result<Mesh, String> {
+    builder.build().map(|mesh| Mesh { mesh }).map_err(|error| text(&error))
+}
+
+/// An error with its causes, as one line.
+fn text(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
