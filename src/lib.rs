@@ -17,6 +17,7 @@
 pub mod admin;
 pub mod authz;
 pub mod balance;
+pub mod breaker;
 pub mod classify;
 #[cfg(feature = "http")]
 pub mod connect;

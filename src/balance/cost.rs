@@ -1,55 +1,15 @@
 //! Floor 2: what sending one more request to an endpoint costs: latency, load and health in one number.
 
+use crate::stdx::moment::Moment;
 use std::time::Duration;
-use std::time::Instant;
-
-/// A point in time as cells count it: microseconds since the balancer began.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub struct Moment(u64);
 
 /// The tick that ages are summed in, in seconds: 16 µs.
 pub const TICK_SECS: f32 = 16e-6;
 
-impl Moment {
-    /// `now` as counted from `epoch`; what lies before it is the beginning.
-    #[inline]
-    pub fn since(epoch: Instant, now: Instant) -> Self {
-        let passed = now.saturating_duration_since(epoch);
-        Self(passed.as_secs().wrapping_mul(1_000_000).wrapping_add(u64::from(passed.subsec_micros())))
-    }
-
-    /// From a count of microseconds.
-    pub fn from_micros(micros: u64) -> Self {
-        Self(micros)
-    }
-
-    /// Microseconds.
-    pub fn micros(self) -> u64 {
-        self.0
-    }
-
-    /// Milliseconds, wrapping after 49 days: an estimate untouched for so long counts as fresh once.
-    #[inline]
-    pub fn millis(self) -> u32 {
-        (self.0 / 1000) as u32
-    }
-
-    /// Ticks of 16 µs.
-    #[inline]
-    pub fn ticks(self) -> u64 {
-        self.0 >> 4
-    }
-
-    /// Seconds since `earlier`.
-    #[inline]
-    pub fn secs_since(self, earlier: Self) -> f32 {
-        self.0.saturating_sub(earlier.0) as f32 * 1e-6
-    }
-
-    /// So much later.
-    pub fn plus(self, time: Duration) -> Self {
-        Self(self.0.saturating_add(u64::try_from(time.as_micros()).unwrap_or(u64::MAX)))
-    }
+/// `moment` in ticks.
+#[inline]
+pub fn ticks(moment: Moment) -> u64 {
+    moment.micros() >> 4
 }
 
 /// A number that was true at a time: a latency in seconds, or a share.
@@ -157,6 +117,8 @@ impl Default for Formula {
 
 /// How fast failures are forgiven.
 const FORGIVE_MS: f32 = 5000.0;
+/// How fast past draws are forgotten: long enough to hold many, short enough to follow a change of weights.
+const FADE_MS: f32 = 10_000.0;
 /// What one request changes of the health.
 const HEALTH_STEP: f32 = 0.1;
 /// The least health in a score, so that no score is infinite.
@@ -215,6 +177,12 @@ impl Formula {
             return 1.0;
         }
         1.0 - (1.0 - health.secs) * (-(health.age_ms(now) as f32) / FORGIVE_MS).exp()
+    }
+
+    /// A count that fades with the time constant of [`FADE_MS`].
+    #[inline]
+    pub fn faded(count: Latency, now: Moment) -> f32 {
+        count.secs * (-(count.age_ms(now) as f32) / FADE_MS).exp()
     }
 
     /// The cost of one more request; finite and above 0.

@@ -1,6 +1,7 @@
 //! Floor 2: what is known of one endpoint: 64 bytes of atomics, read and written by every thread without a lock.
 
-use crate::balance::cost::{Formula, Latency, Moment, View};
+use crate::balance::cost::{Formula, Latency, View, ticks};
+use crate::stdx::moment::Moment;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// The low bits of `waiting` that count; the rest sum up when the counted requests began.
@@ -24,11 +25,14 @@ pub struct Cell {
     gate: AtomicU32,
     born_ms: u32,
     id: u32,
+    key: u64,
+    draws: AtomicU64,
 }
 
 impl Cell {
-    /// A new endpoint of which nothing is known; until a request ends, `assumed` stands for its latency.
-    pub fn new(id: u32, now: Moment, assumed: f32) -> Self {
+    /// A new endpoint of which nothing is known; until a request ends, `assumed` seconds stand for its latency.
+    /// `key` is a hash of what names it.
+    pub fn new(id: u32, key: u64, now: Moment, assumed: f32) -> Self {
         Self {
             waiting: AtomicU64::new(0),
             latency: AtomicU64::new(Latency::assumed(assumed, now).pack()),
@@ -37,12 +41,31 @@ impl Cell {
             gate: AtomicU32::new(0),
             born_ms: now.millis(),
             id,
+            key,
+            draws: AtomicU64::new(0),
         }
     }
 
     /// Its number.
     pub fn id(&self) -> u32 {
         self.id
+    }
+
+    /// A hash of what names it.
+    pub fn key(&self) -> u64 {
+        self.key
+    }
+
+    /// Counts a draw, for sets whose weights differ.
+    pub fn drawn(&self, now: Moment) {
+        let draws = Latency { secs: self.draws(now) + 1.0, stamp: now.millis(), assumed: false };
+        self.draws.store(draws.pack(), Relaxed);
+    }
+
+    /// How often it was drawn in the last seconds, as far as [`Cell::drawn`] was told.
+    #[inline]
+    pub fn draws(&self, now: Moment) -> f32 {
+        Formula::faded(Latency::unpack(self.draws.load(Relaxed)), now)
     }
 
     /// When it was first seen, in milliseconds.
@@ -64,13 +87,13 @@ impl Cell {
     /// A request was sent.
     #[inline]
     pub fn begin(&self, start: Moment) {
-        self.waiting.fetch_add((start.ticks() << COUNT_BITS) + 1, Relaxed);
+        self.waiting.fetch_add((ticks(start) << COUNT_BITS) + 1, Relaxed);
     }
 
     /// The response's headers came, or it is known that none will; `start` as it was given to [`Cell::begin`].
     #[inline]
     pub fn headers(&self, start: Moment) {
-        self.waiting.fetch_sub((start.ticks() << COUNT_BITS) + 1, Relaxed);
+        self.waiting.fetch_sub((ticks(start) << COUNT_BITS) + 1, Relaxed);
     }
 
     /// A response's body is under way.
@@ -129,11 +152,6 @@ impl Cell {
         }
     }
 
-    /// Forgives all past failures: the endpoint came back.
-    pub fn forgive(&self, now: Moment) {
-        self.health.store(Latency { secs: 1.0, stamp: now.millis(), assumed: false }.pack(), Relaxed);
-    }
-
     /// The latency as last learned.
     #[inline]
     pub fn latency(&self) -> Latency {
@@ -151,7 +169,7 @@ impl Cell {
         let waiting = self.waiting.load(Relaxed);
         let count = waiting & COUNT_MASK;
         let age =
-            count.wrapping_mul(now.ticks()).wrapping_sub(waiting >> COUNT_BITS) & (u64::MAX >> COUNT_BITS);
+            count.wrapping_mul(ticks(now)).wrapping_sub(waiting >> COUNT_BITS) & (u64::MAX >> COUNT_BITS);
         View {
             latency: Latency::unpack(self.latency.load(Relaxed)),
             health: Latency::unpack(self.health.load(Relaxed)),
@@ -179,7 +197,7 @@ mod tests {
 
     #[test]
     fn reading_changes_nothing() {
-        let cell = Cell::new(1, at(0.0), 0.03);
+        let cell = Cell::new(1, 0, at(0.0), 0.03);
         let formula = Formula::default();
         cell.learn(&formula, at(1.0), 0.5);
         let once = formula.score(&cell.view(at(30.0)), at(30.0));
@@ -194,7 +212,7 @@ mod tests {
             starts in proptest::collection::vec(0u64..10_000_000, 0..50),
             ended in proptest::collection::vec(any::<bool>(), 50),
         ) {
-            let cell = Cell::new(1, at(0.0), 0.03);
+            let cell = Cell::new(1, 0, at(0.0), 0.03);
             let moment = |offset: u64| Moment::from_micros(base + offset);
             starts.iter().for_each(|start| cell.begin(moment(*start)));
             let mut left = Vec::new();
@@ -203,7 +221,7 @@ mod tests {
             }
             let now = moment(20_000_000);
             let view = cell.view(now);
-            let expected: u64 = left.iter().map(|start| now.ticks() - start.ticks()).sum();
+            let expected: u64 = left.iter().map(|start| ticks(now) - ticks(*start)).sum();
             prop_assert_eq!((view.waiting as usize, view.age_ticks), (left.len(), expected));
             prop_assert!(TICK_SECS > 0.0);
         }

@@ -1,9 +1,28 @@
 //! Floor 4: a balancer as an operator looks at it.
 
+use crate::breaker::event::{Reason, What};
 use crate::discover::endpoint::Endpoint;
 use crate::policy::call::EndpointId;
-use crate::stdx::clock::Duration;
+use crate::profile::settings::Algorithm;
+use crate::stdx::clock::{Duration, Instant};
+use std::net::SocketAddr;
 use std::sync::Arc;
+
+/// What an endpoint's breaker does.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum BreakerState {
+    /// It lets everybody in.
+    Open,
+    /// It lets nobody in.
+    Shut {
+        /// Why.
+        reason: Reason,
+        /// For how long still.
+        retry_in: Duration,
+    },
+    /// One request tries the endpoint; its end decides.
+    Probing,
+}
 
 /// One endpoint, as an operator looks at it.
 #[derive(Debug, Clone)]
@@ -11,7 +30,7 @@ use std::sync::Arc;
 pub struct EndpointState {
     /// Its number.
     pub id: EndpointId,
-    /// Its description.
+    /// Its description, with weight, zone, priority and whether it drains.
     pub endpoint: Arc<Endpoint>,
     /// The latency it is believed to have; `None` before the first response.
     pub latency: Option<Duration>,
@@ -19,10 +38,12 @@ pub struct EndpointState {
     pub health: f32,
     /// Requests in flight, to the end of their responses.
     pub in_flight: u32,
-    /// The cost of one more request; the lower, the likelier to be picked.
+    /// The cost of one more request, of no unit; the lower, the likelier to be picked.
     pub load: f32,
-    /// Whether its breaker lets everybody in.
-    pub open: bool,
+    /// Its breaker; open where there is none.
+    pub breaker: BreakerState,
+    /// Whether it gets new requests, but for its breaker: it neither drains nor has a weight of 0.
+    pub ready: bool,
 }
 
 /// A service's endpoints, as an operator looks at them.
@@ -33,6 +54,28 @@ pub struct BalanceState {
     pub service: Arc<str>,
     /// Whether discovery has answered yet.
     pub known: bool,
-    /// The endpoints in order of address.
+    /// The rule in force.
+    pub algorithm: Algorithm,
+    /// The endpoints in use, in order of address; those outside the subset are not among them.
     pub endpoints: Vec<EndpointState>,
+    /// How many of them are shut.
+    pub shut: u32,
+    /// How often a breaker would have shut an endpoint, but too many were shut already.
+    pub spared: u64,
+}
+
+/// One change of one endpoint's breaker.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct BreakerEvent {
+    /// Counts all events of a balancer's breaker from 0.
+    pub number: u64,
+    /// When.
+    pub at: Instant,
+    /// The endpoint's number.
+    pub endpoint: EndpointId,
+    /// Its address, while it is in use.
+    pub addr: Option<SocketAddr>,
+    /// What happened, and why.
+    pub what: What,
 }

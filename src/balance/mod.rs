@@ -1,9 +1,20 @@
 //! Which replica gets a request, and what is remembered of each.
 
+pub mod alias;
 pub mod body;
 pub mod cost;
 pub mod endpoint;
+pub mod future;
+pub mod hash;
 pub mod inspect;
+pub mod key;
 pub mod layer;
+mod local;
+pub mod maglev;
 pub mod pick;
+pub mod ring;
+mod rules;
+pub mod set;
+pub mod subset;
 pub mod ticket;
+mod update;

@@ -1,7 +1,12 @@
 //! Floor 4: the ticket of one attempt: taken when an endpoint is picked, settled exactly once.
 
-use crate::balance::cost::{Formula, Moment};
 use crate::balance::endpoint::Cell;
+use crate::balance::local;
+use crate::balance::ring::Freed;
+use crate::balance::rules::Rules;
+use crate::balance::set::Place;
+use crate::breaker::detect::Chart;
+use crate::breaker::ward::Patient;
 use crate::classify::classifier::{Head, trailers};
 use crate::classify::outcome::{Cause, Outcome, Verdict};
 use crate::discover::endpoint::Endpoint;
@@ -9,28 +14,21 @@ use crate::error::Scope;
 use crate::policy::call::EndpointId;
 use crate::stdx::clock;
 use crate::stdx::clock::Instant;
+use crate::stdx::moment::Moment;
 use http::HeaderMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-/// One endpoint as tickets hold it.
+/// One endpoint as tickets hold it: what is known of it, and the rules of the settings that were when it was
+/// picked.
 #[derive(Debug)]
 pub struct Member {
     pub(crate) cell: Arc<Cell>,
+    pub(crate) chart: Arc<Chart>,
+    pub(crate) place: Place,
+    pub(crate) shut: Arc<AtomicU32>,
     pub(crate) endpoint: Arc<Endpoint>,
     pub(crate) rules: Arc<Rules>,
-}
-
-/// What holds for all endpoints of a service, of one version of its settings.
-#[derive(Debug)]
-pub(crate) struct Rules {
-    pub(crate) epoch: Instant,
-    pub(crate) formula: Formula,
-}
-
-impl Rules {
-    fn now(&self) -> Moment {
-        Moment::since(self.epoch, clock::now())
-    }
 }
 
 impl Member {
@@ -42,6 +40,24 @@ impl Member {
     /// The endpoint, as it was described when it was picked.
     pub fn endpoint(&self) -> &Arc<Endpoint> {
         &self.endpoint
+    }
+}
+
+impl Patient for Arc<Member> {
+    fn number(&self) -> u32 {
+        self.cell.id()
+    }
+
+    fn gate(&self) -> &AtomicU32 {
+        self.cell.gate()
+    }
+
+    fn chart(&self) -> &Chart {
+        &self.chart
+    }
+
+    fn shut(&self) -> &AtomicU32 {
+        &self.shut
     }
 }
 
@@ -66,20 +82,35 @@ enum Phase {
 ///
 /// A drop before the response's headers is the caller going away: it says nothing about the endpoint but that it
 /// took at least so long. At or after the call's deadline it is a failure: the caller went away because the
-/// endpoint was too slow, whichever timer fired first (house.md §7).
+/// endpoint was too slow, whichever timer fired first (house.md §7). A drop of a response's body counts as its
+/// head does, as in Linkerd.
 #[derive(Debug)]
 pub struct Ticket {
     member: Option<Arc<Member>>,
-    started: Instant,
+    /// The gate's word when the ticket was taken: an end counts for the breaker only while it is the same.
+    pass: u32,
+    started: Moment,
     deadline: Option<Instant>,
     phase: Phase,
 }
 
 impl Ticket {
     /// Takes a ticket at `member` for an attempt that started at `started`.
-    pub(crate) fn take(member: Arc<Member>, started: Instant, deadline: Option<Instant>) -> Self {
-        member.cell.begin(Moment::since(member.rules.epoch, started));
-        Self { member: Some(member), started, deadline, phase: Phase::Waiting }
+    #[inline]
+    pub(crate) fn take(member: &Arc<Member>, started: Moment, deadline: Option<Instant>) -> Self {
+        let pass = member.cell.gate().load(Relaxed);
+        Self::with_pass(Arc::clone(member), pass, started, deadline)
+    }
+
+    /// Takes a ticket with the pass that the breaker gave out.
+    pub(crate) fn with_pass(
+        member: Arc<Member>,
+        pass: u32,
+        started: Moment,
+        deadline: Option<Instant>,
+    ) -> Self {
+        member.cell.begin(started);
+        Self { member: Some(member), pass, started, deadline, phase: Phase::Waiting }
     }
 
     /// The endpoint that was picked; `None` after the ticket was settled.
@@ -88,27 +119,28 @@ impl Ticket {
     }
 
     /// The response's head came at `now`.
+    #[inline]
     pub(crate) fn head(&mut self, now: Instant, head: Head) {
         let Some(member) = &self.member else { return };
-        let epoch = member.rules.epoch;
-        let start = Moment::since(epoch, self.started);
-        let at = Moment::since(epoch, now);
-        member.cell.headers(start);
+        let at = Moment::since(member.rules.epoch, now);
+        member.cell.headers(self.started);
         member.cell.stream_begins();
         let (outcome, judged) = match head {
             Head::Decided(outcome) if outcome.is_failure() => {
-                judge(member, &outcome, || at);
+                judge(member, self.pass, &outcome, || at);
                 (outcome, true)
             }
             Head::Decided(outcome) | Head::Unless(outcome) => (outcome, false),
         };
-        self.phase = Phase::Body { head: outcome, at, latency: at.secs_since(start), told: judged, judged };
+        let latency = at.secs_since(self.started);
+        self.phase = Phase::Body { head: outcome, at, latency, told: judged, judged };
         if matches!(head, Head::Decided(_)) {
             self.data();
         }
     }
 
-    /// The response proved to be one that the endpoint worked for: its latency counts.
+    /// The response proved to be one that the endpoint worked for: its latency counts, measured to its headers.
+    #[inline]
     pub(crate) fn data(&mut self) {
         let (Some(member), Phase::Body { at, latency, told, .. }) = (&self.member, &mut self.phase) else {
             return;
@@ -120,6 +152,7 @@ impl Ticket {
     }
 
     /// The response came to its end, with these trailers.
+    #[inline]
     pub(crate) fn complete(self, last: Option<&HeaderMap>) -> Option<Arc<Member>> {
         let outcome = match self.phase {
             Phase::Body { head, judged: false, .. } => trailers(head, last),
@@ -129,7 +162,8 @@ impl Ticket {
         self.settle(&outcome)
     }
 
-    /// The attempt ended so.
+    /// The attempt ended so. Returns the endpoint.
+    #[inline]
     pub fn settle(mut self, outcome: &Outcome) -> Option<Arc<Member>> {
         self.end(outcome);
         self.member.take()
@@ -137,27 +171,31 @@ impl Ticket {
 
     fn end(&mut self, outcome: &Outcome) {
         let Some(member) = &self.member else { return };
+        let success = outcome.verdict == Verdict::Success;
+        let rules = &member.rules;
         match std::mem::replace(&mut self.phase, Phase::Settled) {
             Phase::Settled => return,
             Phase::Waiting => {
-                let start = Moment::since(member.rules.epoch, self.started);
-                member.cell.headers(start);
+                member.cell.headers(self.started);
                 if outcome.verdict == Verdict::Cancelled && outcome.cause == Cause::Dropped {
-                    let now = member.rules.now();
-                    member.cell.learn_at_least(&member.rules.formula, now, now.secs_since(start));
+                    let now = rules.now();
+                    member.cell.learn_at_least(&rules.formula, now, now.secs_since(self.started));
                 }
             }
             Phase::Body { at, latency, told, judged, .. } => {
                 member.cell.stream_ends();
+                if success {
+                    if !told {
+                        member.cell.learn(&rules.formula, at, latency);
+                    }
+                    local::push(rules.number, Freed { place: member.place, id: member.cell.id() });
+                }
                 if judged {
                     return;
                 }
-                if !told && outcome.verdict == Verdict::Success {
-                    member.cell.learn(&member.rules.formula, at, latency);
-                }
             }
         }
-        judge(member, outcome, || member.rules.now());
+        judge(member, self.pass, outcome, || rules.now());
     }
 
     /// How it ended when nobody says: by the deadline, or by the caller.
@@ -173,14 +211,18 @@ impl Ticket {
 }
 
 /// Counts an end for or against the endpoint. What we refused ourselves is neither.
-fn judge(member: &Member, outcome: &Outcome, now: impl FnOnce() -> Moment) {
-    match (outcome.verdict, outcome.cause) {
-        (Verdict::Cancelled, _) | (_, Cause::Local) => {}
-        (verdict, _) => member.cell.judge(verdict == Verdict::Success, now),
+#[inline]
+fn judge(member: &Arc<Member>, pass: u32, outcome: &Outcome, now: impl Fn() -> Moment) {
+    if outcome.verdict != Verdict::Cancelled && outcome.cause != Cause::Local {
+        member.cell.judge(outcome.verdict == Verdict::Success, &now);
+    }
+    if let Some(ward) = &member.rules.ward {
+        ward.record(member, pass, &member.rules.rng, outcome, now);
     }
 }
 
 impl Drop for Ticket {
+    #[inline]
     fn drop(&mut self) {
         if self.member.is_some() && self.phase != Phase::Settled {
             let outcome = self.dropped();

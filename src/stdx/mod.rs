@@ -4,4 +4,5 @@ pub mod backoff;
 pub mod clock;
 pub mod gcra;
 pub mod histogram;
+pub mod moment;
 pub mod rng;

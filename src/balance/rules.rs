@@ -1,0 +1,156 @@
+//! Floor 4: a service's balancing as its settings have it, shared by all its endpoints.
+
+use crate::balance::cost::{Estimator, Formula, Power};
+use crate::balance::hash::{HashRing, Hashed, Table};
+use crate::balance::maglev::Maglev;
+use crate::balance::pick::{CHOICES_MAX, Picker, Rule};
+use crate::balance::set::{Place, Rank, Set, Slot};
+use crate::balance::ticket::Member;
+use crate::breaker::ward::Ward;
+use crate::discover::endpoint::Endpoint;
+use crate::profile::settings::{Algorithm, BalancerSettings, BreakerSettings};
+use crate::stdx::clock;
+use crate::stdx::clock::{Duration, Instant};
+use crate::stdx::moment::Moment;
+use crate::stdx::rng::Rng;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+/// What is assumed of an endpoint that nobody measured: 30 ms, as Linkerd has it.
+const ASSUMED: Duration = Duration::from_millis(30);
+/// How fast peak EWMA forgets: 10 s, as Finagle and Linkerd have it.
+const PEAK_DECAY: Duration = Duration::from_secs(10);
+/// Where a nearer tier begins to overflow: 70 % (100 / Envoy's 1.4).
+const OVERFLOW_PERCENT: u8 = 70;
+
+/// What holds for all endpoints of a service, of one version of its settings.
+#[derive(Debug)]
+pub(crate) struct Rules {
+    /// The balancer's number in this process.
+    pub(crate) number: u32,
+    pub(crate) epoch: Instant,
+    pub(crate) rng: Rng,
+    pub(crate) settings: BalancerSettings,
+    pub(crate) formula: Formula,
+    /// Where this client stands in the order of clients.
+    pub(crate) subset_seed: u64,
+    /// Whose turn it is, where there are turns.
+    turn: Arc<AtomicU64>,
+    pub(crate) ward: Option<Arc<Ward<Arc<Member>>>>,
+}
+
+impl Rules {
+    pub(crate) fn new(
+        (number, epoch, rng): (u32, Instant, Rng),
+        settings: &BalancerSettings,
+        breaker: Option<&BreakerSettings>,
+    ) -> Self {
+        let now = Moment::since(epoch, clock::now());
+        let ward = |breaker: &BreakerSettings| {
+            Arc::new(Ward::new(breaker.clone(), settings.min_ready.unwrap_or(1), now))
+        };
+        Self {
+            number,
+            epoch,
+            turn: Arc::new(AtomicU64::new(rng.next_u64() >> 1)),
+            subset_seed: rng.next_u64(),
+            rng,
+            settings: settings.clone(),
+            formula: formula(settings),
+            ward: breaker.map(ward),
+        }
+    }
+
+    /// Other settings; the breaker's memory stays if its settings are the same.
+    pub(crate) fn renew(&self, settings: &BalancerSettings, breaker: Option<&BreakerSettings>) -> Self {
+        let mut new = Self::new((self.number, self.epoch, self.rng.clone()), settings, breaker);
+        new.turn = Arc::clone(&self.turn);
+        new.subset_seed = self.subset_seed;
+        let same = self.settings.min_ready == settings.min_ready
+            && self.ward.as_deref().map(Ward::settings) == breaker;
+        if same {
+            new.ward.clone_from(&self.ward);
+        }
+        new
+    }
+
+    pub(crate) fn now(&self) -> Moment {
+        Moment::since(self.epoch, clock::now())
+    }
+
+    /// The latency assumed of an endpoint that nobody measured, in seconds.
+    pub(crate) fn assumed(&self) -> f32 {
+        self.settings.default_rtt.unwrap_or(ASSUMED).as_secs_f32()
+    }
+
+    /// The tier that an endpoint belongs to.
+    pub(crate) fn rank(&self, endpoint: &Endpoint) -> Rank {
+        let far =
+            self.settings.locality.as_ref().is_some_and(|here| endpoint.zone.as_ref() != Some(&here.zone));
+        Rank { priority: endpoint.priority, far }
+    }
+
+    /// Whether so few endpoints are open that all are used.
+    #[inline]
+    pub(crate) fn panics(&self, usable: u32, shut: u32) -> bool {
+        let percent = self.settings.panic_percent.unwrap_or(0);
+        shut > 0 && u64::from(usable.saturating_sub(shut)) * 100 < u64::from(percent) * u64::from(usable)
+    }
+
+    /// How to choose from `set`. Rules that hash build their tables anew.
+    pub(crate) fn picker<T>(&self, set: &Set<T>) -> Picker {
+        let rule = match self.settings.algorithm {
+            None | Some(Algorithm::RecentlyFreed) => Rule::Freed,
+            Some(Algorithm::PeakEwma) => Rule::Choices(2),
+            Some(Algorithm::LeastRequest { choices }) => Rule::Choices(choices.clamp(2, CHOICES_MAX)),
+            Some(Algorithm::RoundRobin) => Rule::Turn(Arc::clone(&self.turn)),
+            Some(Algorithm::Random) => Rule::Random,
+            Some(Algorithm::RingHash { entries_min }) => {
+                let ring = |endpoints: &[Hashed]| Table::Ring(HashRing::new(endpoints, entries_min));
+                Rule::Hash(tables(set, ring))
+            }
+            Some(Algorithm::Maglev { table }) => {
+                let maglev = |endpoints: &[Hashed]| Table::Maglev(Maglev::new(endpoints, table));
+                Rule::Hash(tables(set, maglev))
+            }
+        };
+        let percent =
+            self.settings.locality.as_ref().map_or(OVERFLOW_PERCENT, |here| here.overflow_below_percent);
+        Picker {
+            rule,
+            formula: self.formula,
+            slow_start: self.settings.slow_start.filter(|window| !window.is_zero()),
+            overflow_below: f32::from(percent) / 100.0,
+        }
+    }
+}
+
+fn tables<T>(set: &Set<T>, table: impl Fn(&[Hashed]) -> Table) -> Arc<[Table]> {
+    let hashed = |(place, slot): (Place, &Slot<T>)| {
+        (slot.weight > 0).then(|| Hashed { place, key: slot.cell.key(), weight: slot.weight })
+    };
+    set.tiers().map(|tier| table(&tier.places().filter_map(hashed).collect::<Vec<_>>())).collect()
+}
+
+fn formula(settings: &BalancerSettings) -> Formula {
+    let peak = Formula {
+        estimator: Estimator::Peak,
+        decay: settings.decay.unwrap_or(PEAK_DECAY),
+        grace: Duration::ZERO,
+        power: Power::One,
+    };
+    match settings.algorithm {
+        None | Some(Algorithm::RecentlyFreed) => {
+            let own = Formula::default();
+            Formula { decay: settings.decay.unwrap_or(own.decay), ..own }
+        }
+        Some(Algorithm::LeastRequest { .. }) => Formula { power: Power::None, ..peak },
+        Some(
+            Algorithm::PeakEwma
+            | Algorithm::RoundRobin
+            | Algorithm::Random
+            | Algorithm::RingHash { .. }
+            | Algorithm::Maglev { .. },
+        ) => peak,
+    }
+}

@@ -1,0 +1,433 @@
+//! Floor 2: the endpoints of a service, laid out so that a draw is constant time and a change costs what changed.
+
+use crate::balance::alias::Alias;
+use crate::balance::endpoint::Cell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+/// Slots of one leaf.
+const LEAF: usize = 64;
+/// The most tiers: two for each of 32 priorities. Endpoints of further priorities share the last tier.
+pub const TIERS_MAX: usize = 64;
+
+/// Where an endpoint is in its set: the same for as long as it is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Place(u32);
+
+impl Place {
+    /// Tier, leaf and slot; at most 2^20 leaves.
+    fn new(tier: usize, leaf: usize, slot: usize) -> Self {
+        Self((tier as u32) << 26 | (leaf as u32) << 6 | slot as u32)
+    }
+
+    fn tier(self) -> usize {
+        (self.0 >> 26) as usize
+    }
+
+    fn leaf(self) -> usize {
+        (self.0 >> 6 & 0xF_FFFF) as usize
+    }
+
+    fn slot(self) -> usize {
+        (self.0 & 63) as usize
+    }
+}
+
+/// How near endpoints are: those of the first rank are used first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rank {
+    /// The priority that discovery gives, 0 first.
+    pub priority: u8,
+    /// Whether they are in another zone than the caller.
+    pub far: bool,
+}
+
+/// An endpoint in a set. `T` is what its user keeps beside it.
+#[derive(Debug, Clone)]
+pub struct Slot<T> {
+    /// What is known of it.
+    pub cell: Arc<Cell>,
+    /// Its weight; 0 gets nothing new.
+    pub weight: u32,
+    /// What its user keeps.
+    pub item: T,
+}
+
+/// Endpoints in tiers by rank, each a table of tables: 10 000 endpoints are 157 leaves of 64.
+///
+/// A clone shares all leaves; a change copies the leaf that it is in and the table of leaves. Nothing that
+/// requests write lies here: that is in the [`Cell`]s, which never move.
+#[derive(Debug)]
+pub struct Set<T> {
+    tiers: Vec<Arc<Tier<T>>>,
+    /// The tiers that have endpoints, by rank.
+    order: Vec<usize>,
+}
+
+/// The endpoints of one rank.
+#[derive(Debug)]
+pub struct Tier<T> {
+    index: usize,
+    rank: Rank,
+    leaves: Vec<Arc<Leaf<T>>>,
+    alias: Alias,
+    /// For each leaf the weight of it and those before.
+    until: Box<[u64]>,
+    weights: Weights,
+    /// How many are shut; all versions of a tier share it.
+    shut: Arc<AtomicU32>,
+    changed: bool,
+}
+
+#[derive(Debug)]
+struct Leaf<T> {
+    slots: Vec<Option<Slot<T>>>,
+    held: usize,
+    alias: Alias,
+    until: Box<[u64]>,
+    weights: Weights,
+    changed: bool,
+}
+
+/// Weights of many, those of 0 left out.
+#[derive(Debug, Clone, Copy)]
+struct Weights {
+    sum: u64,
+    count: u32,
+    least: u32,
+    most: u32,
+}
+
+impl Weights {
+    const NONE: Self = Self { sum: 0, count: 0, least: u32::MAX, most: 0 };
+
+    fn of(weight: u32) -> Self {
+        if weight == 0 {
+            return Self::NONE;
+        }
+        Self { sum: u64::from(weight), count: 1, least: weight, most: weight }
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self {
+            sum: self.sum + other.sum,
+            count: self.count + other.count,
+            least: self.least.min(other.least),
+            most: self.most.max(other.most),
+        }
+    }
+}
+
+impl<T> Default for Set<T> {
+    fn default() -> Self {
+        Self { tiers: Vec::new(), order: Vec::new() }
+    }
+}
+
+impl<T> Clone for Set<T> {
+    fn clone(&self) -> Self {
+        Self { tiers: self.tiers.clone(), order: self.order.clone() }
+    }
+}
+
+impl<T> Clone for Tier<T> {
+    fn clone(&self) -> Self {
+        Self {
+            index: self.index,
+            rank: self.rank,
+            leaves: self.leaves.clone(),
+            alias: self.alias.clone(),
+            until: self.until.clone(),
+            weights: self.weights,
+            shut: Arc::clone(&self.shut),
+            changed: self.changed,
+        }
+    }
+}
+
+impl<T: Clone> Clone for Leaf<T> {
+    fn clone(&self) -> Self {
+        Self {
+            slots: self.slots.clone(),
+            held: self.held,
+            alias: self.alias.clone(),
+            until: self.until.clone(),
+            weights: self.weights,
+            changed: self.changed,
+        }
+    }
+}
+
+impl<T> Set<T> {
+    /// The tiers that have endpoints, the nearest first.
+    #[inline]
+    pub fn tiers(&self) -> impl ExactSizeIterator<Item = &Tier<T>> + Clone {
+        self.order.iter().map(|index| &*self.tiers[*index])
+    }
+
+    /// The nearest tier that has endpoints.
+    #[inline]
+    pub fn first(&self) -> Option<&Tier<T>> {
+        self.order.first().map(|index| &*self.tiers[*index])
+    }
+
+    /// How many endpoints may get something new.
+    pub fn usable(&self) -> u32 {
+        self.tiers().map(|tier| tier.weights.count).sum()
+    }
+
+    /// The endpoint at `place`.
+    #[inline]
+    pub fn get(&self, place: Place) -> Option<&Slot<T>> {
+        let leaf = self.tiers.get(place.tier())?.leaves.get(place.leaf())?;
+        leaf.slots.get(place.slot())?.as_ref()
+    }
+
+    /// The tier that `place` is in.
+    #[inline]
+    pub fn tier(&self, place: Place) -> Option<&Tier<T>> {
+        self.tiers.get(place.tier()).map(|tier| &**tier)
+    }
+
+    /// All endpoints, with their places.
+    pub fn iter(&self) -> impl Iterator<Item = (Place, &Slot<T>)> {
+        self.tiers.iter().flat_map(|tier| tier.places())
+    }
+}
+
+impl<T: Clone> Set<T> {
+    /// A free place for an endpoint of `rank`.
+    pub fn vacancy(&mut self, rank: Rank) -> Place {
+        let at = self.tier_of(rank);
+        let leaves = &self.tiers[at].leaves;
+        let index = leaves.iter().position(|leaf| leaf.held < LEAF).unwrap_or(leaves.len());
+        let slot = leaves
+            .get(index)
+            .map_or(0, |leaf| leaf.slots.iter().position(Option::is_none).unwrap_or(leaf.slots.len()));
+        Place::new(at, index, slot)
+    }
+
+    /// Puts an endpoint in a place that [`Set::vacancy`] gave, or where one is already. [`Set::seal`] must follow
+    /// before anything is drawn.
+    pub fn put(&mut self, place: Place, slot: Slot<T>) {
+        let Some(tier) = self.tiers.get_mut(place.tier()) else { return };
+        let tier = Arc::make_mut(tier);
+        tier.changed = true;
+        if tier.leaves.len() == place.leaf() {
+            tier.leaves.push(Arc::new(Leaf::default()));
+        }
+        let Some(leaf) = tier.leaves.get_mut(place.leaf()) else { return };
+        let leaf = Arc::make_mut(leaf);
+        leaf.changed = true;
+        if leaf.slots.len() == place.slot() {
+            leaf.slots.push(None);
+        }
+        if let Some(old) = leaf.slots.get_mut(place.slot()) {
+            leaf.held += usize::from(old.is_none());
+            *old = Some(slot);
+        }
+    }
+
+    /// Takes an endpoint out.
+    pub fn remove(&mut self, place: Place) -> Option<Slot<T>> {
+        self.get(place)?;
+        let tier = Arc::make_mut(self.tiers.get_mut(place.tier())?);
+        tier.changed = true;
+        let leaf = Arc::make_mut(tier.leaves.get_mut(place.leaf())?);
+        leaf.changed = true;
+        leaf.held -= 1;
+        leaf.slots.get_mut(place.slot())?.take()
+    }
+
+    /// Makes what changed ready to be drawn from.
+    pub fn seal(&mut self) {
+        for tier in self.tiers.iter_mut().filter(|tier| tier.changed) {
+            Arc::make_mut(tier).seal();
+        }
+        self.order = (0..self.tiers.len()).filter(|index| self.tiers[*index].weights.count > 0).collect();
+        self.order.sort_by_key(|index| self.tiers[*index].rank);
+    }
+
+    /// The tier of `rank`, made if there is none: a new one, one that is empty, or the last in rank.
+    fn tier_of(&mut self, rank: Rank) -> usize {
+        if let Some(index) = self.tiers.iter().position(|tier| tier.rank == rank) {
+            return index;
+        }
+        let empty = self.tiers.iter().position(|tier| tier.leaves.is_empty());
+        if empty.is_none() && self.tiers.len() >= TIERS_MAX {
+            return (0..self.tiers.len()).max_by_key(|index| self.tiers[*index].rank).unwrap_or(0);
+        }
+        let index = empty.unwrap_or(self.tiers.len());
+        let tier = Arc::new(Tier::new(index, rank));
+        match self.tiers.get_mut(index) {
+            Some(place) => *place = tier,
+            None => self.tiers.push(tier),
+        }
+        index
+    }
+}
+
+impl<T> Tier<T> {
+    fn new(index: usize, rank: Rank) -> Self {
+        Self {
+            index,
+            rank,
+            leaves: Vec::new(),
+            alias: Alias::default(),
+            until: Box::default(),
+            weights: Weights::NONE,
+            shut: Arc::default(),
+            changed: true,
+        }
+    }
+
+    /// How many of its endpoints are shut, for their breaker to count.
+    pub fn shut(&self) -> &Arc<AtomicU32> {
+        &self.shut
+    }
+
+    /// The share of its endpoints that are not shut, 0 to 1.
+    pub fn usable_share(&self) -> f32 {
+        let count = self.weights.count;
+        count.saturating_sub(self.shut.load(Relaxed)) as f32 / count.max(1) as f32
+    }
+
+    /// The endpoint, if there is but one.
+    #[inline]
+    pub fn only(&self) -> Option<&Slot<T>> {
+        if self.weights.count == 1 { self.at(0) } else { None }
+    }
+
+    /// How near it is.
+    pub fn rank(&self) -> Rank {
+        self.rank
+    }
+
+    /// How many endpoints may get something new.
+    #[inline]
+    pub fn count(&self) -> u32 {
+        self.weights.count
+    }
+
+    /// All weights together.
+    pub fn weight(&self) -> u64 {
+        self.weights.sum
+    }
+
+    /// Whether all have one weight.
+    #[inline]
+    pub fn is_even(&self) -> bool {
+        self.weights.least >= self.weights.most
+    }
+
+    /// The mean weight over `weight`.
+    #[inline]
+    pub fn scarcity(&self, weight: u32) -> f32 {
+        if self.is_even() {
+            return 1.0;
+        }
+        self.weights.sum as f32 / (self.weights.count as f32 * weight.max(1) as f32)
+    }
+
+    /// One endpoint at random by weight.
+    #[inline]
+    pub fn draw(&self, random: u64) -> Option<&Slot<T>> {
+        let leaf = match self.leaves.as_slice() {
+            [only] => only,
+            leaves => leaves.get(self.alias.draw((random >> 32) as u32)?)?,
+        };
+        leaf.slots.get(leaf.alias.draw(random as u32)?)?.as_ref()
+    }
+
+    /// The endpoint whose weight covers `point`, a number below [`Tier::weight`], in the order of places.
+    #[inline]
+    pub fn at(&self, point: u64) -> Option<&Slot<T>> {
+        let index = self.until.partition_point(|until| *until <= point);
+        let leaf = self.leaves.get(index)?;
+        let before = if index == 0 { 0 } else { self.until[index - 1] };
+        let slot = leaf.until.partition_point(|until| *until <= point - before);
+        leaf.slots.get(slot)?.as_ref()
+    }
+
+    /// The endpoint whose turn is the `turn`th: one after the other if all weigh the same, else spread evenly by
+    /// weight (a Kronecker sequence with the golden ratio, whose discrepancy is the least there is).
+    #[inline]
+    pub fn turn(&self, turn: u64) -> Option<&Slot<T>> {
+        if self.weights.count == 0 {
+            return None;
+        }
+        if self.is_even() {
+            return self.at(turn % u64::from(self.weights.count) * u64::from(self.weights.most));
+        }
+        let fraction = turn.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        self.at(((u128::from(fraction) * u128::from(self.weights.sum)) >> 64) as u64)
+    }
+
+    /// The endpoints that may get something new.
+    pub fn slots(&self) -> impl Iterator<Item = &Slot<T>> {
+        self.leaves.iter().flat_map(|leaf| leaf.slots.iter().flatten()).filter(|slot| slot.weight > 0)
+    }
+
+    /// All its endpoints, with their places.
+    pub fn places(&self) -> impl Iterator<Item = (Place, &Slot<T>)> {
+        self.leaves.iter().enumerate().flat_map(move |(index, leaf)| {
+            let place = move |slot| Place::new(self.index, index, slot);
+            leaf.slots.iter().enumerate().filter_map(move |(slot, it)| Some((place(slot), it.as_ref()?)))
+        })
+    }
+}
+
+impl<T: Clone> Tier<T> {
+    fn seal(&mut self) {
+        for leaf in self.leaves.iter_mut().filter(|leaf| leaf.changed) {
+            Arc::make_mut(leaf).seal();
+        }
+        while self.leaves.last().is_some_and(|leaf| leaf.slots.is_empty()) {
+            self.leaves.pop();
+        }
+        let sums: Vec<u64> = self.leaves.iter().map(|leaf| leaf.weights.sum).collect();
+        self.alias = Alias::new(&sums);
+        self.until = running(&sums);
+        self.weights = self.leaves.iter().fold(Weights::NONE, |all, leaf| all.and(leaf.weights));
+        self.changed = false;
+    }
+}
+
+impl<T> Default for Leaf<T> {
+    fn default() -> Self {
+        Self {
+            slots: Vec::new(),
+            held: 0,
+            alias: Alias::default(),
+            until: Box::default(),
+            weights: Weights::NONE,
+            changed: true,
+        }
+    }
+}
+
+impl<T> Leaf<T> {
+    fn seal(&mut self) {
+        while self.slots.last().is_some_and(Option::is_none) {
+            self.slots.pop();
+        }
+        let weights: Vec<u32> =
+            self.slots.iter().map(|slot| slot.as_ref().map_or(0, |slot| slot.weight)).collect();
+        let wide: Vec<u64> = weights.iter().map(|weight| u64::from(*weight)).collect();
+        self.alias = Alias::new(&wide);
+        self.until = running(&wide);
+        self.weights = weights.iter().fold(Weights::NONE, |all, weight| all.and(Weights::of(*weight)));
+        self.changed = false;
+    }
+}
+
+fn running(weights: &[u64]) -> Box<[u64]> {
+    let mut sum = 0;
+    weights
+        .iter()
+        .map(|weight| {
+            sum += weight;
+            sum
+        })
+        .collect()
+}
