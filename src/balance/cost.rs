@@ -223,3 +223,136 @@ impl Formula {
         if age > latency * (1.0 + 1.0 / count.sqrt()) { latency.max(2.0 * age) } else { latency }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn at(secs: f64) -> Moment {
+        Moment::from_micros((secs * 1e6) as u64)
+    }
+
+    fn peak() -> Formula {
+        Formula {
+            estimator: Estimator::Peak,
+            decay: Duration::from_secs(10),
+            grace: Duration::ZERO,
+            power: Power::One,
+        }
+    }
+
+    fn view(latency: Latency) -> View {
+        let well = Latency { secs: 1.0, stamp: 0, assumed: false };
+        View { latency, health: well, waiting: 0, streams: 0, age_ticks: 0 }
+    }
+
+    /// The slow obvious model: the definition in 64 bits.
+    fn model(formula: &Formula, samples: &[(f64, f64)], now: f64) -> f64 {
+        let (mut value, mut stamp, mut assumed) = (0.03, 0.0, true);
+        let tau = formula.decay.as_secs_f64();
+        for (time, sample) in samples {
+            let keep = (-(time - stamp) / tau).exp();
+            value = match formula.estimator {
+                Estimator::Peak if *sample > value * keep => *sample,
+                Estimator::Peak => value * keep + sample * (1.0 - keep),
+                Estimator::Average if assumed => *sample,
+                Estimator::Average => value * keep.min(0.9) + sample * (1.0 - keep.min(0.9)),
+            };
+            (stamp, assumed) = (*time, false);
+        }
+        value * (-((now - stamp - formula.grace.as_secs_f64()).max(0.0)) / tau).exp()
+    }
+
+    proptest! {
+        #[test]
+        fn estimates_follow_the_definition(
+            steps in proptest::collection::vec((0u32..20_000, 1u32..10_000), 0..50),
+            average: bool, after_ms in 0u32..100_000,
+        ) {
+            let formula = if average { Formula::default() } else { peak() };
+            let mut latency = Latency::assumed(0.03, at(0.0));
+            let mut samples = Vec::new();
+            let mut time = 0.0;
+            for (step_ms, sample_ms) in steps {
+                time += f64::from(step_ms) / 1000.0;
+                let sample = f64::from(sample_ms) / 1000.0;
+                latency = formula.learn(latency, at(time), sample as f32);
+                samples.push((time, sample));
+            }
+            let now = time + f64::from(after_ms) / 1000.0;
+            let expected = model(&formula, &samples, now);
+            let found = f64::from(formula.estimate(latency, at(now)));
+            prop_assert!((found - expected).abs() <= expected.abs() * 1e-3 + 1e-6, "{} {}", found, expected);
+        }
+
+        #[test]
+        fn every_score_is_a_finite_number_above_zero(
+            secs in prop_oneof![Just(0.0f32), Just(f32::INFINITY), Just(f32::NAN), Just(f32::MAX), 0.0f32..1e9],
+            health in 0.0f32..=1.0, stamps in (any::<u32>(), any::<u32>()), now: u64,
+            waiting in 0u32..(1 << 20), streams in 0u32..(1 << 30), age_ticks in 0u64..(1 << 44),
+            scarcity in prop_oneof![Just(1.0f32), Just(1e-9), Just(1e9)], rule in 0u8..3,
+        ) {
+            let power = [Power::None, Power::One, Power::FiveFourths][usize::from(rule)];
+            let formula = Formula { power, ..Formula::default() };
+            let now = Moment::from_micros(now);
+            let before = Latency { secs: 0.01, stamp: stamps.0, assumed: false };
+            let latency = formula.learn(before, now, secs);
+            let health = Latency { secs: health, stamp: stamps.1, assumed: false };
+            let view = View { latency, health, waiting, streams, age_ticks };
+            let score = formula.weighed(&view, now, scarcity);
+            prop_assert!(score.is_finite() && score > 0.0, "{}", score);
+        }
+
+        #[test]
+        fn words_keep_what_is_put_in(secs in 0.0f32..1e6, stamp: u32, assumed: bool) {
+            let latency = Latency { secs, stamp, assumed };
+            prop_assert_eq!(Latency::unpack(latency.pack()), latency);
+        }
+    }
+
+    #[test]
+    fn an_idle_endpoint_forgets_its_old_peak() {
+        let slow = peak().learn(Latency::assumed(0.03, at(0.0)), at(1.0), 5.0);
+        assert!(peak().estimate(slow, at(61.0)) < 0.02);
+        let slow = Formula::default().learn(slow, at(1.0), 5.0);
+        assert!(Formula::default().estimate(slow, at(121.0)) < 0.02);
+    }
+
+    #[test]
+    fn one_timeout_does_not_poison_an_average() {
+        let formula = Formula::default();
+        let mut latency = (1..=100).fold(Latency::assumed(0.03, at(0.0)), |latency, step| {
+            formula.learn(latency, at(f64::from(step) * 0.01), 0.01)
+        });
+        latency = formula.learn(latency, at(1.01), 1.0);
+        assert!(latency.secs < 0.12, "a hundredth part of a second and a tenth: {latency:?}");
+        latency = (1..=30)
+            .fold(latency, |latency, step| formula.learn(latency, at(1.01 + f64::from(step) * 0.01), 0.01));
+        assert!(latency.secs < 0.02, "{latency:?}");
+    }
+
+    #[test]
+    fn a_hanging_endpoint_looks_slow_while_it_hangs() {
+        let formula = Formula::default();
+        let latency = formula.learn(Latency::assumed(0.03, at(0.0)), at(0.0), 0.01);
+        let hung = |secs: f64| View { waiting: 3, age_ticks: (secs * 3.0 / 16e-6) as u64, ..view(latency) };
+        let cost = |secs| formula.score(&hung(secs), at(secs));
+        assert!(cost(0.005) < cost(0.1) && cost(0.1) < cost(1.0));
+        assert!(cost(1.0) > 100.0 * formula.score(&view(latency), at(1.0)));
+    }
+
+    #[test]
+    fn failures_cost_and_are_forgiven() {
+        let formula = Formula::default();
+        let fast = formula.learn(Latency::assumed(0.03, at(0.0)), at(0.0), 0.0001);
+        let good = formula.score(&view(formula.learn(fast, at(0.0), 0.1)), at(0.0));
+        let mut health = Latency { secs: 1.0, stamp: 0, assumed: false };
+        for _ in 0..3 {
+            health = Formula::judged(health, at(0.0), false);
+        }
+        let failing = View { health, ..view(fast) };
+        assert!(formula.score(&failing, at(0.0)) > good, "a fast failure is dearer than a slow success");
+        assert!(formula.score(&failing, at(60.0)) < good, "and is forgiven after a while");
+    }
+}

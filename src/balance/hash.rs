@@ -111,3 +111,91 @@ impl HashRing {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::balance::endpoint::Cell;
+    use crate::balance::set::{Rank, Set, Slot};
+    use crate::stdx::moment::Moment;
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    fn endpoints(count: u64) -> Vec<Hashed> {
+        let mut set = Set::default();
+        let rank = Rank { priority: 0, far: false };
+        let one = |key: u64| {
+            let place = set.vacancy(rank);
+            let cell = Arc::new(Cell::new(key as u32, mix(key), Moment::default(), 0.03));
+            set.put(place, Slot { cell, weight: 1000, item: () });
+            Hashed { place, key: mix(key), weight: 1000 }
+        };
+        (1..=count).map(one).collect()
+    }
+
+    fn find(ring: &HashRing, key: u64) -> Option<Place> {
+        ring.find(mix(key), Some)
+    }
+
+    /// χ² of keys over the arcs that the ring gives each endpoint: below the 99 % quantile.
+    #[test]
+    fn keys_fall_by_the_arcs_of_the_ring() {
+        let endpoints = endpoints(10);
+        let ring = HashRing::new(&endpoints, 1024);
+        let mut arcs: BTreeMap<Place, f64> = BTreeMap::new();
+        let mut before = ring.entries.last().map_or(0, |(hash, _)| *hash);
+        for (hash, place) in &ring.entries {
+            *arcs.entry(*place).or_default() += hash.wrapping_sub(before) as f64 / 2f64.powi(64);
+            before = *hash;
+        }
+        let keys = 200_000;
+        let mut counts: BTreeMap<Place, f64> = BTreeMap::new();
+        (0..keys).for_each(|key| *counts.entry(find(&ring, key).unwrap()).or_default() += 1.0);
+        let chi: f64 = arcs
+            .iter()
+            .map(|(place, arc)| {
+                let expected = arc * keys as f64;
+                (counts[place] - expected).powi(2) / expected
+            })
+            .sum();
+        assert!(chi < 21.67, "χ² {chi} of 9 degrees of freedom");
+        assert!(arcs.values().all(|arc| (0.07..0.14).contains(arc)), "{arcs:?}");
+    }
+
+    #[test]
+    fn a_change_moves_only_the_keys_of_who_changed() {
+        let all = endpoints(10);
+        let (before, after) = (HashRing::new(&all, 1024), HashRing::new(&all[1..], 1024));
+        for key in 0..10_000 {
+            let (old, new) = (find(&before, key), find(&after, key));
+            // The ring without one has its share more entries, so a few keys move to these.
+            assert!(new.is_some());
+            if old == Some(all[0].place) {
+                assert_ne!(old, new);
+            }
+        }
+        let moved = (0..10_000).filter(|key| find(&before, *key) != find(&after, *key)).count();
+        assert!(moved < 2_200, "{moved} of 10 000");
+    }
+
+    #[test]
+    fn a_key_whose_endpoint_is_shut_goes_to_the_next_and_comes_back() {
+        let all = endpoints(5);
+        let ring = HashRing::new(&all, 1024);
+        for key in 0..100 {
+            let own = find(&ring, key);
+            let other = ring.find(mix(key), |place| (Some(place) != own).then_some(place));
+            assert!(other.is_some() && other != own);
+            assert_eq!(ring.find(mix(key), Some), own);
+        }
+        assert_eq!(ring.find(7, |_| None::<Place>), None);
+        assert_eq!(HashRing::new(&[], 1024).find(7, Some), None);
+    }
+
+    #[test]
+    fn bytes_hash_the_same_for_ever() {
+        assert_eq!(hash_bytes(b""), 0xF52A_15E9_A9B5_E89B);
+        assert_ne!(hash_bytes(b"a"), hash_bytes(b"b"));
+        assert_ne!(hash_bytes(b"12345678"), hash_bytes(b"123456789"));
+    }
+}

@@ -188,6 +188,23 @@ impl Picker {
         None
     }
 
+    /// One usable endpoint at random by weight that `again` does not know, as luck has it.
+    #[inline]
+    fn explore_other<'s, T, F: Fn(u32) -> bool>(
+        &self,
+        tier: &'s Tier<T>,
+        ask: &Ask<'_, F>,
+        again: impl Fn(&Slot<T>) -> bool,
+    ) -> Option<&'s Slot<T>> {
+        for _ in 0..DRAWS_MAX {
+            let slot = tier.draw(ask.rng.next_u64())?;
+            if ask.allows(slot) && !again(slot) {
+                return Some(slot);
+            }
+        }
+        None
+    }
+
     /// The share that a new endpoint gets already, 0.1 to 1.
     #[inline]
     fn warmth<T>(&self, slot: &Slot<T>, now: Moment) -> f32 {
@@ -206,16 +223,14 @@ impl Picker {
         let mut drawn = [first; CHOICES_MAX as usize];
         let mut count = 1;
         for _ in 1..choices.min(drawn.len()).min(tier.count() as usize) {
-            let again = |slot: &&Slot<T>| drawn[..count].iter().any(|other| std::ptr::eq(other.slot, *slot));
-            // A second chance to be another one; then the same one twice does no harm.
-            let next = self.explore(tier, ask).filter(|slot| !again(slot));
-            let Some(slot) = next.or_else(|| self.explore(tier, ask)) else { break };
+            let again = |slot: &Slot<T>| drawn[..count].iter().any(|other| std::ptr::eq(other.slot, slot));
+            let Some(slot) = self.explore_other(tier, ask, again) else { break };
             drawn[count].slot = slot;
             count += 1;
         }
         let mut contest = Contest::new(self, ask.now);
         contest.enter_all(&drawn[..count], false);
-        contest.best
+        contest.end(tier)
     }
 
     /// The cheapest of the recently freed and two random ones; of four random ones when none was freed.
@@ -248,11 +263,7 @@ impl Picker {
                 |entry: Entry<'s, T>| Entry { slot: self.explore(tier, ask).unwrap_or(entry.slot), ..first };
             contest.enter_all(&[more(first), more(first)], false);
         }
-        let best = contest.best?;
-        if !tier.is_even() {
-            best.cell.drawn(ask.now);
-        }
-        Some(best)
+        contest.end(tier)
     }
 
     /// A second explorer: of the far tier if there is one, so that load overflows to it, else of the same.
@@ -331,6 +342,15 @@ impl<'p, 's, T> Contest<'p, 's, T> {
         }
     }
 
+    /// The cheapest.
+    #[inline]
+    fn end(self, tier: &Tier<T>) -> Option<&'s Slot<T>> {
+        if let (Some(best), false) = (self.best, tier.is_even()) {
+            best.cell.drawn(self.now);
+        }
+        self.best
+    }
+
     #[inline]
     fn enter(&mut self, entry: &Entry<'s, T>, ties: bool) {
         let slot = entry.slot;
@@ -342,8 +362,8 @@ impl<'p, 's, T> Contest<'p, 's, T> {
         }
         let scarcity = entry.tier.scarcity(slot.weight);
         let mut cost = self.picker.formula.weighed(&view, self.now, scarcity) * entry.factor;
-        if !entry.tier.is_even() && matches!(self.picker.rule, Rule::Freed) {
-            // The ring knows no weights, so what an endpoint got lately counts against its share.
+        if !entry.tier.is_even() {
+            // Neither the ring nor a latency knows weights, so what an endpoint got lately counts against its share.
             cost *= (slot.cell.draws(self.now) + 1.0) * scarcity;
         }
         if self.picker.slow_start.is_some() {
@@ -371,4 +391,274 @@ fn by_weight<'s, T: 's, I: Iterator<Item = &'s Slot<T>>>(
     });
     // What was usable a moment ago may not be now.
     found.or_else(|| slots().next())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::balance::cost::{Estimator, Power};
+    use crate::balance::endpoint::Cell;
+    use crate::balance::hash::{HashRing, Hashed, mix};
+    use crate::balance::maglev::Maglev;
+    use crate::balance::ring::Ring;
+    use crate::balance::set::{Place, Rank};
+    use std::collections::BTreeMap;
+
+    const NEAR: Rank = Rank { priority: 0, far: false };
+
+    /// A client of endpoints that all answer after 10 ms.
+    struct World {
+        set: Set<()>,
+        picker: Picker,
+        ring: Ring,
+        rng: Rng,
+        now: u64,
+        places: Vec<Place>,
+    }
+
+    fn all_rules() -> Vec<(&'static str, Rule, Power)> {
+        vec![
+            ("freed", Rule::Freed, Power::FiveFourths),
+            ("peak ewma", Rule::Choices(2), Power::One),
+            ("least request", Rule::Choices(2), Power::None),
+            ("turn", Rule::Turn(Arc::default()), Power::None),
+            ("random", Rule::Random, Power::None),
+        ]
+    }
+
+    impl World {
+        fn new(weights: &[(u32, Rank)], rule: Rule, power: Power) -> Self {
+            let mut set = Set::default();
+            let mut places = Vec::new();
+            for (id, (weight, rank)) in weights.iter().enumerate() {
+                let place = set.vacancy(*rank);
+                let cell = Arc::new(Cell::new(id as u32, mix(id as u64), Moment::default(), 0.01));
+                set.put(place, Slot { cell, weight: *weight, item: () });
+                places.push(place);
+            }
+            set.seal();
+            let peak =
+                Formula { power, estimator: Estimator::Peak, grace: Duration::ZERO, ..Formula::default() };
+            let formula = if power == Power::FiveFourths { Formula::default() } else { peak };
+            let picker = Picker { rule, formula, slow_start: None, overflow_below: 0.7 };
+            Self { set, picker, ring: Ring::default(), rng: Rng::seeded(7), now: 1_000_000, places }
+        }
+
+        fn even(count: usize, rule: Rule, power: Power) -> Self {
+            Self::new(&vec![(1000, NEAR); count], rule, power)
+        }
+
+        fn cell(&self, id: usize) -> &Cell {
+            &self.set.get(self.places[id]).unwrap().cell
+        }
+
+        fn pick(&self, hash: Option<u64>, panic: bool, avoid: impl Fn(u32) -> bool) -> Option<u32> {
+            let now = Moment::from_micros(self.now);
+            let ask = Ask { now, rng: &self.rng, hash, ring: self.ring.entries(), panic, avoid };
+            self.picker.pick(&self.set, &ask).map(|slot| slot.cell.id())
+        }
+
+        /// One request after the other; how many each endpoint got.
+        fn serve(&mut self, requests: u32, hash: impl Fn(u32) -> Option<u64>) -> BTreeMap<u32, u32> {
+            let mut counts = BTreeMap::new();
+            for request in 0..requests {
+                let id = self.pick(hash(request), false, |_| false).expect("one is usable");
+                *counts.entry(id).or_default() += 1;
+                let start = Moment::from_micros(self.now);
+                self.cell(id as usize).begin(start);
+                self.now += 10_000;
+                self.cell(id as usize).headers(start);
+                self.cell(id as usize).learn(&self.picker.formula, Moment::from_micros(self.now), 0.01);
+                self.ring.push(Freed { place: self.places[id as usize], id });
+            }
+            counts
+        }
+
+        fn shut(&self, id: usize) {
+            self.cell(id).gate().store(1, Relaxed);
+            self.set.tier(self.places[id]).unwrap().shut().fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Each share is within `percent` of the whole of its weight's.
+    fn check(name: &str, weights: &[u32], counts: &BTreeMap<u32, u32>, percent: f64) {
+        let total: f64 = counts.values().map(|count| f64::from(*count)).sum();
+        let sum: f64 = weights.iter().map(|weight| f64::from(*weight)).sum();
+        for (id, weight) in weights.iter().enumerate() {
+            let share = f64::from(counts.get(&(id as u32)).copied().unwrap_or(0)) / total;
+            let fair = f64::from(*weight) / sum;
+            let near = (share - fair).abs() * 100.0 <= percent && (*weight > 0 || share == 0.0);
+            assert!(near, "{name}: endpoint {id} of weight {weight} got {share:.4}, fair {fair:.4}");
+        }
+    }
+
+    #[test]
+    fn every_rule_honours_weights() {
+        let sets: [&[u32]; 7] = [
+            &[1000],
+            &[1000, 1000],
+            &[1000, 3000],
+            &[0, 1000, 1000],
+            &[1, u32::MAX],
+            &[1000, 2000, 3000, 4000, 1000, 2000, 3000, 4000, 1000, 2000, 3000, 4000],
+            &[5000, 500, 500, 500, 500, 500, 500, 500, 500, 500, 500],
+        ];
+        for weights in sets {
+            let slots: Vec<(u32, Rank)> = weights.iter().map(|weight| (*weight, NEAR)).collect();
+            for (name, rule, power) in all_rules() {
+                let mut world = World::new(&slots, rule, power);
+                let counts = world.serve(40_000, |_| None);
+                check(name, weights, &counts, 1.0);
+            }
+        }
+    }
+
+    #[test]
+    fn even_endpoints_share_evenly_however_many() {
+        for count in [3, 10, 100] {
+            for (name, rule, power) in all_rules() {
+                let mut world = World::even(count, rule, power);
+                let counts = world.serve(400 * count as u32, |_| None);
+                let most = if name == "turn" { 400 } else { 600 };
+                assert!(counts.values().all(|n| *n <= most), "{name} {count}: {counts:?}");
+                assert_eq!(counts.len(), count, "{name} leaves some out");
+            }
+        }
+    }
+
+    #[test]
+    fn two_draws_of_ten_thousand_spread_by_chance_alone() {
+        let mut world = World::even(10_000, Rule::Random, Power::None);
+        let counts = world.serve(200_000, |_| None);
+        let chi: f64 = (0..10_000)
+            .map(|id| (f64::from(counts.get(&id).copied().unwrap_or(0)) - 20.0).powi(2) / 20.0)
+            .sum();
+        // 9999 degrees of freedom: 9999 ± 141.
+        assert!((9_600.0..10_400.0).contains(&chi), "χ² {chi}");
+    }
+
+    #[test]
+    fn the_open_ones_share_what_the_shut_ones_leave() {
+        for (name, rule, power) in all_rules() {
+            let mut world = World::even(6, rule, power);
+            (0..4).for_each(|id| world.shut(id));
+            let counts = world.serve(20_000, |_| None);
+            check(name, &[0, 0, 0, 0, 1, 1], &counts, 1.0);
+        }
+    }
+
+    #[test]
+    fn nobody_shut_is_picked_but_in_a_panic() {
+        for (name, rule, power) in all_rules() {
+            let world = World::even(40, rule, power);
+            (0..39).for_each(|id| world.shut(id));
+            assert!((0..200).all(|_| world.pick(None, false, |_| false) == Some(39)), "{name}");
+            world.shut(39);
+            assert_eq!(world.pick(None, false, |_| false), None, "{name}");
+            assert!(world.pick(None, true, |_| false).is_some(), "{name}");
+        }
+    }
+
+    #[test]
+    fn endpoints_that_were_tried_are_avoided_while_there_are_others() {
+        for (name, rule, power) in all_rules() {
+            let world = World::even(3, rule, power);
+            for _ in 0..100 {
+                assert_eq!(world.pick(None, false, |id| id != 1), Some(1), "{name}");
+                assert!(world.pick(None, false, |_| true).is_some(), "{name}: better again than not at all");
+            }
+            let alone = World::even(1, Rule::Random, Power::None);
+            assert_eq!(alone.pick(None, false, |_| true), Some(0));
+        }
+    }
+
+    #[test]
+    fn a_new_endpoint_is_tried_at_once_and_not_flooded() {
+        for (rule, power) in [(Rule::Freed, Power::FiveFourths), (Rule::Choices(2), Power::One)] {
+            let mut world = World::even(4, rule, power);
+            // All but the last were measured, at 1 ms, far below the 30 ms assumed of a new one.
+            for id in 0..3 {
+                world.cell(id).learn(&world.picker.formula, Moment::from_micros(world.now), 0.001);
+                world.ring.push(Freed { place: world.places[id], id: id as u32 });
+            }
+            let first = (0..100).position(|_| world.pick(None, false, |_| false) == Some(3));
+            assert!(first.is_some_and(|tries| tries < 50), "{first:?}");
+            world.cell(3).begin(Moment::from_micros(world.now));
+            world.now += 5_000;
+            let again = (0..1000).filter(|_| world.pick(None, false, |_| false) == Some(3)).count();
+            assert_eq!(again, 0, "{again} at once before it answered");
+        }
+    }
+
+    #[test]
+    fn a_new_endpoint_starts_slowly() {
+        for (name, rule, power) in all_rules() {
+            let mut world = World::even(4, rule, power);
+            world.picker.slow_start = Some(Duration::from_secs(1000));
+            world.now = 2_000_000_000;
+            let mut set = world.set.clone();
+            let born = Moment::from_micros(world.now);
+            let cell = Arc::new(Cell::new(9, 9, born, 0.03));
+            (0..4).for_each(|id| world.cell(id).learn(&world.picker.formula, born, 0.01));
+            cell.learn(&world.picker.formula, born, 0.01);
+            let place = set.vacancy(NEAR);
+            set.put(place, Slot { cell, weight: 1000, item: () });
+            set.seal();
+            world.set = set;
+            world.places.push(place);
+            let picked = (0..1000).filter(|_| world.pick(None, false, |_| false) == Some(9)).count();
+            assert!(picked <= 60, "{name}: {picked} of 1000 at the start");
+        }
+    }
+
+    #[test]
+    fn traffic_stays_near_and_overflows_as_the_near_ones_fail() {
+        let far = Rank { priority: 0, far: true };
+        let later = Rank { priority: 1, far: false };
+        let slots: Vec<(u32, Rank)> =
+            [NEAR, far, later].iter().flat_map(|rank| vec![(1000, *rank); 10]).collect();
+        for (name, rule, power) in all_rules() {
+            let mut world = World::new(&slots, rule, power);
+            let share = |world: &mut World, from: u32| {
+                let counts = world.serve(4000, |_| None);
+                counts.range(from..from + 10).map(|(_, n)| f64::from(*n)).sum::<f64>() / 4000.0
+            };
+            assert!(
+                share(&mut world, 0) > 0.99,
+                "{name}: all near, but for a look at each far one now and then"
+            );
+            (0..3).for_each(|id| world.shut(id));
+            assert!(share(&mut world, 0) > 0.99, "{name}: 70 % usable carry all");
+            (3..7).for_each(|id| world.shut(id));
+            let near = share(&mut world, 0);
+            assert!((0.41..0.45).contains(&near), "{name}: 30 % usable carry 3/7, not {near}");
+            (7..20).for_each(|id| world.shut(id));
+            assert_eq!(share(&mut world, 20), 1.0, "{name}: the next priority carries what is left");
+        }
+    }
+
+    #[test]
+    fn equal_keys_meet_one_endpoint_while_it_is_open() {
+        let weights = vec![(1000, NEAR); 10];
+        let probe = World::new(&weights, Rule::Random, Power::None);
+        let hashed: Vec<Hashed> = probe
+            .set
+            .iter()
+            .map(|(place, slot)| Hashed { place, key: slot.cell.key(), weight: 1000 })
+            .collect();
+        let tables = [Table::Ring(HashRing::new(&hashed, 1024)), Table::Maglev(Maglev::new(&hashed, 65_537))];
+        for table in tables {
+            let mut world = World::new(&weights, Rule::Hash(Arc::new([table])), Power::None);
+            let owner = |world: &World, key: u64| world.pick(Some(mix(key)), false, |_| false).unwrap();
+            let owners: Vec<u32> = (0..1000).map(|key| owner(&world, key)).collect();
+            assert!((0..1000).all(|key| owner(&world, key) == owners[key as usize]));
+            world.shut(3);
+            for key in 0..1000 {
+                let now = owner(&world, key);
+                assert!(now != 3 && (now == owners[key as usize] || owners[key as usize] == 3));
+            }
+            let counts = world.serve(1000, |_| None);
+            assert!(counts.len() == 9 && !counts.contains_key(&3), "requests without a key go anywhere");
+        }
+    }
 }

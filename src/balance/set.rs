@@ -431,3 +431,116 @@ fn running(weights: &[u64]) -> Box<[u64]> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stdx::moment::Moment;
+    use crate::stdx::rng::Rng;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    const NEAR: Rank = Rank { priority: 0, far: false };
+
+    fn slot(id: u32, weight: u32) -> Slot<u32> {
+        Slot { cell: Arc::new(Cell::new(id, u64::from(id), Moment::default(), 0.03)), weight, item: id }
+    }
+
+    proptest! {
+        /// The model: a map from number to weight and rank.
+        #[test]
+        fn a_set_holds_what_a_map_holds(
+            steps in proptest::collection::vec((0u32..300, 0u32..4, 0u8..3, any::<bool>()), 1..400), seed: u64,
+        ) {
+            let mut set = Set::default();
+            let mut map: BTreeMap<u32, (Place, u32, Rank)> = BTreeMap::new();
+            for (id, weight, priority, insert) in steps {
+                let before = set.clone();
+                let rank = Rank { priority, far: priority == 2 };
+                if let Some((place, ..)) = map.remove(&id) {
+                    prop_assert_eq!(set.remove(place).map(|slot| slot.item), Some(id));
+                }
+                if insert {
+                    let place = set.vacancy(rank);
+                    set.put(place, slot(id, weight * 1000));
+                    map.insert(id, (place, weight * 1000, rank));
+                }
+                set.seal();
+                drop(before);
+            }
+            let held: BTreeMap<u32, u32> = set.iter().map(|(_, slot)| (slot.item, slot.weight)).collect();
+            let expected: BTreeMap<u32, u32> = map.iter().map(|(id, (_, weight, _))| (*id, *weight)).collect();
+            prop_assert_eq!(held, expected);
+            for (id, (place, ..)) in &map {
+                prop_assert_eq!(set.get(*place).map(|slot| slot.item), Some(*id));
+            }
+            let ranks: Vec<Rank> = set.tiers().map(Tier::rank).collect();
+            prop_assert!(ranks.is_sorted());
+            let rng = Rng::seeded(seed);
+            for tier in set.tiers() {
+                let mut sum = 0;
+                for held in tier.slots() {
+                    prop_assert_eq!(map[&held.item].2, tier.rank());
+                    // Every point of its weight leads to it.
+                    prop_assert_eq!(tier.at(sum).map(|slot| slot.item), Some(held.item));
+                    sum += u64::from(held.weight);
+                    prop_assert_eq!(tier.at(sum - 1).map(|slot| slot.item), Some(held.item));
+                }
+                prop_assert_eq!(sum, tier.weight());
+                prop_assert!(tier.draw(rng.next_u64()).is_some_and(|slot| slot.weight > 0));
+            }
+        }
+    }
+
+    #[test]
+    fn a_change_of_one_in_ten_thousand_copies_one_leaf() {
+        let mut set = Set::default();
+        let mut places: Vec<Place> = Vec::new();
+        for id in 0..10_000 {
+            let place = set.vacancy(NEAR);
+            set.put(place, slot(id, 1000));
+            places.push(place);
+        }
+        set.seal();
+        let mut after = set.clone();
+        after.remove(places[5000]);
+        let place = after.vacancy(NEAR);
+        after.put(place, slot(10_001, 1000));
+        after.seal();
+        let leaves = |set: &Set<u32>| set.tiers[0].leaves.clone();
+        let same = leaves(&set).iter().zip(leaves(&after)).filter(|(a, b)| Arc::ptr_eq(a, b)).count();
+        assert_eq!((leaves(&after).len(), same), (157, 156));
+        assert_eq!(place, places[5000], "the hole is filled");
+    }
+
+    #[test]
+    fn turns_go_round_and_follow_weights() {
+        let turns = |weights: &[u32], count: u64| {
+            let mut set = Set::default();
+            for (id, weight) in weights.iter().enumerate() {
+                let place = set.vacancy(NEAR);
+                set.put(place, slot(id as u32, *weight));
+            }
+            set.seal();
+            (0..count).map(|turn| set.first().unwrap().turn(turn).unwrap().item).collect::<Vec<_>>()
+        };
+        assert_eq!(turns(&[7, 0, 7, 7], 7), [0, 2, 3, 0, 2, 3, 0]);
+        let weighted = turns(&[1000, 3000], 100);
+        for start in 0..90 {
+            let of_three = weighted[start..start + 8].iter().filter(|id| **id == 1).count();
+            assert!((5..=7).contains(&of_three), "{weighted:?}");
+        }
+    }
+
+    #[test]
+    fn more_tiers_than_there_may_be_share_the_last() {
+        let mut set = Set::default();
+        for priority in 0..=255 {
+            let place = set.vacancy(Rank { priority, far: false });
+            set.put(place, slot(u32::from(priority), 1000));
+        }
+        set.seal();
+        assert_eq!((set.tiers().len(), set.usable()), (TIERS_MAX, 256));
+        assert_eq!(set.iter().count(), 256);
+    }
+}

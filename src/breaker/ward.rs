@@ -413,3 +413,411 @@ fn turn(gate: &AtomicU32, state: u32) -> u32 {
     gate.store(word, Relaxed);
     word
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::profile::settings::FailureClass;
+    use crate::stdx::rng::Rng;
+    use proptest::prelude::*;
+    use std::sync::Arc;
+
+    #[derive(Debug, Clone)]
+    struct Bearer(Arc<Body>);
+
+    #[derive(Debug)]
+    struct Body {
+        number: u32,
+        gate: AtomicU32,
+        chart: Chart,
+        shut: Arc<AtomicU32>,
+    }
+
+    impl Patient for Bearer {
+        fn number(&self) -> u32 {
+            self.0.number
+        }
+        fn gate(&self) -> &AtomicU32 {
+            &self.0.gate
+        }
+        fn chart(&self) -> &Chart {
+            &self.0.chart
+        }
+        fn shut(&self) -> &AtomicU32 {
+            &self.0.shut
+        }
+    }
+
+    struct Clinic {
+        ward: Ward<Bearer>,
+        all: Vec<Bearer>,
+        rng: Rng,
+        now: Moment,
+    }
+
+    fn settings(threshold: u32) -> BreakerSettings {
+        BreakerSettings {
+            detectors: vec![Detector::Consecutive { class: FailureClass::Any, threshold }],
+            jitter: 0.0,
+            ejected_percent_max: 100,
+            ..BreakerSettings::default()
+        }
+    }
+
+    impl Clinic {
+        fn new(count: u32, settings: BreakerSettings, min_ready: u32) -> Self {
+            let now = Moment::from_micros(1);
+            let ward = Ward::new(settings, min_ready, now);
+            let shut: Arc<AtomicU32> = Arc::default();
+            let bearer = |number| {
+                let body =
+                    Body { number, gate: AtomicU32::new(0), chart: ward.chart(), shut: Arc::clone(&shut) };
+                Bearer(Arc::new(body))
+            };
+            let all = (0..count).map(bearer).collect();
+            ward.resize(count);
+            Self { ward, all, rng: Rng::seeded(1), now }
+        }
+
+        fn pass(&self, who: usize) -> u32 {
+            self.all[who].gate().load(Relaxed)
+        }
+
+        fn state(&self, who: usize) -> u32 {
+            self.pass(who) & STATE
+        }
+
+        fn end(&self, who: usize, pass: u32, outcome: &Outcome) {
+            self.ward.record(&self.all[who], pass, &self.rng, outcome, || self.now);
+        }
+
+        fn send(&self, who: usize, outcome: &Outcome) {
+            self.end(who, self.pass(who), outcome);
+        }
+
+        fn wait(&mut self, millis: u64) {
+            self.now = self.now.plus(Duration::from_millis(millis));
+        }
+
+        fn attend(&self) -> Option<(usize, u32)> {
+            let everyone = || self.all.clone();
+            let found = self.ward.attend(self.now, &self.rng, everyone);
+            found.map(|(who, pass)| (who.number() as usize, pass))
+        }
+    }
+
+    const GOOD: Outcome = Outcome { verdict: Verdict::Success, cause: Cause::Status(200), retry_after: None };
+    const BAD: Outcome = Outcome { verdict: Verdict::Failure, cause: Cause::Status(500), retry_after: None };
+
+    #[test]
+    fn exactly_one_of_a_thousand_waiting_requests_is_the_probe() {
+        let mut clinic = Clinic::new(1, settings(3), 0);
+        (0..3).for_each(|_| clinic.send(0, &BAD));
+        assert_eq!((clinic.state(0), clinic.attend()), (SHUT, None));
+        clinic.wait(1000);
+        let probes: Vec<(usize, u32)> = (0..1000).filter_map(|_| clinic.attend()).collect();
+        assert_eq!((probes.len(), clinic.state(0)), (1, PROBING));
+        // A cancelled probe frees its place for the next.
+        clinic.end(0, probes[0].1, &Outcome::DROPPED);
+        let next = clinic.attend().expect("the place is free");
+        assert_eq!(clinic.attend(), None);
+        clinic.end(0, next.1, &GOOD);
+        assert_eq!((clinic.state(0), clinic.ward.shut()), (OPEN, 0));
+    }
+
+    #[test]
+    fn a_straggler_from_before_the_trip_decides_nothing() {
+        let mut clinic = Clinic::new(1, settings(1), 0);
+        let early = clinic.pass(0);
+        clinic.send(0, &BAD);
+        clinic.end(0, early, &GOOD);
+        assert_eq!(clinic.state(0), SHUT);
+        clinic.wait(1000);
+        let (_, probe) = clinic.attend().unwrap();
+        clinic.end(0, early, &GOOD);
+        clinic.end(0, early, &BAD);
+        assert_eq!(clinic.state(0), PROBING);
+        clinic.end(0, probe, &GOOD);
+        assert_eq!(clinic.state(0), OPEN);
+        clinic.end(0, early, &BAD);
+        assert_eq!(clinic.state(0), OPEN);
+    }
+
+    #[test]
+    fn a_probe_that_hangs_does_not_hold_its_place_for_ever() {
+        let mut clinic = Clinic::new(1, settings(1), 0);
+        clinic.send(0, &BAD);
+        clinic.wait(1000);
+        let (_, hung) = clinic.attend().unwrap();
+        clinic.wait(59_999);
+        assert_eq!((clinic.attend(), clinic.state(0)), (None, PROBING));
+        clinic.wait(1);
+        assert_eq!((clinic.attend(), clinic.state(0)), (None, SHUT));
+        assert_eq!(clinic.ward.state(0).unwrap().reason, Reason::ProbeTimedOut);
+        clinic.end(0, hung, &GOOD);
+        assert_eq!(clinic.state(0), SHUT, "too late");
+        clinic.wait(2000);
+        assert!(clinic.attend().is_some());
+    }
+
+    #[test]
+    fn times_grow_and_start_anew_after_a_recovery() {
+        let check = |growth, recovery, expected: [u64; 4]| {
+            let max = Duration::from_secs(5);
+            let settings = BreakerSettings { growth, recovery, ejection_max: max, ..settings(1) };
+            let mut clinic = Clinic::new(1, settings, 0);
+            let mut waits = Vec::new();
+            clinic.send(0, &BAD);
+            for _ in 0..4 {
+                let until = clinic.ward.state(0).unwrap().until;
+                waits.push(until.since_moment(clinic.now).as_secs());
+                clinic.now = until;
+                match clinic.attend() {
+                    Some((_, pass)) => clinic.end(0, pass, &BAD),
+                    None => clinic.send(0, &BAD),
+                }
+            }
+            assert_eq!(waits, expected, "{growth:?} {recovery:?}");
+        };
+        check(Growth::Exponential, Recovery::Probe, [1, 2, 4, 5]);
+        check(Growth::Linear, Recovery::Probe, [1, 2, 3, 4]);
+        check(Growth::Linear, Recovery::Timer, [1, 2, 3, 4]);
+        check(Growth::Exponential, Recovery::Timer, [1, 2, 4, 5]);
+
+        let mut clinic = Clinic::new(1, settings(1), 0);
+        clinic.send(0, &BAD);
+        clinic.wait(1000);
+        let (_, pass) = clinic.attend().unwrap();
+        clinic.end(0, pass, &BAD);
+        clinic.wait(2000);
+        let (_, pass) = clinic.attend().unwrap();
+        clinic.end(0, pass, &GOOD);
+        clinic.send(0, &BAD);
+        assert_eq!(clinic.ward.state(0).unwrap().step, 0);
+    }
+
+    #[test]
+    fn past_ejections_are_forgotten_one_by_one_while_all_is_well() {
+        let settings = BreakerSettings { growth: Growth::Linear, recovery: Recovery::Timer, ..settings(1) };
+        let mut clinic = Clinic::new(1, settings, 0);
+        for step in [0, 1, 2] {
+            clinic.send(0, &BAD);
+            assert_eq!(clinic.ward.state(0).unwrap().step, step);
+            clinic.wait(10_000 - 1);
+            clinic.attend();
+        }
+        clinic.wait(20_000);
+        clinic.send(0, &BAD);
+        assert_eq!(clinic.ward.state(0).unwrap().step, 1);
+    }
+
+    #[test]
+    fn the_jitter_is_real_and_the_max_holds() {
+        let settings = BreakerSettings { jitter: 0.5, ..settings(1) };
+        let mut waits = Vec::new();
+        for seed in 0..100 {
+            let mut clinic = Clinic::new(1, settings.clone(), 0);
+            clinic.rng = Rng::seeded(seed);
+            clinic.send(0, &BAD);
+            waits.push(clinic.ward.soonest(clinic.now).as_millis());
+        }
+        assert!(waits.iter().all(|wait| (1000..=1500).contains(wait)));
+        waits.sort_unstable();
+        waits.dedup();
+        assert!(waits.len() > 80, "{waits:?}");
+    }
+
+    #[test]
+    fn a_hint_when_to_come_back_lengthens_the_time_if_asked_to() {
+        for honour_retry_after in [false, true] {
+            let settings = BreakerSettings { honour_retry_after, ..settings(1) };
+            let clinic = Clinic::new(1, settings, 0);
+            clinic.send(0, &Outcome { retry_after: Some(Duration::from_secs(30)), ..BAD });
+            let expected = if honour_retry_after { 30 } else { 1 };
+            assert_eq!(clinic.ward.soonest(clinic.now).as_secs(), expected);
+        }
+    }
+
+    #[test]
+    fn no_more_are_shut_than_may_be() {
+        let check = |count, percent, min_ready, expected| {
+            let settings = BreakerSettings { ejected_percent_max: percent, ..settings(1) };
+            let clinic = Clinic::new(count, settings, min_ready);
+            (0..count as usize).for_each(|who| clinic.send(who, &BAD));
+            assert_eq!(clinic.ward.shut(), expected, "{count} endpoints, {percent} %, {min_ready} ready");
+            assert_eq!(clinic.ward.spared(), u64::from(count - expected));
+        };
+        check(10, 50, 1, 5);
+        check(10, 100, 1, 9);
+        check(10, 100, 0, 10);
+        check(10, 100, 4, 6);
+        check(3, 10, 1, 1);
+        check(3, 0, 1, 0);
+        check(1, 100, 1, 0);
+        check(1, 100, 0, 1);
+    }
+
+    #[test]
+    fn the_odd_one_out_is_found_when_the_interval_ends() {
+        let interval = Duration::from_secs(10);
+        let detector = Detector::Deviation { factor_milli: 1900, min_hosts: 5, min_requests: 100, interval };
+        let percent = Detector::FailurePercent { threshold: 85, min_hosts: 5, min_requests: 50, interval };
+        let settings = BreakerSettings { detectors: vec![detector, percent], ..settings(1) };
+        let mut clinic = Clinic::new(6, settings, 1);
+        for who in 0..6 {
+            (0..100).for_each(|n| clinic.send(who, if who == 4 && n < 60 { &BAD } else { &GOOD }));
+        }
+        assert!(!clinic.ward.is_awake(clinic.now));
+        clinic.wait(10_000);
+        assert!(clinic.ward.is_awake(clinic.now));
+        clinic.attend();
+        assert!((0..6).all(|who| (clinic.state(who) == SHUT) == (who == 4)));
+        assert_eq!(clinic.ward.state(4).unwrap().reason.as_str(), "success_rate_deviation");
+        // The next interval begins with nothing.
+        clinic.wait(10_000);
+        clinic.attend();
+        assert_eq!(clinic.ward.shut(), 1);
+    }
+
+    #[test]
+    fn events_tell_what_happened_and_why() {
+        let mut clinic = Clinic::new(2, settings(2), 1);
+        clinic.send(1, &BAD);
+        clinic.send(1, &BAD);
+        clinic.wait(1000);
+        let (_, pass) = clinic.attend().unwrap();
+        clinic.end(1, pass, &GOOD);
+        let what: Vec<What> = clinic.ward.events(0).iter().map(|event| event.what).collect();
+        let reason = Reason::Consecutive { class: FailureClass::Any, failures: 2 };
+        let shut = What::Shut { reason, wait: Duration::from_secs(1) };
+        assert_eq!(what, [shut, What::Probed, What::Opened]);
+        assert_eq!(clinic.ward.events(2).len(), 1);
+        for _ in 0..200 {
+            clinic.send(1, &BAD);
+            clinic.send(1, &BAD);
+            clinic.wait(1000);
+            let (_, pass) = clinic.attend().unwrap();
+            clinic.end(1, pass, &GOOD);
+        }
+        let kept = clinic.ward.events(0);
+        assert_eq!((kept.len(), kept[0].number), (EVENTS_MAX, 603 - EVENTS_MAX as u64));
+    }
+
+    #[test]
+    fn who_leaves_is_not_counted_and_a_closed_ward_shuts_nobody() {
+        let clinic = Clinic::new(3, settings(1), 1);
+        let late = clinic.pass(1);
+        clinic.send(0, &BAD);
+        clinic.ward.discharge(0);
+        assert_eq!((clinic.ward.shut(), clinic.state(0)), (0, OPEN));
+        clinic.send(2, &BAD);
+        clinic.ward.close();
+        clinic.end(1, late, &BAD);
+        assert_eq!(clinic.ward.shut(), 0);
+        assert!((0..3).all(|who| clinic.state(who) == OPEN));
+        assert!(!clinic.ward.is_awake(Moment::from_micros(u64::MAX - 1)));
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Take(usize),
+        End(usize, u8),
+        Wait(u64),
+        Attend,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            3 => (0usize..5).prop_map(Step::Take),
+            4 => ((0usize..100), (0u8..6)).prop_map(|(ticket, how)| Step::End(ticket, how)),
+            1 => (0u64..70_000).prop_map(Step::Wait),
+            2 => Just(Step::Attend),
+        ]
+    }
+
+    /// The slow obvious model of one endpoint.
+    #[derive(Debug, Clone, Default)]
+    struct Model {
+        state: u32,
+        changes: u32,
+        run: u32,
+        until: Moment,
+        step: u32,
+    }
+
+    impl Model {
+        fn turn(&mut self, state: u32) {
+            self.state = state;
+            self.changes += 1;
+        }
+
+        fn shut(&mut self, now: Moment, step: u32) {
+            let wait = Duration::from_secs(1).saturating_mul(1 << step.min(6)).min(Duration::from_secs(60));
+            (self.step, self.until) = (step, now.plus(wait));
+            self.turn(SHUT);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_ward_does_what_the_model_does(
+            steps in proptest::collection::vec(step(), 1..300), threshold in 1u32..4, min_ready in 0u32..3,
+        ) {
+            let mut clinic = Clinic::new(5, settings(threshold), min_ready);
+            let mut models = vec![Model::default(); 5];
+            let mut tickets: Vec<(usize, u32, u32)> = Vec::new();
+            for step in steps {
+                let now = clinic.now;
+                match step {
+                    Step::Take(who) if models[who].state == OPEN => {
+                        tickets.push((who, clinic.pass(who), models[who].changes));
+                    }
+                    Step::Take(_) => {}
+                    Step::End(index, how) if !tickets.is_empty() => {
+                        let (who, pass, changes) = tickets.swap_remove(index % tickets.len());
+                        let outcome = match how { 0 | 1 => GOOD, 2 => Outcome::DROPPED, _ => BAD };
+                        clinic.end(who, pass, &outcome);
+                        let open = models.iter().filter(|model| model.state == OPEN).count() as u32;
+                        let model = &mut models[who];
+                        match (model.changes == changes, model.state, how) {
+                            (true, OPEN, 0 | 1) => model.run = 0,
+                            (true, OPEN, 3..) => {
+                                model.run += 1;
+                                if model.run >= threshold && open > min_ready { model.shut(now, 0); }
+                            }
+                            (true, PROBING, 0 | 1) => { model.run = 0; model.turn(OPEN); }
+                            (true, PROBING, 2) => { model.until = now; model.turn(SHUT); }
+                            (true, PROBING, 3..) => { let step = model.step + 1; model.shut(now, step); }
+                            _ => {}
+                        }
+                    }
+                    Step::End(..) => {}
+                    Step::Wait(millis) => clinic.wait(millis),
+                    Step::Attend => {
+                        let probe = clinic.attend();
+                        let mut expected = None;
+                        for (who, model) in models.iter_mut().enumerate() {
+                            if model.state == PROBING && model.until <= now {
+                                let step = model.step + 1;
+                                model.shut(now, step);
+                            } else if model.state == SHUT && model.until <= now && expected.is_none() {
+                                model.until = now.plus(Duration::from_secs(60));
+                                model.turn(PROBING);
+                                expected = Some(who);
+                            }
+                        }
+                        prop_assert_eq!(probe.map(|(who, _)| who), expected);
+                        tickets.extend(probe.map(|(who, pass)| (who, pass, models[who].changes)));
+                    }
+                }
+                let states: Vec<u32> = (0..5).map(|who| clinic.state(who)).collect();
+                let expected: Vec<u32> = models.iter().map(|model| model.state).collect();
+                prop_assert_eq!(&states, &expected);
+                let shut = states.iter().filter(|state| **state != OPEN).count() as u32;
+                prop_assert_eq!(clinic.ward.shut(), shut);
+                prop_assert_eq!(clinic.all[0].shut().load(Relaxed), shut);
+                prop_assert!(5 - shut >= min_ready.min(5));
+            }
+        }
+    }
+}
