@@ -46,6 +46,13 @@ pub struct EndpointState {
     pub ready: bool,
 }
 
+impl EndpointState {
+    /// Whether its breaker lets everybody in.
+    pub fn is_open(&self) -> bool {
+        self.breaker == BreakerState::Open
+    }
+}
+
 /// A service's endpoints, as an operator looks at them.
 #[derive(Debug, Clone)]
 #[non_exhaustive]

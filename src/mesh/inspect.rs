@@ -104,7 +104,7 @@ fn views(state: &BalanceState) -> Vec<EndpointView> {
         latency_ms: state.latency.map(|latency| latency.as_secs_f64() * 1e3),
         in_flight: state.in_flight,
         load: state.load,
-        open: state.open,
+        open: state.is_open(),
     };
     state.endpoints.iter().map(view).collect()
 }
