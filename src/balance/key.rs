@@ -110,13 +110,21 @@ mod tests {
         let query = HashKey::Query("q".into());
         let get = || Request::get("/a/b?p=0&q=2&q=3");
         check(&[], get(), None);
-        check(&[header.clone()], get(), None);
-        check(&[header.clone()], get().header("x-user", "ada"), Some("ada"));
-        check(&[header.clone()], get().header("x-user", "ada").header("x-user", "bob"), Some("ada,bob"));
+        check(std::slice::from_ref(&header), get(), None);
+        check(std::slice::from_ref(&header), get().header("x-user", "ada"), Some("ada"));
+        check(
+            std::slice::from_ref(&header),
+            get().header("x-user", "ada").header("x-user", "bob"),
+            Some("ada,bob"),
+        );
         check(&[header.clone(), query.clone()], get(), Some("2"));
         check(&[HashKey::Path, query], get(), Some("/a/b"));
-        check(&[cookie.clone()], get().header("cookie", "ids=1; id=\"7\""), Some("7"));
-        check(&[cookie.clone()], get().header("cookie", "a=1").header("cookie", "id=8"), Some("8"));
+        check(std::slice::from_ref(&cookie), get().header("cookie", "ids=1; id=\"7\""), Some("7"));
+        check(
+            std::slice::from_ref(&cookie),
+            get().header("cookie", "a=1").header("cookie", "id=8"),
+            Some("8"),
+        );
         check(&[cookie], get(), None);
         check(&[HashKey::Source], get(), Some("\u{a}\0\0\u{7}"));
     }
