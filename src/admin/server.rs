@@ -103,25 +103,27 @@ impl Admin {
             || self.hosts.iter().any(|allowed| **allowed == *host)
     }
 
-    fn answer<B>(&self, request: &Request<B>) -> Result<Page, Response<Full<Bytes>>> {
+    fn answer<B>(&self, request: &Request<B>) -> Answer {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered here\n");
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return Err(response);
+            return Answer::Now(response);
         }
-        let page = match request.uri().path() {
-            "/live" => return Err(text(StatusCode::OK, "live\n")),
-            "/ready" => return Err(self.ready()),
-            "/metrics" => self.metrics.clone().map(|render| Page { render, content_type: METRICS }),
-            "/inspect" => self.inspect.clone().map(|render| Page { render, content_type: JSON }),
-            _ => None,
+        let (render, content_type) = match request.uri().path() {
+            "/live" => return Answer::Now(text(StatusCode::OK, "live\n")),
+            "/ready" => return Answer::Now(self.ready()),
+            "/metrics" => (&self.metrics, METRICS),
+            "/inspect" => (&self.inspect, JSON),
+            _ => (&None, METRICS),
         };
-        let page = page.ok_or_else(|| text(StatusCode::NOT_FOUND, &self.contents()))?;
+        let Some(render) = render.clone() else {
+            return Answer::Now(text(StatusCode::NOT_FOUND, &self.contents()));
+        };
         if self.allows(request) {
-            return Ok(page);
+            return Answer::Render(Page { render, content_type });
         }
         let why = "the Host is neither an IP address nor localhost nor one that was allowed\n";
-        Err(text(StatusCode::FORBIDDEN, why))
+        Answer::Now(text(StatusCode::FORBIDDEN, why))
     }
 
     fn ready(&self) -> Response<Full<Bytes>> {
@@ -138,6 +140,11 @@ impl Admin {
         let pages = pages.into_iter().filter(|(_, is_there)| *is_there).map(|(path, _)| format!(" {path}"));
         format!("no such page; there are: /live /ready{}\n", pages.collect::<String>())
     }
+}
+
+enum Answer {
+    Now(Response<Full<Bytes>>),
+    Render(Page),
 }
 
 struct Page {
@@ -197,11 +204,11 @@ impl<B> Service<Request<B>> for Admin {
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         match self.answer(&request) {
-            Ok(page) => {
+            Answer::Render(page) => {
                 let turn = Arc::clone(&self.turn);
                 Box::pin(async move { Ok(page.rendered(turn).await) })
             }
-            Err(response) => Box::pin(ready(Ok(response))),
+            Answer::Now(response) => Box::pin(ready(Ok(response))),
         }
     }
 }
