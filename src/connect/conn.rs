@@ -7,6 +7,12 @@ use crate::connect::pool::Pool;
 use crate::connect::stats::ConnectStats;
 use crate::stdx::clock;
 use futures::task::AtomicWaker;
+use http::Request;
+use http::Response;
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -19,6 +25,9 @@ use std::time::Duration;
 use std::time::Instant;
 
 type Sender1<B> = hyper::client::conn::http1::SendRequest<SendBody<B>>;
+/// What hyper makes of a request; the error may give it back.
+type Sent<B> = Result<Response<Incoming>, TrySendError<Request<SendBody<B>>>>;
+
 type Sender2<B> = hyper::client::conn::http2::SendRequest<SendBody<B>>;
 
 /// What both kinds of connections know of themselves.
@@ -85,7 +94,20 @@ impl<B, H: Handshake> Http1<B, H> {
         }
     }
 
-    pub(crate) fn with_sender<T>(&self, f: impl FnOnce(&mut Sender1<B>) -> T) -> Option<T> {
+    /// Hands a request to hyper; `None` if the connection was closed by us.
+    pub(crate) fn send(
+        &self,
+        request: Request<SendBody<B>>,
+    ) -> Option<impl Future<Output = Sent<B>> + use<B, H>>
+    where
+        B: Body + 'static,
+        SendBody<B>: Body + 'static,
+    {
+        self.life.served.fetch_add(1, Ordering::Relaxed);
+        self.with_sender(|sender| sender.try_send_request(request))
+    }
+
+    fn with_sender<T>(&self, f: impl FnOnce(&mut Sender1<B>) -> T) -> Option<T> {
         self.sender.lock().unwrap_or_else(PoisonError::into_inner).as_mut().map(f)
     }
 
@@ -161,7 +183,7 @@ impl<B, H: Handshake> Drop for Free<B, H> {
 /// An HTTP/2 connection. The pool and the leases own it; when none is left it closes.
 pub(crate) struct Http2<B, H: Handshake> {
     pub(crate) life: Life<B, H>,
-    pub(crate) sender: Sender2<B>,
+    sender: Sender2<B>,
     /// The streams the peer allows.
     pub(crate) streams_max: AtomicU32,
     /// The streams in use; changed under the pool's lock.
@@ -181,6 +203,16 @@ impl<B, H: Handshake> Http2<B, H> {
             born: clock::now(),
             idle_since: AtomicU64::new(0),
         }
+    }
+
+    /// Hands a request to hyper.
+    pub(crate) fn send(&self, request: Request<SendBody<B>>) -> impl Future<Output = Sent<B>> + use<B, H>
+    where
+        B: Body + 'static,
+        SendBody<B>: Body + 'static,
+    {
+        self.life.served.fetch_add(1, Ordering::Relaxed);
+        self.sender.clone().try_send_request(request)
     }
 
     pub(crate) fn has_room(&self) -> bool {
@@ -240,6 +272,13 @@ impl<B, H: Handshake> Lease<B, H> {
 
     pub(crate) fn conn(&self) -> Option<&Conn<B, H>> {
         self.0.as_ref()
+    }
+
+    pub(crate) fn life(&self) -> Option<&Life<B, H>> {
+        self.0.as_ref().map(|conn| match conn {
+            Conn::Http1(conn) => &conn.life,
+            Conn::Http2(conn) => &conn.life,
+        })
     }
 
     /// Hands the lease to a response's body.

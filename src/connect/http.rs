@@ -30,13 +30,13 @@ use http_body::Body;
 use http_body::Frame;
 use http_body::SizeHint;
 use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
 use std::error::Error as _;
 use std::fmt;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::Context;
 use std::task::Poll;
 use std::task::ready;
@@ -134,30 +134,41 @@ impl fmt::Debug for ResponseFuture {
 /// The most sendings after the first, whatever the settings say (reliability.md F-3, F-12).
 const RESENDS_MAX: u8 = 3;
 
-async fn send<B: Sendable, H: Handshake>(
+/// One request to its response's head. What the future keeps while it waits is written out, because it is the
+/// size of the box: the request lies in it until it is sent, and then only what a second sending needs.
+fn send<B: Sendable, H: Handshake>(
     pool: Arc<Pool<B, H>>,
     request: Request<B>,
-) -> Result<Response<ResponseBody>, Error> {
+) -> impl Future<Output = Result<Response<ResponseBody>, Error>> + Send {
     let (mut head, body) = request.into_parts();
-    let want = want(&pool, &head);
     let mut body = SendBody::Whole(body);
+    let want = want(&pool, &head);
     let mut resends = pool.settings.resends_max.min(RESENDS_MAX);
-    loop {
-        let lease = Checkout { pool: &pool, want, ticket: None }.await?;
-        let sent = match lease.conn() {
-            Some(Conn::Http1(_)) => send_http1(&pool, lease, head, body).await,
-            Some(Conn::Http2(_)) => send_http2(&pool, lease, head, body, resends > 0).await,
-            None => return Err(Error::Closed),
-        };
-        match sent {
-            Ok(response) => return Ok(response),
-            Err(Failed { error, again: Some(again) }) if resends > 0 => {
-                tracing::debug!(endpoint = %pool.endpoint.addr, %error, "request sent again");
-                resends -= 1;
-                pool.stats.resent();
-                (head, body) = *again;
+    async move {
+        loop {
+            let lease = Checkout { pool: &pool, want, ticket: None }.await?;
+            let addr = pool.endpoint.addr;
+            let (mut copy, mut spare) = (None, Spare::Empty);
+            let sent = match lease.conn() {
+                Some(Conn::Http1(conn)) => {
+                    prepare::http1(&mut head, addr);
+                    conn.send(Request::from_parts(head, body)).ok_or(Error::Closed)?.await
+                }
+                Some(Conn::Http2(conn)) => {
+                    prepare::http2(&mut head, addr, conn.life.secure);
+                    if resends > 0 {
+                        // hyper gives nothing back of a refused stream, so what is needed is kept beside.
+                        copy = Some(prepare::copy(&head));
+                        (body, spare) = body.keep();
+                    }
+                    conn.send(Request::from_parts(head, body)).await
+                }
+                None => return Err(Error::Closed),
+            };
+            match sent {
+                Ok(response) => return Ok(answered(&pool, lease, &spare, response)),
+                Err(failed) => (head, body) = unanswered(&pool, &lease, copy, &spare, failed, &mut resends)?,
             }
-            Err(Failed { error, .. }) => return Err(error),
         }
     }
 }
@@ -169,93 +180,55 @@ fn want<B, H: Handshake>(pool: &Pool<B, H>, head: &Parts) -> Want {
     Want { protocol, strict: upgrade }
 }
 
-/// A request that failed, and the request again if the peer certainly did not process it.
-struct Failed<B> {
-    error: Error,
-    again: Option<Box<(Parts, SendBody<B>)>>,
-}
-
-async fn send_http1<B: Sendable, H: Handshake>(
+fn answered<B: Sendable, H: Handshake>(
     pool: &Pool<B, H>,
     lease: Lease<B, H>,
-    mut head: Parts,
-    body: SendBody<B>,
-) -> Result<Response<ResponseBody>, Failed<B>> {
-    let Some(Conn::Http1(conn)) = lease.conn() else {
-        return Err(Failed { error: Error::Closed, again: Some(Box::new((head, body))) });
-    };
-    prepare::http1(&mut head, pool.endpoint.addr);
-    conn.life.served.fetch_add(1, Ordering::Relaxed);
-    let request = Request::from_parts(head, body);
-    let sending = conn.with_sender(|sender| sender.try_send_request(request));
-    let Some(sending) = sending else {
-        return Err(Failed { error: Error::Closed, again: None });
-    };
-    match sending.await {
-        Ok(response) => {
-            conn.life.note_answer(pool);
-            let (head, body) = response.into_parts();
-            // An upgraded connection belongs to the caller: dropping the lease lets it go.
-            let leased =
-                if head.status == StatusCode::SWITCHING_PROTOCOLS { None } else { lease.into_leased() };
-            Ok(Response::from_parts(head, ResponseBody::new(body, leased)))
-        }
-        Err(mut failed) => {
-            let again = failed.take_message().map(|request| Box::new(request.into_parts()));
-            let error = failed.into_error();
-            conn.life.note_failure(pool, &error);
-            Err(Failed { error: broken(pool.endpoint.addr, error, again.is_some()), again })
-        }
+    spare: &Spare<B>,
+    response: Response<Incoming>,
+) -> Response<ResponseBody> {
+    if let Some(life) = lease.life() {
+        life.note_answer(pool);
     }
+    spare.forget();
+    // An upgraded connection belongs to the caller: dropping the lease lets it go.
+    let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    let leased = if upgraded { None } else { lease.into_leased() };
+    response.map(|body| ResponseBody::new(body, leased))
 }
 
-async fn send_http2<B: Sendable, H: Handshake>(
+/// The request again, if the peer certainly did not process it and it may be sent once more.
+fn unanswered<B: Sendable, H: Handshake>(
     pool: &Pool<B, H>,
-    lease: Lease<B, H>,
-    mut head: Parts,
-    body: SendBody<B>,
-    keep: bool,
-) -> Result<Response<ResponseBody>, Failed<B>> {
-    let Some(Conn::Http2(conn)) = lease.conn() else {
-        return Err(Failed { error: Error::Closed, again: Some(Box::new((head, body))) });
-    };
-    prepare::http2(&mut head, pool.endpoint.addr, conn.life.secure);
-    conn.life.served.fetch_add(1, Ordering::Relaxed);
-    // hyper gives nothing back of a refused stream, so what is needed to send again is kept beside.
-    let copy = keep.then(|| prepare::copy(&head));
-    let (body, spare) = if keep { body.keep() } else { (body, Spare::Empty) };
-    let sending = conn.sender.clone().try_send_request(Request::from_parts(head, body));
-    match sending.await {
-        Ok(response) => {
-            conn.life.note_answer(pool);
-            spare.forget();
-            let (head, body) = response.into_parts();
-            Ok(Response::from_parts(head, ResponseBody::new(body, lease.into_leased())))
-        }
-        Err(mut failed) => {
-            let again = failed.take_message().map(Request::into_parts);
-            let error = failed.into_error();
-            if spare.broke() {
-                return Err(Failed { error: Error::Body(Box::new(error)), again: None });
-            }
-            let ended = Ended::of(&error);
-            if ended.is_of_connection() {
-                conn.life.note_failure(pool, &error);
-                pool.gone(conn.life.id);
-            }
-            let unsent = again.is_some() || ended.is_unsent();
-            let again = again.or_else(|| copy.filter(|_| ended.may_resend()).zip(spare.take_back()));
-            Err(Failed { error: broken(pool.endpoint.addr, error, unsent), again: again.map(Box::new) })
-        }
-    }
-}
-
-fn broken(endpoint: SocketAddr, error: hyper::Error, unsent: bool) -> Error {
+    lease: &Lease<B, H>,
+    copy: Option<Parts>,
+    spare: &Spare<B>,
+    mut failed: TrySendError<Request<SendBody<B>>>,
+    resends: &mut u8,
+) -> Result<(Parts, SendBody<B>), Error> {
+    let returned = failed.take_message().map(Request::into_parts);
+    let error = failed.into_error();
     // What hyper calls the user's fault is the request's body.
-    if error.is_user() && error.source().is_some() {
-        return Error::Body(Box::new(error));
+    if spare.broke() || (error.is_user() && error.source().is_some()) {
+        return Err(Error::Body(Box::new(error)));
     }
-    Error::Transport { endpoint: Some(endpoint), unsent, source: Box::new(error) }
+    let ended = Ended::of(&error);
+    if ended.is_of_connection()
+        && let Some(life) = lease.life()
+    {
+        life.note_failure(pool, &error);
+        pool.gone(life.id);
+    }
+    let unsent = returned.is_some() || ended.is_unsent();
+    let again = returned.or_else(|| copy.filter(|_| ended.may_resend()).zip(spare.take_back()));
+    if let Some(again) = again
+        && *resends > 0
+    {
+        tracing::debug!(endpoint = %pool.endpoint.addr, %error, "request sent again");
+        *resends -= 1;
+        pool.stats.resent();
+        return Ok(again);
+    }
+    Err(Error::Transport { endpoint: Some(pool.endpoint.addr), unsent, source: Box::new(error) })
 }
 
 /// A wait for a connection, which gives up its place when dropped.
