@@ -5,11 +5,15 @@
 mod raw;
 
 use bytes::Bytes;
+use enmesh::connect::handshake::Established;
+use enmesh::connect::handshake::Handshake;
+use enmesh::connect::handshake::Offer;
 use enmesh::connect::handshake::Plain;
 use enmesh::connect::http::Connection;
 use enmesh::connect::http::ResponseBody;
 use enmesh::connect::settings::ConnectSettings;
 use enmesh::discover::endpoint::Endpoint;
+use enmesh::error::BoxError;
 use enmesh::error::Error;
 use enmesh::error::Scope;
 use enmesh::profile::settings::Limit;
@@ -32,6 +36,8 @@ use std::task::Poll;
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tower::ServiceExt;
 
 type Client = Connection<Full<Bytes>, Plain>;
@@ -629,26 +635,63 @@ async fn an_unanswered_ping_ends_the_connection_and_its_requests() {
     raw::until("closed", || client.stats().snapshot().open == 0).await;
 }
 
-#[derive(Clone)]
-struct Stuck;
+/// A handshake that never ends, or gives connections that retire when told.
+#[derive(Clone, Default)]
+struct Told {
+    stuck: bool,
+    retire: Arc<Notify>,
+}
 
-impl enmesh::connect::handshake::Handshake for Stuck {
-    type Io = tokio::net::TcpStream;
+impl Handshake for Told {
+    type Io = TcpStream;
 
     async fn handshake(
         &self,
-        _stream: tokio::net::TcpStream,
+        io: TcpStream,
         _endpoint: &Endpoint,
-        _offer: enmesh::connect::handshake::Offer,
-    ) -> Result<enmesh::connect::handshake::Established<Self::Io>, enmesh::error::BoxError> {
-        std::future::pending().await
+        _offer: Offer,
+    ) -> Result<Established<TcpStream>, BoxError> {
+        if self.stuck {
+            std::future::pending::<()>().await;
+        }
+        let retire = self.retire.clone();
+        let retired = Box::pin(async move { retire.notified().await });
+        Ok(Established { io, protocol: None, secure: false, retired: Some(retired) })
+    }
+}
+
+#[tokio::test]
+async fn a_retired_connection_takes_nothing_new_and_is_cut_off_in_the_end() {
+    for version in BOTH {
+        let told = Told::default();
+        let settings = settings(|s| s.drain = Duration::from_millis(30));
+        let endpoint = Endpoint::new(echo().await);
+        let client = Connection::<Full<Bytes>, Told>::new(endpoint, settings, told.clone());
+        // One retires unused, one while a request is under way.
+        let one = client.clone().oneshot(request(version, "/", "")).await.unwrap();
+        text(one).await;
+        told.retire.notify_one();
+        raw::until("closed", || client.stats().snapshot().open == 0).await;
+        let never = tokio::spawn(client.clone().oneshot(request(version, "/never", "")));
+        raw::until("asked", || client.stats().snapshot().opened == 2).await;
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        told.retire.notify_one();
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        let other = client.clone().oneshot(request(version, "/", "")).await.unwrap();
+        text(other).await;
+        assert_eq!(client.stats().snapshot().opened, 3, "{version:?}");
+        assert!(!never.is_finished());
+        let error = never.await.unwrap().unwrap_err();
+        assert!(matches!(error, Error::Transport { unsent: false, .. }), "{error:?}");
+        raw::until("one left", || client.stats().snapshot().open == 1).await;
     }
 }
 
 #[tokio::test]
 async fn opening_takes_no_longer_than_its_time() {
     let settings = settings(|s| s.timeout = Duration::from_millis(10));
-    let client = Connection::<Full<Bytes>, Stuck>::new(Endpoint::new(echo().await), settings, Stuck);
+    let told = Told { stuck: true, ..Told::default() };
+    let client = Connection::<Full<Bytes>, Told>::new(Endpoint::new(echo().await), settings, told);
     let error = client.clone().oneshot(request(Version::HTTP_11, "/", "")).await.unwrap_err();
     assert!(matches!(error, Error::Timeout { scope: Scope::Connect, .. }), "{error:?}");
     assert_eq!(client.stats().snapshot().failed_timeout, 1);

@@ -37,6 +37,7 @@ use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tower::ServiceExt;
@@ -503,8 +504,16 @@ async fn connections_beyond_the_limit_wait_their_turn() {
     assert_eq!(second.await.unwrap().unwrap().status(), 200);
 }
 
+/// Gives a name and, when told, retires the connection.
 #[derive(Clone)]
-struct Named(bool);
+struct Named {
+    stuck: bool,
+    retire: Arc<Notify>,
+}
+
+fn named(stuck: bool) -> Named {
+    Named { stuck, retire: Arc::default() }
+}
 
 impl Accept for Named {
     type Io = TcpStream;
@@ -515,10 +524,12 @@ impl Accept for Named {
         io: TcpStream,
         _remote: SocketAddr,
     ) -> Result<Accepted<TcpStream, &'static str>, BoxError> {
-        if self.0 {
+        if self.stuck {
             std::future::pending::<()>().await;
         }
-        Ok(Accepted { io, http2: None, identity: Some("alice") })
+        let retire = self.retire.clone();
+        let retired = Box::pin(async move { retire.notified().await });
+        Ok(Accepted { io, http2: None, identity: Some("alice"), retired: Some(retired) })
     }
 }
 
@@ -531,7 +542,7 @@ async fn handlers_see_who_asks_and_from_where() {
         Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(format!("{name} from {remote}")))))
     });
     let never = std::future::pending();
-    tokio::spawn(serve_with(listener, Named(false), app, ServeSettings::default(), Arc::default(), never));
+    tokio::spawn(serve_with(listener, named(false), app, ServeSettings::default(), Arc::default(), never));
     for version in BOTH {
         let client = Client::new(Endpoint::new(addr), ConnectSettings::default(), Plain);
         let body = client.oneshot(get(version, "/")).await.unwrap().into_body();
@@ -540,11 +551,29 @@ async fn handlers_see_who_asks_and_from_where() {
 }
 
 #[tokio::test]
+async fn a_retired_connection_finishes_what_it_has_within_its_time() {
+    for (version, path) in BOTH.into_iter().flat_map(|version| [(version, "/slow"), (version, "/never")]) {
+        let (listener, addr) = raw::listen().await;
+        let (stats, accept) = (Arc::new(ServeStats::default()), named(false));
+        let (limits, never) = (settings(|s| s.drain = millis(100)), std::future::pending());
+        let app = Asked::default().app();
+        tokio::spawn(serve_with(listener, accept.clone(), app, limits, stats.clone(), never));
+        let client = Client::new(Endpoint::new(addr), ConnectSettings::default(), Plain);
+        let asking = tokio::spawn(client.clone().oneshot(get(version, path)));
+        raw::until("asked", || stats.snapshot().in_flight == 1).await;
+        accept.retire.notify_one();
+        assert_eq!(asking.await.unwrap().is_ok(), path == "/slow", "{version:?} {path}");
+        raw::until("closed", || stats.snapshot().open == 0 && client.stats().snapshot().open == 0).await;
+        assert_eq!(stats.snapshot().aborted, u64::from(path == "/never"));
+    }
+}
+
+#[tokio::test]
 async fn a_handshake_has_an_end() {
     let (listener, addr) = raw::listen().await;
     let stats = Arc::new(ServeStats::default());
     let (limits, never) = (settings(|s| s.handshake_timeout = millis(10)), std::future::pending());
-    tokio::spawn(serve_with(listener, Named(true), Asked::default().app(), limits, stats.clone(), never));
+    tokio::spawn(serve_with(listener, named(true), Asked::default().app(), limits, stats.clone(), never));
     assert_eq!(talk(addr, "GET / HTTP/1.1\r\n").await, "");
     assert_eq!(stats.snapshot().handshakes_failed, 1);
 }

@@ -40,6 +40,7 @@ pub(crate) struct Life<B, H: Handshake> {
     pub(crate) requests_max: Option<u64>,
     pub(crate) served: AtomicU64,
     pub(crate) answered: AtomicBool,
+    pub(crate) retired: AtomicBool,
 }
 
 impl<B, H: Handshake> Life<B, H> {
@@ -59,7 +60,8 @@ impl<B, H: Handshake> Life<B, H> {
     }
 
     fn is_spent(&self, now: Instant) -> bool {
-        self.retire_at.is_some_and(|at| at <= now)
+        self.retired.load(Ordering::Relaxed)
+            || self.retire_at.is_some_and(|at| at <= now)
             || self.requests_max.is_some_and(|max| self.served.load(Ordering::Relaxed) >= max)
     }
 }

@@ -4,7 +4,7 @@ use crate::discover::endpoint::Endpoint;
 use crate::error::BoxError;
 use std::fmt;
 use std::future::Future;
-use std::sync::Arc;
+use std::pin::Pin;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
@@ -29,8 +29,10 @@ pub enum Offer {
     Either,
 }
 
+/// Ready when a connection must not be used any longer, as when its peer's identity lost its trust.
+pub type Retired = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// A stream ready for HTTP.
-#[derive(Debug)]
 pub struct Established<Io> {
     /// The stream.
     pub io: Io,
@@ -38,8 +40,18 @@ pub struct Established<Io> {
     pub protocol: Option<Protocol>,
     /// Whether it is encrypted: the scheme of HTTP/2 requests is then `https`.
     pub secure: bool,
-    /// The identity that the peer proved.
-    pub identity: Option<Arc<str>>,
+    /// When the connection takes no more requests; those under way have
+    /// [`ConnectSettings::drain`](crate::connect::settings::ConnectSettings::drain) to finish.
+    pub retired: Option<Retired>,
+}
+
+impl<Io> fmt::Debug for Established<Io> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Established")
+            .field("protocol", &self.protocol)
+            .field("secure", &self.secure)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The step between TCP and HTTP. [`Plain`] does nothing; TLS is another implementation.
@@ -76,6 +88,6 @@ impl Handshake for Plain {
         _endpoint: &Endpoint,
         _offer: Offer,
     ) -> Result<Established<TcpStream>, BoxError> {
-        Ok(Established { io: stream, protocol: None, secure: false, identity: None })
+        Ok(Established { io: stream, protocol: None, secure: false, retired: None })
     }
 }

@@ -9,10 +9,12 @@ use crate::connect::conn::Life;
 use crate::connect::handshake::Handshake;
 use crate::connect::handshake::Offer;
 use crate::connect::handshake::Protocol;
+use crate::connect::handshake::Retired;
 use crate::connect::pool::Opening;
 use crate::connect::pool::Place;
 use crate::connect::pool::Pool;
 use crate::connect::pool::Want;
+use crate::connect::socket::Cut;
 use crate::connect::socket::Socket;
 use crate::connect::stats::OpenFailure;
 use crate::connect::tcp;
@@ -31,6 +33,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::Weak;
 use std::sync::atomic::Ordering;
+use std::task::Context;
 use std::task::Poll;
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -159,11 +162,45 @@ async fn establish<B: Sendable, H: Handshake>(
         }
     };
     pool.stats.opened();
-    let socket = Socket::new(ready.io, on_close);
+    let retiring = Retiring {
+        retired: ready.retired,
+        drain: pool.settings.drain,
+        cut: Arc::default(),
+        runtime: runtime.clone(),
+    };
+    let socket = Socket::new(ready.io, retiring.cut.clone(), on_close);
     let life = life(pool, ready.secure);
     match protocol {
-        Protocol::Http1 => open_http1(life, socket, pool, runtime).await,
-        Protocol::Http2 => open_http2(life, socket, pool, runtime).await,
+        Protocol::Http1 => open_http1(life, socket, pool, retiring).await,
+        Protocol::Http2 => open_http2(life, socket, pool, retiring).await,
+    }
+}
+
+/// What ends a connection that must not be used any longer.
+struct Retiring {
+    retired: Option<Retired>,
+    drain: Duration,
+    cut: Arc<Cut>,
+    runtime: Handle,
+}
+
+impl Retiring {
+    /// Takes the connection out of use when it is time, and cuts it off when its requests had theirs.
+    fn poll<B, H: Handshake>(&mut self, cx: &mut Context<'_>, life: &Life<B, H>) {
+        let Some(retired) = &mut self.retired else { return };
+        if retired.as_mut().poll(cx).is_pending() {
+            return;
+        }
+        self.retired = None;
+        life.retired.store(true, Ordering::Relaxed);
+        if let Some(pool) = life.pool.upgrade() {
+            pool.gone(life.id);
+        }
+        let (cut, drain) = (self.cut.clone(), self.drain);
+        self.runtime.spawn(async move {
+            tokio::time::sleep(drain).await;
+            cut.cut();
+        });
     }
 }
 
@@ -194,6 +231,7 @@ fn life<B, H: Handshake>(pool: &Arc<Pool<B, H>>, secure: bool) -> Life<B, H> {
         requests_max: pool.settings.requests_max,
         served: Default::default(),
         answered: Default::default(),
+        retired: Default::default(),
     }
 }
 
@@ -201,14 +239,15 @@ async fn open_http1<B: Sendable, H: Handshake, F: FnOnce() + Send + Unpin + 'sta
     life: Life<B, H>,
     socket: Socket<H::Io, F>,
     pool: &Arc<Pool<B, H>>,
-    runtime: &Handle,
+    retiring: Retiring,
 ) -> Result<Opened<B, H>, Failure> {
     let (sender, conn) = hyper::client::conn::http1::Builder::new()
         .handshake::<_, SendBody<B>>(TokioIo::new(socket))
         .await
         .map_err(|error| Failure::new(OpenFailure::Protocol, describe(&error)))?;
     let http1 = Arc::new(Http1::new(life, sender));
-    runtime.spawn(drive_http1(conn.with_upgrades(), http1.clone(), pool.settings.http1_idle));
+    let runtime = retiring.runtime.clone();
+    runtime.spawn(drive_http1(conn.with_upgrades(), http1.clone(), pool.settings.http1_idle, retiring));
     Ok(Opened::Http1(Free::new(http1)))
 }
 
@@ -216,6 +255,7 @@ async fn drive_http1<B: Sendable, H: Handshake>(
     conn: impl Future<Output = hyper::Result<()>>,
     http1: Arc<Http1<B, H>>,
     idle: Duration,
+    mut retiring: Retiring,
 ) {
     let mut conn = pin!(conn);
     let mut timer = pin!(tokio::time::sleep(idle));
@@ -224,6 +264,7 @@ async fn drive_http1<B: Sendable, H: Handshake>(
         if let Poll::Ready(ended) = conn.as_mut().poll(cx) {
             return Poll::Ready(ended);
         }
+        retiring.poll(cx, &http1.life);
         http1.settle();
         while timer.as_mut().poll(cx).is_ready() {
             let now = clock::now();
@@ -240,7 +281,7 @@ async fn open_http2<B: Sendable, H: Handshake, F: FnOnce() + Send + Unpin + 'sta
     life: Life<B, H>,
     mut socket: Socket<H::Io, F>,
     pool: &Arc<Pool<B, H>>,
-    runtime: &Handle,
+    retiring: Retiring,
 ) -> Result<Opened<B, H>, Failure> {
     let settings = &pool.settings;
     let told = socket.tell_streams();
@@ -263,7 +304,8 @@ async fn open_http2<B: Sendable, H: Handshake, F: FnOnce() + Send + Unpin + 'sta
         return Err(Failure::new(OpenFailure::Protocol, "peer allows no stream"));
     }
     let http2 = Arc::new(Http2::new(life, sender, streams));
-    runtime.spawn(drive_http2(conn, Arc::downgrade(&http2), settings.http2_idle));
+    let runtime = retiring.runtime.clone();
+    runtime.spawn(drive_http2(conn, Arc::downgrade(&http2), settings.http2_idle, retiring));
     Ok(Opened::Http2(http2))
 }
 
@@ -271,6 +313,7 @@ async fn drive_http2<B: Sendable, H: Handshake, Io>(
     conn: hyper::client::conn::http2::Connection<Io, SendBody<B>, TokioExecutor>,
     http2: Weak<Http2<B, H>>,
     idle: Duration,
+    mut retiring: Retiring,
 ) where
     Io: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
 {
@@ -283,6 +326,7 @@ async fn drive_http2<B: Sendable, H: Handshake, Io>(
         let Some(http2) = http2.upgrade() else { return Poll::Pending };
         let streams = u32::try_from(conn.current_max_send_streams()).unwrap_or(u32::MAX);
         http2.streams_max.store(streams, Ordering::Relaxed);
+        retiring.poll(cx, &http2.life);
         while timer.as_mut().poll(cx).is_ready() {
             let now = clock::now();
             let next = http2.life.pool.upgrade().map(|pool| pool.expire_http2(&http2, now));

@@ -31,6 +31,9 @@ pub struct ConnectSettings {
     /// How long a connection is used before a new one takes its place, up to a tenth less by chance; `None`:
     /// without end. Default 10 min, so that replicas behind one address get their share after a scale-up.
     pub age_max: Option<Duration>,
+    /// How long requests may go on over a connection that must not be used any longer, because its peer's
+    /// certificate ended or lost its trust; then it is cut off. Default 30 s.
+    pub drain: Duration,
     /// The most requests over one connection; `None`: any number, the default.
     pub requests_max: Option<u64>,
     /// How often a request is sent again when the peer certainly did not process it: the connection closed
@@ -67,6 +70,7 @@ impl Default for ConnectSettings {
             http1_idle: Duration::from_secs(3),
             http2_idle: Duration::from_secs(300),
             age_max: Some(Duration::from_secs(600)),
+            drain: Duration::from_secs(30),
             requests_max: None,
             resends_max: 2,
             backoff_base: Duration::from_millis(100),

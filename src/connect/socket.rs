@@ -1,7 +1,11 @@
 //! Floor 5: a stream that counts its own end and reads the peer's first HTTP/2 settings in passing.
 
+use futures::task::AtomicWaker;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::task::Context;
 use std::task::Poll;
 use tokio::io::AsyncRead;
@@ -9,16 +13,43 @@ use tokio::io::AsyncWrite;
 use tokio::io::ReadBuf;
 use tokio::sync::oneshot;
 
+/// Ends a stream from outside.
+#[derive(Debug, Default)]
+pub(crate) struct Cut {
+    done: AtomicBool,
+    reader: AtomicWaker,
+}
+
+impl Cut {
+    /// Makes the next read fail, which ends the connection.
+    pub(crate) fn cut(&self) {
+        self.done.store(true, Ordering::Release);
+        self.reader.wake();
+    }
+
+    fn check(&self, cx: &Context<'_>) -> io::Result<()> {
+        self.reader.register(cx.waker());
+        if self.done.load(Ordering::Acquire) {
+            return Err(io::Error::new(
+                io::ErrorKind::ConnectionAborted,
+                "connection cut off: it was retired",
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// A stream whose end runs `on_close`.
 pub(crate) struct Socket<Io, F: FnOnce()> {
     io: Io,
+    cut: Arc<Cut>,
     settings: Option<(SettingsFrame, oneshot::Sender<u32>)>,
     on_close: Option<F>,
 }
 
 impl<Io, F: FnOnce()> Socket<Io, F> {
-    pub(crate) fn new(io: Io, on_close: F) -> Self {
-        Self { io, settings: None, on_close: Some(on_close) }
+    pub(crate) fn new(io: Io, cut: Arc<Cut>, on_close: F) -> Self {
+        Self { io, cut, settings: None, on_close: Some(on_close) }
     }
 
     /// Tells how many streams the peer's first settings allow; an error if the first frame is another.
@@ -52,6 +83,9 @@ impl<Io: AsyncRead + Unpin, F: FnOnce() + Unpin> AsyncRead for Socket<Io, F> {
         let this = self.get_mut();
         let before = buf.filled().len();
         let polled = Pin::new(&mut this.io).poll_read(cx, buf);
+        if polled.is_pending() {
+            this.cut.check(cx)?;
+        }
         if this.settings.is_some() && matches!(polled, Poll::Ready(Ok(()))) {
             this.watch(buf.filled().get(before..).unwrap_or_default());
         }

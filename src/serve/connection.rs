@@ -2,6 +2,7 @@
 
 use crate::serve::handshake::Accept;
 use crate::serve::handshake::Accepted;
+use crate::serve::handshake::Retired;
 use crate::serve::http::App;
 use crate::serve::http::PerConnection;
 use crate::serve::http::Remote;
@@ -17,13 +18,16 @@ use hyper_util::rt::TokioIo;
 use hyper_util::rt::TokioTimer;
 use std::fmt::Display;
 use std::future::Future;
+use std::future::pending;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 use std::time::Instant;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio::time::sleep;
 use tokio::time::timeout;
 
 /// Counts a connection as closed, however its task ends.
@@ -68,7 +72,7 @@ pub(crate) async fn run<S: App, A: Accept>(
             .keep_alive_interval(settings.http2_ping)
             .keep_alive_timeout(settings.http2_ping_timeout)
             .serve_connection(wire, service);
-        drive(conn, |conn| conn.graceful_shutdown(), &shared, &activity, drain).await;
+        drive(conn, |conn| conn.graceful_shutdown(), accepted.retired, &shared, &activity, drain).await;
     } else {
         let header_bytes_max = settings.header_bytes_max as usize;
         let conn = hyper::server::conn::http1::Builder::new()
@@ -80,7 +84,7 @@ pub(crate) async fn run<S: App, A: Accept>(
             .max_buf_size(header_bytes_max.max(64 * 1024))
             .serve_connection(wire, service)
             .with_upgrades();
-        drive(conn, |conn| conn.graceful_shutdown(), &shared, &activity, drain).await;
+        drive(conn, |conn| conn.graceful_shutdown(), accepted.retired, &shared, &activity, drain).await;
     }
     drop(open);
 }
@@ -124,17 +128,18 @@ async fn prepare<A: Accept>(
 async fn drive<C: Future<Output = hyper::Result<()>>>(
     conn: C,
     close: impl Fn(Pin<&mut C>),
+    retired: Option<Retired>,
     shared: &Shared,
     activity: &Activity,
     mut drain: watch::Receiver<bool>,
 ) {
     let settings = &shared.settings;
     let mut conn = pin!(conn);
-    let retire = settings.age_max.map(|age| age.mul_f64(1.0 - 0.1 * Rng::thread().unit()));
-    let mut look = pin!(tokio::time::sleep(settings.header_timeout.min(settings.idle)));
-    let mut retire = pin!(tokio::time::sleep(retire.unwrap_or_default()));
-    let mut may_retire = settings.age_max.is_some();
-    let mut closing = false;
+    let mut look = pin!(sleep(settings.header_timeout.min(settings.idle)));
+    let mut aged = pin!(sleep(lifetime(settings.age_max)));
+    let mut retired = retired.unwrap_or_else(|| Box::pin(pending()));
+    let mut cut = pin!(sleep(settings.drain));
+    let (mut closing, mut cutting) = (false, false);
     loop {
         tokio::select! {
             biased;
@@ -148,10 +153,18 @@ async fn drive<C: Future<Output = hyper::Result<()>>>(
                 closing = true;
                 close(conn.as_mut());
             }
-            () = retire.as_mut(), if may_retire => {
-                may_retire = false;
+            () = aged.as_mut(), if !closing => {
                 closing = true;
                 close(conn.as_mut());
+            }
+            () = retired.as_mut(), if !cutting => {
+                (closing, cutting) = (true, true);
+                cut.as_mut().reset((clock::now() + settings.drain).into());
+                close(conn.as_mut());
+            }
+            () = cut.as_mut(), if cutting => {
+                shared.stats.count(Event::Aborted);
+                return;
             }
             () = look.as_mut() => match next_look(shared, activity, clock::now()) {
                 Look::At(then) => look.as_mut().reset(then.into()),
@@ -170,6 +183,12 @@ async fn drive<C: Future<Output = hyper::Result<()>>>(
             },
         }
     }
+}
+
+/// How long a connection is used: up to a tenth less by chance, so that those opened together do not close
+/// together.
+fn lifetime(age_max: Option<Duration>) -> Duration {
+    age_max.map_or(Duration::MAX, |age| age.mul_f64(1.0 - 0.1 * Rng::thread().unit()))
 }
 
 enum Look {

@@ -5,12 +5,15 @@ use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 
+/// Ready when a connection must not be used any longer, as when its peer's identity lost its trust.
+pub type Retired = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// A stream ready for HTTP.
-#[derive(Debug)]
 pub struct Accepted<Io, Identity> {
     /// The stream.
     pub io: Io,
@@ -18,6 +21,18 @@ pub struct Accepted<Io, Identity> {
     pub http2: Option<bool>,
     /// Who the peer proved to be; handlers find it in the request's extensions.
     pub identity: Option<Identity>,
+    /// When the connection takes no more requests; those under way have
+    /// [`ServeSettings::drain`](crate::serve::settings::ServeSettings::drain) to finish.
+    pub retired: Option<Retired>,
+}
+
+impl<Io, Identity: fmt::Debug> fmt::Debug for Accepted<Io, Identity> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Accepted")
+            .field("http2", &self.http2)
+            .field("identity", &self.identity)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The step between an accepted socket and HTTP. [`Plain`] does nothing; TLS is another implementation.
@@ -54,6 +69,6 @@ impl Accept for Plain {
         stream: TcpStream,
         _remote: SocketAddr,
     ) -> Result<Accepted<TcpStream, Infallible>, BoxError> {
-        Ok(Accepted { io: stream, http2: None, identity: None })
+        Ok(Accepted { io: stream, http2: None, identity: None, retired: None })
     }
 }
