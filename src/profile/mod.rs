@@ -7,6 +7,7 @@
 pub mod decimal;
 pub mod duration;
 pub mod generate;
+pub mod import;
 pub mod invalid;
 mod json;
 pub mod matching;

@@ -121,7 +121,7 @@ fn filter(f: &mut Fields<'_>) -> Option<Filter> {
 }
 
 /// `set`, `add`, `remove` in Gateway API's form.
-fn header_mods(f: &mut Fields<'_>) -> HeaderMods {
+pub(crate) fn header_mods(f: &mut Fields<'_>) -> HeaderMods {
     HeaderMods {
         set: headers(&f.get("set")),
         add: headers(&f.get("add")),

@@ -1,0 +1,18 @@
+//! Other meshes' documents as profiles: one file, or a few with one prefix, for each dialect.
+//!
+//! [`import::import`] takes documents of all dialects at once. What a dialect says and the model cannot keep is a
+//! fault: `rejected` where security or destination would change, otherwise `ignored`, `approximated` or
+//! `runtime-failure`.
+
+pub mod cluster;
+mod gateway_action;
+mod gateway_api;
+mod gateway_filter;
+mod gateway_match;
+mod gateway_parent;
+mod gateway_policy;
+mod gateway_route;
+pub mod import;
+mod linkerd;
+mod merge;
+mod smi;

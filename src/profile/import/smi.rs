@@ -1,0 +1,233 @@
+//! Floor 1: reads SMI's TrafficSplit and HTTPRouteGroup, of all versions.
+
+use crate::profile::import::cluster::Cluster;
+use crate::profile::import::cluster::Documents;
+use crate::profile::import::cluster::Identity;
+use crate::profile::import::cluster::Spot;
+use crate::profile::invalid::Fault;
+use crate::profile::invalid::Severity;
+use crate::profile::matching::Condition;
+use crate::profile::matching::KeyMatch;
+use crate::profile::matching::PathKind;
+use crate::profile::matching::PathMatch;
+use crate::profile::matching::TextMatch;
+use crate::profile::matching::ValueMatch;
+use crate::profile::name::ServiceName;
+use crate::profile::object::Object;
+use crate::profile::quantity;
+use crate::profile::read::words;
+use crate::profile::reader::Field;
+use crate::profile::reader::Fields;
+use crate::profile::route::Action;
+use crate::profile::route::Backend;
+use crate::profile::route::Forward;
+use crate::profile::route::Route;
+use crate::profile::route::WeightedBackend;
+use crate::profile::service::DefaultsProfile;
+use crate::profile::service::ServiceProfile;
+use http::HeaderName;
+use http::Method;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// SMI's objects.
+#[derive(Debug, Default)]
+pub(crate) struct Smi {
+    pub(crate) splits: Vec<Split>,
+    pub(crate) groups: BTreeMap<(Arc<str>, Arc<str>), Vec<(Arc<str>, Condition)>>,
+}
+
+/// A TrafficSplit.
+#[derive(Debug, Clone)]
+pub(crate) struct Split {
+    identity: Identity,
+    service: Arc<str>,
+    backends: Vec<(Arc<str>, u32)>,
+    /// The groups whose requests alone are split.
+    matches: Vec<(Arc<str>, Spot)>,
+}
+
+/// Whether an object is SMI's: by its group, or without an apiVersion by its kind, as the specification writes it.
+pub(crate) fn is_smi(object: &Object) -> bool {
+    let group = object.group();
+    let bare = group.is_empty() && !matches!(object.api_version.as_str(), "v1");
+    group.ends_with(".smi-spec.io")
+        || bare && matches!(object.kind.as_str(), "TrafficSplit" | "HTTPRouteGroup" | "TrafficTarget")
+}
+
+impl Smi {
+    /// Reads an object of SMI.
+    pub(crate) fn read(
+        &mut self,
+        documents: &mut Documents,
+        document: usize,
+        object: &Object,
+        namespace: &Arc<str>,
+    ) {
+        match object.kind.as_str() {
+            "TrafficSplit" => {
+                let split = documents.read(document, object, namespace, |f, identity| {
+                    f.get("spec").required().fields(|f| split(f, identity))?
+                });
+                self.splits.extend(split.map(|(_, split)| split));
+            }
+            "HTTPRouteGroup" => {
+                let group = documents.read(document, object, namespace, |f, _| {
+                    // Before v1alpha3 there was no `spec`.
+                    let (spec, bare) = (f.get("spec"), f.get("matches"));
+                    match spec.is_present() {
+                        true => spec.fields(|f| matches(&f.get("matches").required())),
+                        false => Some(matches(&bare.required())),
+                    }
+                });
+                let of = |identity: &Identity| (Arc::clone(&identity.namespace), Arc::clone(&identity.name));
+                self.groups.extend(group.map(|(identity, group)| (of(&identity), group)));
+            }
+            kind => {
+                let problem = format!("is a {kind}: access control and raw ports are not read here");
+                let remedy = "keep it where it is enforced; here it would be lost";
+                documents.say(document, Fault::rejected("kind", problem, remedy));
+            }
+        }
+    }
+
+    /// The profiles: one for the root service of each split. Its other requests go to itself.
+    pub(crate) fn profiles(self, cluster: &Cluster, documents: &mut Documents) -> Vec<ServiceProfile> {
+        let mut profiles: Vec<ServiceProfile> = Vec::new();
+        for split in &self.splits {
+            let namespace = &split.identity.namespace;
+            let Some(name) = full_name(cluster, namespace, &split.service) else { continue };
+            if profiles.iter().any(|profile| profile.names.contains(&name)) {
+                let problem = format!("is the second split of {}: the first one counts", split.service);
+                let fault = Fault::new(Severity::Ignored, "spec.service", problem, "remove one of them");
+                documents.say(split.identity.document, fault);
+                continue;
+            }
+            let backends: Vec<WeightedBackend> = split
+                .backends
+                .iter()
+                .filter_map(|(service, weight)| {
+                    let name = full_name(cluster, namespace, service)?;
+                    let backend = Backend::Service { name, subset: None };
+                    Some(WeightedBackend { backend, weight: *weight, filters: Vec::new() })
+                })
+                .collect();
+            let mut profile = ServiceProfile {
+                names: vec![name],
+                namespace: Some(Arc::clone(namespace)),
+                defaults: DefaultsProfile::Smi,
+                origin: Arc::clone(&split.identity.origin),
+                ..ServiceProfile::default()
+            };
+            match split.matches.is_empty() {
+                true => profile.backends = backends,
+                false => profile.routes = self.routes(split, &backends, documents),
+            }
+            profiles.push(profile);
+        }
+        profiles
+    }
+
+    fn routes(&self, split: &Split, backends: &[WeightedBackend], documents: &mut Documents) -> Vec<Route> {
+        let mut routes = Vec::new();
+        for (name, spot) in &split.matches {
+            let Some(group) = self.groups.get(&(Arc::clone(&split.identity.namespace), Arc::clone(name)))
+            else {
+                let problem = format!("names HTTPRouteGroup {name}, which is not among the files");
+                let fault = Fault::new(Severity::RuntimeFailure, "", problem, "give the file that holds it");
+                documents.say_at(split.identity.document, spot, fault);
+                continue;
+            };
+            routes.extend(group.iter().map(|(one, condition)| Route {
+                name: format!("{name}/{one}").into(),
+                condition: condition.clone(),
+                action: Action::Forward(Forward { backends: backends.to_vec(), ..Forward::default() }),
+                origin: Arc::clone(&split.identity.origin),
+                ..Route::default()
+            }));
+        }
+        routes
+    }
+}
+
+/// A service as SMI names it: in the object's namespace, unless it is written with its own.
+fn full_name(cluster: &Cluster, namespace: &str, service: &str) -> Option<ServiceName> {
+    match service.split_once('.') {
+        None => cluster.service_name(namespace, service, None),
+        Some((name, rest)) => {
+            let own = rest.split('.').next().unwrap_or(rest);
+            cluster.service_name(own, name, None)
+        }
+    }
+}
+
+fn split(f: &mut Fields<'_>, identity: &Identity) -> Option<Split> {
+    let service = words::name(&f.get("service").required());
+    let backends_field = f.get("backends").required();
+    let backends = backends_field.each(|item| {
+        item.fields(|f| {
+            let service = words::name(&f.get("service").required());
+            let weight_field = f.get("weight").required();
+            // In thousandths: v1alpha1 has quantities such as 100m, later versions whole numbers.
+            let weight =
+                weight_field.parse_literal(quantity::milli).and_then(|milli| match u32::try_from(milli) {
+                    Ok(weight) => Some(weight),
+                    Err(_) => weight_field.must_be("a weight from 0 to 4294967"),
+                });
+            Some((service?, weight?))
+        })?
+    });
+    let sum: u64 = backends.iter().map(|(_, weight)| u64::from(*weight)).sum();
+    if sum > u64::from(u32::MAX) {
+        backends_field.reject(
+            format!("has weights of {} in all, more than 4294967", sum / 1_000),
+            "write smaller ones",
+        );
+    }
+    let matches = f.get("matches").each(|item| {
+        item.fields(|f| {
+            f.skip(&["apiGroup"]);
+            f.get("kind").word(&[("HTTPRouteGroup", ())]);
+            words::name(&f.get("name").required()).map(|name| (name, Spot::of(&item)))
+        })?
+    });
+    Some(Split { identity: identity.clone(), service: service?, backends, matches })
+}
+
+fn matches(field: &Field<'_>) -> Vec<(Arc<str>, Condition)> {
+    field.each(|item| {
+        item.fields(|f| {
+            let name = words::name(&f.get("name").required());
+            let path = words::regex(&f.get("pathRegex"))
+                .map(|regex| Condition::Path(PathMatch::new(PathKind::RegexPrefix, regex)));
+            let methods = f.get("methods").each(|item| {
+                item.parse(|text| {
+                    Method::from_bytes(text.as_bytes()).map_err(|_| "a method, or *".to_owned())
+                })
+            });
+            // `*` is a token, and so a method of its own to the parser.
+            let any = methods.is_empty() || methods.iter().any(|method| method.as_str() == "*");
+            let methods = (!any).then_some(Condition::Method(methods));
+            let headers = headers(&f.get("headers"));
+            let parts = path.into_iter().chain(methods).chain(headers).collect();
+            name.map(|name| (name, Condition::All(parts)))
+        })?
+    })
+}
+
+/// A mapping from header to pattern, or a list of such mappings; all must match.
+fn headers(field: &Field<'_>) -> Vec<Condition> {
+    let is_list = field.node().is_some_and(|node| matches!(node.value, crate::profile::node::Value::List(_)));
+    let maps = if is_list { field.items() } else { vec![field.clone()] };
+    let pairs = maps.iter().filter(|map| map.is_present()).flat_map(Field::pairs);
+    pairs
+        .filter_map(|(name, value)| {
+            if HeaderName::from_bytes(name.as_bytes()).is_err() {
+                value.reject(format!("stands under {name:?}, which is no header"), "correct the name");
+                return None;
+            }
+            let regex = words::regex(&value)?;
+            Some(Condition::Header(KeyMatch::new(name, ValueMatch::Text(TextMatch::Regex(regex)))))
+        })
+        .collect()
+}
