@@ -143,14 +143,22 @@ pub(crate) struct KubeService {
     pub(crate) identity: Identity,
 }
 
+/// What a grant is for.
+#[derive(Debug, Clone)]
+pub(crate) struct Granted {
+    pub(crate) group: Arc<str>,
+    pub(crate) kind: Arc<str>,
+    /// If only one is meant.
+    pub(crate) name: Option<Arc<str>>,
+}
+
 /// What may refer to what across namespaces.
 #[derive(Debug, Clone)]
 pub(crate) struct Grant {
     pub(crate) namespace: Arc<str>,
     /// Group, kind and namespace.
     pub(crate) from: Vec<[Arc<str>; 3]>,
-    /// Group, kind, and the name if only one is meant.
-    pub(crate) to: Vec<([Arc<str>; 2], Option<Arc<str>>)>,
+    pub(crate) to: Vec<Granted>,
 }
 
 /// Who refers to a service.
@@ -168,7 +176,7 @@ pub(crate) struct Cluster {
     pub(crate) services: BTreeMap<(Arc<str>, Arc<str>), KubeService>,
     pub(crate) namespaces: BTreeMap<Arc<str>, BTreeMap<String, String>>,
     pub(crate) grants: Vec<Grant>,
-    /// Whether each config map holds a certificate under `ca.crt`.
+    /// The config maps, and whether each holds a certificate under `ca.crt`.
     pub(crate) authorities: BTreeMap<(Arc<str>, Arc<str>), bool>,
 }
 
@@ -233,7 +241,7 @@ impl Cluster {
         let wanted = [from.group, from.kind, from.namespace];
         self.grants.iter().filter(|grant| *grant.namespace == *namespace).any(|grant| {
             let from = grant.from.iter().any(|from| from.iter().zip(wanted).all(|(a, b)| **a == *b));
-            let to = grant.to.iter().any(|([group, kind], only)| {
+            let to = grant.to.iter().any(|Granted { group, kind, name: only }| {
                 group.is_empty() && **kind == *"Service" && only.as_ref().is_none_or(|only| **only == *name)
             });
             from && to

@@ -165,6 +165,12 @@ impl GatewayApi {
             let mut ports: BTreeSet<Option<u16>> =
                 routes.iter().flat_map(|(_, parents)| parents.iter().map(|parent| parent.port)).collect();
             ports.insert(None);
+            if self.policies.tell_ports_apart(&service.0, &service.1) {
+                let known = cluster.service(&service.0, &service.1).flatten();
+                ports.extend(
+                    known.into_iter().flat_map(|known| known.ports.iter().map(|(port, _)| Some(*port))),
+                );
+            }
             let scopes: BTreeSet<&Arc<str>> =
                 routes.iter().map(|(route, _)| &route.identity.namespace).chain([&service.0]).collect();
             for port in &ports {

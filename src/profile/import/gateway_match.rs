@@ -36,7 +36,8 @@ pub(crate) struct Match {
 
 /// How a match ranks among others of the same host, the least first (Gateway API, `HTTPRouteRule.matches` and
 /// `GRPCRouteRule.matches`): exact paths, then prefixes, then patterns, each the longest first; then those with a
-/// method; then by the number of headers and of parameters. For gRPC: the longest service, then method.
+/// method; then by the number of headers and of parameters. For gRPC, where the specification
+/// counts letters alone: names before patterns, then the longest service, then method.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct MatchRank {
     path_kind: u8,
@@ -220,8 +221,9 @@ fn grpc_call(service: Option<TextMatch>, method: Option<TextMatch>, headers: Vec
             _ => 0,
         })
     };
+    let patterns = [&service, &method].into_iter().any(|text| matches!(text, Some(TextMatch::Regex(_))));
     let rank = MatchRank {
-        path_kind: 0,
+        path_kind: if patterns { 2 } else { 0 },
         path_bytes: bytes(&service),
         grpc_method_bytes: bytes(&method),
         without_method: false,

@@ -3,6 +3,7 @@
 use crate::profile::import::cluster::Cluster;
 use crate::profile::import::cluster::Documents;
 use crate::profile::import::cluster::Grant;
+use crate::profile::import::cluster::Granted;
 use crate::profile::import::cluster::Identity;
 use crate::profile::import::gateway_match;
 use crate::profile::import::gateway_route::GROUP;
@@ -194,8 +195,10 @@ pub(crate) fn grant(
                 })
             });
             let to = f.get("to").required().each(|item| {
-                item.fields(|f| {
-                    ([text(f.get("group")), text(f.get("kind").required())], words::name(&f.get("name")))
+                item.fields(|f| Granted {
+                    group: text(f.get("group")),
+                    kind: text(f.get("kind").required()),
+                    name: words::name(&f.get("name")),
                 })
             });
             (from, to)

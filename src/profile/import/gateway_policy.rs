@@ -17,6 +17,7 @@ use crate::profile::route::Session;
 use crate::profile::settings::BudgetSettings;
 use crate::profile::settings::ClientTls;
 use crate::profile::settings::TlsMode;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,6 +43,8 @@ pub(crate) struct Tls {
     /// Names of config maps that hold the authorities; none: the system's.
     authorities: Vec<Result<Arc<str>, String>>,
     settings: ClientTls,
+    /// Whether authorities that policies of this namespace name are among the files: then they are taken to be all.
+    authorities_shown: bool,
 }
 
 /// An XBackendTrafficPolicy.
@@ -58,6 +61,15 @@ impl Policies {
     pub(crate) fn settle(&mut self, cluster: &Cluster, documents: &mut Documents) {
         self.tls.sort_by_key(|policy| policy.identity.seniority());
         self.traffic.sort_by_key(|policy| policy.identity.seniority());
+        let shown: BTreeSet<Arc<str>> = self
+            .tls
+            .iter()
+            .filter(|policy| policy.shows(cluster))
+            .map(|policy| Arc::clone(&policy.identity.namespace))
+            .collect();
+        for policy in &mut self.tls {
+            policy.authorities_shown = shown.contains(&policy.identity.namespace);
+        }
         for policy in &self.tls {
             for target in &policy.targets {
                 if let Some(why) = policy.fault(cluster) {
@@ -123,6 +135,14 @@ impl Policies {
         policies.find(|policy| policy.targets.iter().any(|target| *target.service == *service))
     }
 
+    /// Whether a policy is for one port of a service alone.
+    pub(crate) fn tell_ports_apart(&self, namespace: &str, service: &str) -> bool {
+        let mut policies = self.tls.iter().filter(|policy| *policy.identity.namespace == *namespace);
+        policies.any(|policy| {
+            policy.targets.iter().any(|target| *target.service == *service && target.port_name.is_some())
+        })
+    }
+
     /// All services that a policy is for: namespace and name.
     pub(crate) fn services(&self) -> Vec<(Arc<str>, Arc<str>)> {
         let of = |identity: &Identity, targets: &[PolicyTarget]| {
@@ -138,6 +158,13 @@ impl Policies {
 }
 
 impl Tls {
+    /// Whether one of its authorities is among the files.
+    fn shows(&self, cluster: &Cluster) -> bool {
+        let namespace = &self.identity.namespace;
+        let known = |name| cluster.authorities.contains_key(&(Arc::clone(namespace), Arc::clone(name)));
+        self.authorities.iter().flatten().any(known)
+    }
+
     fn fault(&self, cluster: &Cluster) -> Option<String> {
         let namespace = &self.identity.namespace;
         let bad = self.authorities.iter().filter_map(|authority| match authority {
@@ -147,6 +174,7 @@ impl Tls {
                 Some(false) => {
                     Some(format!("config map {namespace}/{name} holds no certificate under ca.crt"))
                 }
+                None if !self.authorities_shown => None,
                 None => Some(format!("config map {namespace}/{name} is not among the files")),
             },
         });
@@ -185,7 +213,7 @@ pub(crate) fn tls(
                 f.get("validation").required().fields(validation).map(|validation| (targets, validation))
             })?
         })?;
-    Some(Tls { identity, targets, authorities, settings })
+    Some(Tls { identity, targets, authorities, settings, authorities_shown: false })
 }
 
 fn validation(f: &mut Fields<'_>) -> (Vec<Result<Arc<str>, String>>, ClientTls) {

@@ -1,6 +1,6 @@
 //! Other meshes' documents as profiles: one file, or a few with one prefix, for each dialect.
 //!
-//! [`import::import`] takes documents of all dialects at once. What a dialect says and the model cannot keep is a
+//! [`load::load`] takes documents of all dialects at once. What a dialect says and the model cannot keep is a
 //! fault: `rejected` where security or destination would change, otherwise `ignored`, `approximated` or
 //! `runtime-failure`.
 
@@ -12,7 +12,7 @@ mod gateway_match;
 mod gateway_parent;
 mod gateway_policy;
 mod gateway_route;
-pub mod import;
 mod linkerd;
+pub mod load;
 mod merge;
 mod smi;

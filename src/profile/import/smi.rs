@@ -34,8 +34,11 @@ use std::sync::Arc;
 #[derive(Debug, Default)]
 pub(crate) struct Smi {
     pub(crate) splits: Vec<Split>,
-    pub(crate) groups: BTreeMap<(Arc<str>, Arc<str>), Vec<(Arc<str>, Condition)>>,
+    pub(crate) groups: BTreeMap<(Arc<str>, Arc<str>), Vec<Named>>,
 }
+
+/// A match of an HTTPRouteGroup.
+type Named = (Arc<str>, Condition);
 
 /// A TrafficSplit.
 #[derive(Debug, Clone)]
@@ -47,12 +50,21 @@ pub(crate) struct Split {
     matches: Vec<(Arc<str>, Spot)>,
 }
 
+const KINDS: &[&str] = &[
+    "TrafficSplit",
+    "HTTPRouteGroup",
+    "TrafficTarget",
+    "IdentityBinding",
+    "TrafficMetrics",
+    "TCPRoute",
+    "UDPRoute",
+];
+
 /// Whether an object is SMI's: by its group, or without an apiVersion by its kind, as the specification writes it.
 pub(crate) fn is_smi(object: &Object) -> bool {
     let group = object.group();
     let bare = group.is_empty() && !matches!(object.api_version.as_str(), "v1");
-    group.ends_with(".smi-spec.io")
-        || bare && matches!(object.kind.as_str(), "TrafficSplit" | "HTTPRouteGroup" | "TrafficTarget")
+    group.ends_with(".smi-spec.io") || bare && KINDS.contains(&object.kind.as_str())
 }
 
 impl Smi {
@@ -83,10 +95,13 @@ impl Smi {
                 let of = |identity: &Identity| (Arc::clone(&identity.namespace), Arc::clone(&identity.name));
                 self.groups.extend(group.map(|(identity, group)| (of(&identity), group)));
             }
+            "TCPRoute" | "UDPRoute" | "TrafficMetrics" => {
+                let problem = format!("a {} says nothing about requests", object.kind);
+                documents.say(document, Fault::new(Severity::Ignored, "kind", problem, "remove it"));
+            }
             kind => {
-                let problem = format!("is a {kind}: access control and raw ports are not read here");
-                let remedy = "keep it where it is enforced; here it would be lost";
-                documents.say(document, Fault::rejected("kind", problem, remedy));
+                let problem = format!("is a {kind}: access control is not read here, and would be lost");
+                documents.say(document, Fault::rejected("kind", problem, "keep it where it is enforced"));
             }
         }
     }
@@ -194,7 +209,7 @@ fn split(f: &mut Fields<'_>, identity: &Identity) -> Option<Split> {
     Some(Split { identity: identity.clone(), service: service?, backends, matches })
 }
 
-fn matches(field: &Field<'_>) -> Vec<(Arc<str>, Condition)> {
+fn matches(field: &Field<'_>) -> Vec<Named> {
     field.each(|item| {
         item.fields(|f| {
             let name = words::name(&f.get("name").required());

@@ -1,9 +1,9 @@
 //! Floor 1: reads documents of any dialect and makes profiles of them.
 //!
 //! ```
-//! use enmesh::profile::import::{cluster::ImportSettings, import::import_text};
+//! use enmesh::profile::import::{cluster::ImportSettings, load::load_text};
 //!
-//! let imported = import_text("
+//! let imported = load_text("
 //! apiVersion: gateway.networking.k8s.io/v1
 //! kind: HTTPRoute
 //! metadata: {name: canary, namespace: shop}
@@ -55,8 +55,8 @@ impl Imported {
 }
 
 /// Imports all documents of one text; `origin` is the name of its file.
-pub fn import_text(text: &str, origin: &str, settings: &ImportSettings) -> Imported {
-    import(object::read(text, origin), settings)
+pub fn load_text(text: &str, origin: &str, settings: &ImportSettings) -> Imported {
+    load(object::read(text, origin), settings)
 }
 
 /// Imports documents, which may come from many files and refer to each other.
@@ -64,7 +64,7 @@ pub fn import_text(text: &str, origin: &str, settings: &ImportSettings) -> Impor
 /// A refused document is left out, and the others stand as if it were not there; a caller that has a last good one
 /// keeps that. Where a namespace's services are among the documents, they are taken to be all: a reference to another
 /// one is answered with an error, as Gateway API has it. Where none is, nothing is said of them.
-pub fn import(objects: Vec<Object>, settings: &ImportSettings) -> Imported {
+pub fn load(objects: Vec<Object>, settings: &ImportSettings) -> Imported {
     let mut documents = Documents::default();
     let mut cluster = Cluster { settings: settings.clone(), ..Cluster::default() };
     for object in &objects {
