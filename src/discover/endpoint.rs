@@ -65,6 +65,27 @@ impl EndpointSet {
         self.endpoints.iter()
     }
 
+    /// The same set, in which a replica that had an identity in `before` and now has none keeps it: discovery that
+    /// forgets an identity must not make a connection less safe. A replica that was away meanwhile is a new one.
+    #[must_use]
+    pub fn keep_identities(self, before: &Self) -> Self {
+        let lost = |endpoint: &Endpoint| {
+            let same = before.endpoints.binary_search_by(|old| old.addr.cmp(&endpoint.addr)).ok()?;
+            let old = before.endpoints.get(same)?;
+            (endpoint.identity.is_none() && old.identity.is_some()).then(|| old.clone())
+        };
+        if !self.endpoints.iter().any(|endpoint| lost(endpoint).is_some()) {
+            return self;
+        }
+        let kept = self.endpoints.iter().map(|endpoint| match lost(endpoint) {
+            Some(old) => {
+                Endpoint { identity: old.identity, server_name: old.server_name, ..endpoint.clone() }
+            }
+            None => endpoint.clone(),
+        });
+        Self { endpoints: kept.collect() }
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.endpoints.len()
@@ -95,5 +116,22 @@ mod tests {
         let later = Endpoint { weight_milli: 5, ..at(1) };
         let set = EndpointSet::new([at(2), at(1), later.clone()]);
         assert_eq!(set.iter().cloned().collect::<Vec<_>>(), vec![later, at(2)]);
+    }
+
+    #[test]
+    fn an_identity_that_discovery_forgets_is_kept_while_the_replica_stays() {
+        let at = |port: u16, identity: Option<&str>| Endpoint {
+            identity: identity.map(Arc::from),
+            ..Endpoint::new(SocketAddr::from(([127, 0, 0, 1], port)))
+        };
+        let before =
+            EndpointSet::new([at(1, Some("spiffe://m/a")), at(2, None), at(3, Some("spiffe://m/c"))]);
+        let after = EndpointSet::new([at(1, None), at(2, None), at(3, Some("spiffe://m/d")), at(4, None)]);
+        let kept = after.keep_identities(&before);
+        let names: Vec<_> = kept.iter().map(|endpoint| endpoint.identity.as_deref()).collect();
+        assert_eq!(names, [Some("spiffe://m/a"), None, Some("spiffe://m/d"), None]);
+        let gone = EndpointSet::new([at(2, None)]).keep_identities(&kept);
+        let back = EndpointSet::new([at(1, None)]).keep_identities(&gone);
+        assert!(back.iter().all(|endpoint| endpoint.identity.is_none()));
     }
 }

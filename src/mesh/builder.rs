@@ -1,5 +1,6 @@
 //! Floor 6: collects what a mesh is made of, and makes it.
 
+use crate::authz::settings::AuthzSettings;
 use crate::connect::settings::ConnectSettings;
 use crate::control::chain::Chain;
 use crate::control::documents;
@@ -14,10 +15,30 @@ use crate::profile::invalid::{Fault, Invalid};
 use crate::profile::name::ServiceName;
 use crate::profile::service::ServiceProfile;
 use crate::serve::settings::ServeSettings;
+#[cfg(feature = "tls")]
+use crate::tls::acceptor::Mode;
+#[cfg(feature = "tls")]
+use crate::tls::epoch::EpochSettings;
+#[cfg(feature = "tls")]
+use crate::tls::material::Source as IdentitySource;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+
+/// Where the certificates of a mesh come from.
+#[cfg(feature = "tls")]
+pub(crate) struct OwnIdentity {
+    pub(crate) source: Box<dyn IdentitySource>,
+    pub(crate) settings: EpochSettings,
+}
+
+#[cfg(feature = "tls")]
+impl std::fmt::Debug for OwnIdentity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OwnIdentity").field("source", &self.source.name()).finish_non_exhaustive()
+    }
+}
 
 /// Builds a [`Mesh`]. Every setting here also has an environment variable (see [`Mesh::from_env`]).
 ///
@@ -39,6 +60,11 @@ pub struct MeshBuilder {
     pub(crate) registry: Registry,
     pub(crate) connect: ConnectSettings,
     pub(crate) serve: ServeSettings,
+    pub(crate) authz: Option<AuthzSettings>,
+    #[cfg(feature = "tls")]
+    pub(crate) identity: Option<OwnIdentity>,
+    #[cfg(feature = "tls")]
+    pub(crate) accept: Mode,
     pub(crate) seed: Option<u64>,
     pub(crate) faults: Vec<Fault>,
 }
@@ -157,6 +183,35 @@ impl MeshBuilder {
     /// How [`Mesh::serve`] serves.
     pub fn serving(mut self, settings: ServeSettings) -> Self {
         self.serve = settings;
+        self
+    }
+
+    /// Who may do what on the servers of this mesh. Default: everybody everything. Another policy can be published
+    /// while it serves: [`Mesh::gate`].
+    pub fn authorize(mut self, settings: AuthzSettings) -> Self {
+        self.authz = Some(settings);
+        self
+    }
+
+    /// Where this process's certificates come from. From then on its servers speak mutual TLS
+    /// ([`accepting`](Self::accepting)), and so do its clients with every replica whose identity discovery or a profile
+    /// names (feature `tls`).
+    #[cfg(feature = "tls")]
+    pub fn identity(self, source: impl IdentitySource + 'static) -> Self {
+        self.identity_with(source, EpochSettings::default())
+    }
+
+    /// The same, with how certificates are checked.
+    #[cfg(feature = "tls")]
+    pub fn identity_with(mut self, source: impl IdentitySource + 'static, settings: EpochSettings) -> Self {
+        self.identity = Some(OwnIdentity { source: Box::new(source), settings });
+        self
+    }
+
+    /// What the servers of a mesh with an identity take. Default: [`Mode::Strict`].
+    #[cfg(feature = "tls")]
+    pub fn accepting(mut self, mode: Mode) -> Self {
+        self.accept = mode;
         self
     }
 

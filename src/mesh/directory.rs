@@ -4,11 +4,14 @@
 //! publishes: each service's policy, and each balancer's own snapshot.
 
 use crate::balance::layer::Balance;
-use crate::connect::handshake::Plain;
+#[cfg(not(feature = "tls"))]
+use crate::connect::handshake::Plain as Secure;
 use crate::connect::http::Connection as Wire;
 use crate::control::source::{Snapshot, Source, SourceFault, Updates};
 use crate::discover::endpoint::{Endpoint, EndpointSet};
 use crate::mesh::body::ReqBody;
+#[cfg(feature = "tls")]
+use crate::mesh::secure::Secure;
 use crate::mesh::stack::{self, Backend};
 use crate::metrics::names::Direction;
 use crate::metrics::set::MetricsSet;
@@ -27,7 +30,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::Notify;
 
 /// The connections to a replica in a running mesh.
-pub type Connection = Wire<Replay<ReqBody>, Plain>;
+pub type Connection = Wire<Replay<ReqBody>, Secure>;
 
 /// What a backend is in a running mesh.
 pub type Target = Backend<Connection>;
@@ -333,8 +336,11 @@ impl Directory {
         let connect = &self.parts.connect;
         let known = self.known.entry(name.clone()).or_default();
         known.endpoint_faults = snapshot.faults;
-        if known.endpoints != snapshot.value || snapshot.value.is_none() {
-            known.endpoints = snapshot.value;
+        let before = known.endpoints.as_ref();
+        let value =
+            snapshot.value.map(|set| before.map_or(set.clone(), |before| set.keep_identities(before)));
+        if known.endpoints != value || value.is_none() {
+            known.endpoints = value;
             self.generation += 1;
             if let Some(target) = &known.target {
                 let set = known.endpoints.clone().unwrap_or_default();

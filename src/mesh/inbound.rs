@@ -1,5 +1,6 @@
 //! Floor 6: the server side as a layer: routes and counts what arrives, and turns errors into responses.
 
+use crate::authz::layer::{Authz, AuthzLayer, Gate};
 use crate::classify::answer::RespondBody;
 use crate::classify::body::Watched;
 use crate::classify::respond::{Respond, RespondLayer};
@@ -9,12 +10,14 @@ use crate::mesh::stack::{Plain, PlainLayer};
 use crate::metrics::layer::{Level, Meter, Metrics, MetricsLayer};
 use crate::policy::call::Call;
 use crate::policy::compile::Policy;
+use crate::serve::http::Remote;
 use arc_swap::ArcSwap;
 use futures::future::Either;
-use http::{Request, Response};
+use http::{Extensions, Request, Response};
 use http_body::Body;
 use std::convert::Infallible;
 use std::future::{Ready, ready};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use tower::ServiceBuilder;
@@ -28,12 +31,18 @@ use tower_service::Service;
 #[derive(Debug, Clone)]
 pub struct InboundLayer {
     policy: Arc<ArcSwap<Policy<()>>>,
+    gate: Option<Gate>,
 }
 
 impl InboundLayer {
-    pub(crate) fn new(policy: Arc<ArcSwap<Policy<()>>>) -> Self {
-        Self { policy }
+    pub(crate) fn new(policy: Arc<ArcSwap<Policy<()>>>, gate: Option<Gate>) -> Self {
+        Self { policy, gate }
     }
+}
+
+/// Where the server puts the caller's address.
+fn address_of(extensions: &Extensions) -> Option<IpAddr> {
+    extensions.get::<Remote>().map(|remote| remote.addr.ip())
 }
 
 impl<S> Layer<S> for InboundLayer {
@@ -41,6 +50,10 @@ impl<S> Layer<S> for InboundLayer {
 
     fn layer(&self, inner: S) -> Inbound<S> {
         let policy = Arc::clone(&self.policy);
+        let authz = match &self.gate {
+            Some(gate) => AuthzLayer::new(gate.clone(), address_of),
+            None => AuthzLayer::open(),
+        };
         ServiceBuilder::new()
             // outermost, since every layer below may fail
             .layer(RespondLayer)
@@ -48,12 +61,14 @@ impl<S> Layer<S> for InboundLayer {
             .layer_fn(|inner| Enter { inner, policy: Arc::clone(&policy) })
             .layer(MetricsLayer::new(Level::Call))
             .layer(PlainLayer)
+            // below the metrics, so that what is refused is counted; last, so that it judges what the app sees
+            .layer(authz)
             .service(inner)
     }
 }
 
 /// The service of [`InboundLayer`].
-pub type Inbound<S> = Respond<Enter<Metrics<Plain<S>>>>;
+pub type Inbound<S> = Respond<Enter<Metrics<Plain<Authz<S>>>>>;
 
 /// The body of its responses.
 pub type InboundBody<B> = RespondBody<Watched<B, Meter>>;

@@ -21,6 +21,8 @@ pub mod reqwest;
 pub mod response;
 #[cfg(feature = "http")]
 pub mod runtime;
+#[cfg(feature = "tls")]
+pub mod secure;
 #[cfg(feature = "http")]
 pub mod services;
 #[cfg(feature = "http")]

@@ -1,5 +1,9 @@
 //! Floor 6: a running mesh: clients, servers, statistics, and its end.
 
+use crate::authz::layer::Gate;
+use crate::authz::rules::AuthzPolicy;
+use crate::authz::settings::AuthzSettings;
+#[cfg(not(feature = "tls"))]
 use crate::connect::handshake::Plain;
 use crate::error::{BoxError, Error};
 use crate::mesh::builder::MeshBuilder;
@@ -8,6 +12,8 @@ use crate::mesh::directory::{Connect, Connection, Directory, Parts};
 use crate::mesh::inbound::InboundLayer;
 use crate::mesh::inspect::Inspection;
 use crate::mesh::layer::MeshLayer;
+#[cfg(feature = "tls")]
+use crate::mesh::secure::{Secure, SecureAccept};
 use crate::mesh::services::Services;
 use crate::mesh::sources;
 use crate::mesh::stats::Stats;
@@ -20,6 +26,12 @@ use crate::serve::listen::{self, Drained};
 use crate::serve::settings::ServeSettings;
 use crate::stdx::clock::{self, Instant};
 use crate::stdx::rng::Rng;
+#[cfg(feature = "tls")]
+use crate::tls::acceptor::{Acceptor, Mode};
+#[cfg(feature = "tls")]
+use crate::tls::connector::Connector;
+#[cfg(feature = "tls")]
+use crate::tls::rotate::{Identities, rotation};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
@@ -43,6 +55,11 @@ pub struct Made {
     metrics: Arc<MetricsSet>,
     rng: Rng,
     serve: ServeSettings,
+    gate: Option<Gate>,
+    #[cfg(feature = "tls")]
+    identities: Option<Identities>,
+    #[cfg(feature = "tls")]
+    accept: Mode,
     begun: Instant,
     draining: watch::Sender<bool>,
     serving: watch::Sender<usize>,
@@ -86,7 +103,19 @@ impl Mesh {
 
     /// The server side as a layer, for servers that are not started by [`serve`](Self::serve).
     pub fn inbound(&self) -> InboundLayer {
-        InboundLayer::new(Arc::clone(self.made.services.directory().inbound()))
+        InboundLayer::new(Arc::clone(self.made.services.directory().inbound()), self.made.gate.clone())
+    }
+
+    /// The gate before this mesh's servers, if the builder was told to authorize: a policy published there is for every
+    /// request from then on.
+    pub fn gate(&self) -> Option<&Gate> {
+        self.made.gate.as_ref()
+    }
+
+    /// This process's identity, if the builder was told where it comes from: whether it is there, and until when.
+    #[cfg(feature = "tls")]
+    pub fn identities(&self) -> Option<&Identities> {
+        self.made.identities.as_ref()
     }
 
     /// What every route did since the mesh was made.
@@ -128,7 +157,19 @@ impl Mesh {
         let serving = Serving::begin(&self.made.serving);
         // An error means that the sender is gone, which `self` holds.
         let shutdown = async move { drop(draining.wait_for(|draining| *draining).await) };
-        let drained = listen::serve(listener, app, self.made.serve.clone(), shutdown).await;
+        let settings = self.made.serve.clone();
+        #[cfg(feature = "tls")]
+        let drained = match &self.made.identities {
+            Some(identities) => {
+                let acceptor =
+                    Acceptor::new(identities.clone(), self.made.accept, settings.handshake_timeout);
+                let accept = SecureAccept::new(acceptor);
+                listen::serve_with(listener, accept, app, settings, Arc::default(), shutdown).await
+            }
+            None => listen::serve(listener, app, settings, shutdown).await,
+        };
+        #[cfg(not(feature = "tls"))]
+        let drained = listen::serve(listener, app, settings, shutdown).await;
         drop(serving);
         Ok(drained)
     }
@@ -151,16 +192,29 @@ impl Drop for Serving {
 }
 
 impl Made {
-    pub(crate) fn of(builder: MeshBuilder) -> Result<Mesh, Error> {
+    pub(crate) fn of(mut builder: MeshBuilder) -> Result<Mesh, Error> {
+        let gate = gate(builder.authz.take())?;
+        let needs_runtime = sources::needs_runtime(&builder);
+        #[cfg(feature = "tls")]
+        let (identities, rotating) =
+            builder.identity.take().map(|own| rotation(own.source, own.settings)).unzip();
+        #[cfg(feature = "tls")]
+        let accept = builder.accept;
         let rng = builder.seed.map_or_else(Rng::thread, Rng::seeded);
         let metrics = Arc::new(MetricsSet::new(builder.registry.clone()));
         let domain = builder.domain();
         let (profiles, endpoints) = sources::of(&builder, &metrics);
         let own = builder.name.clone().unwrap_or_else(ServiceName::localhost);
         let connect_settings = builder.connect.clone();
+        #[cfg(feature = "tls")]
+        let connector = identities.clone().map(|own| Connector::new(own, Connector::HANDSHAKE_MAX));
         let connect: Box<Connect> = Box::new(move |endpoint, profile: &ServiceProfile| {
             let settings = connect_settings.clone().with_limits(&profile.limits);
-            Connection::new(endpoint.as_ref().clone(), settings, Plain)
+            #[cfg(feature = "tls")]
+            let handshake = Secure::new(connector.clone(), Arc::new(profile.tls.clone()));
+            #[cfg(not(feature = "tls"))]
+            let handshake = Plain;
+            Connection::new(endpoint.as_ref().clone(), settings, handshake)
         });
         let directory = Directory::new(Parts {
             own,
@@ -178,23 +232,32 @@ impl Made {
             metrics,
             rng,
             serve: builder.serve.clone(),
+            gate,
+            #[cfg(feature = "tls")]
+            identities,
+            #[cfg(feature = "tls")]
+            accept,
             begun: clock::now(),
             draining: watch::Sender::new(false),
             serving: watch::Sender::new(0),
             tasks: Mutex::default(),
         };
         let mesh = Mesh { made: Arc::new(made) };
-        mesh.made.start(&builder)?;
+        mesh.made.start(needs_runtime)?;
+        #[cfg(feature = "tls")]
+        if let (Some(rotating), Ok(runtime)) = (rotating, Handle::try_current()) {
+            mesh.made.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn(&runtime, rotating);
+        }
         Ok(mesh)
     }
 
     /// Starts what needs tasks. A mesh whose every source is written in code needs none, and no runtime.
-    fn start(&self, builder: &MeshBuilder) -> Result<(), Error> {
+    fn start(&self, needs_runtime: bool) -> Result<(), Error> {
         let Ok(runtime) = Handle::try_current() else {
-            return match sources::needs_runtime(builder) {
+            return match needs_runtime {
                 false => Ok(()),
                 true => Err(Error::Config(
-                    "a mesh with a directory, DNS or an admin server must be built inside a tokio runtime"
+                    "a mesh with a directory, DNS, an identity or an admin server must be built inside a tokio runtime"
                         .into(),
                 )),
             };
@@ -204,4 +267,11 @@ impl Made {
         tasks.spawn(&runtime, tasks::update(Arc::downgrade(&self.services), told));
         Ok(())
     }
+}
+
+/// The gate of these settings.
+fn gate(settings: Option<AuthzSettings>) -> Result<Option<Gate>, Error> {
+    let Some(settings) = settings else { return Ok(None) };
+    let policy = AuthzPolicy::compile(&settings).map_err(|invalid| Error::Config(Box::new(invalid)))?;
+    Ok(Some(Gate::new(policy)))
 }

@@ -24,6 +24,10 @@ pub(crate) fn of(
 
 /// Whether any of them needs a tokio runtime.
 pub(crate) fn needs_runtime(builder: &MeshBuilder) -> bool {
+    #[cfg(feature = "tls")]
+    if builder.identity.is_some() {
+        return true;
+    }
     builder.profiles_dir.is_some()
         || builder.endpoints_dir.is_some()
         || builder.admin.is_some()

@@ -43,9 +43,15 @@ impl ExpectedPeer {
     pub fn parse(identity: &str, server_name: Option<&str>) -> Result<Self, BadIdentity> {
         let identity: Identity = identity.parse()?;
         let own_name = if let Identity::Dns(name) = &identity { Some(name.as_str()) } else { None };
-        let server_name =
-            server_name.or(own_name).and_then(|name| ServerName::try_from(name.to_owned()).ok());
-        Ok(Self { server_name, ..Self::new(Expected::Is(identity)) })
+        let server_name = server_name.or(own_name).map(str::to_owned);
+        Ok(Self::new(Expected::Is(identity)).with_server_name(server_name.as_deref()))
+    }
+
+    /// The same, sending this name. One that no handshake can carry is left out: it proves nothing anyway.
+    #[must_use]
+    pub fn with_server_name(mut self, name: Option<&str>) -> Self {
+        self.server_name = name.and_then(|name| ServerName::try_from(name.to_owned()).ok());
+        self
     }
 
     /// The same, offering these protocols alone.

@@ -216,6 +216,24 @@ pub trait Source: Send {
     fn refused(&mut self) {}
 }
 
+impl Source for Box<dyn Source> {
+    fn name(&self) -> &'static str {
+        (**self).name()
+    }
+
+    fn next(&mut self) -> BoxFuture<'_, Result<Material, BadMaterial>> {
+        (**self).next()
+    }
+
+    fn taken(&mut self) {
+        (**self).taken();
+    }
+
+    fn refused(&mut self) {
+        (**self).refused();
+    }
+}
+
 /// One identity that never changes. For tests and for certificates that outlive the process.
 #[derive(Debug)]
 pub struct Fixed(Option<Material>);

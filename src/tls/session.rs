@@ -20,7 +20,7 @@ use std::time::Duration;
 pub enum Protocol {
     /// `h2`.
     Http2,
-    /// `http/1.1`, also when the other end named nothing.
+    /// `http/1.1`.
     Http1,
 }
 
@@ -28,7 +28,7 @@ pub enum Protocol {
 #[derive(Debug)]
 pub struct Session {
     peer: Option<PeerIdentity>,
-    protocol: Protocol,
+    protocol: Option<Protocol>,
     chain: Vec<CertificateDer<'static>>,
     side: Side,
     expected: Option<Expected>,
@@ -47,7 +47,11 @@ impl Session {
         let chain: Vec<_> = state.peer_certificates().unwrap_or_default().to_vec();
         let name = |leaf: &CertificateDer<'_>| epoch.verifier().name_verified(leaf, expected.as_ref());
         let peer = chain.first().map(name).transpose().map_err(TlsError::Refused)?;
-        let protocol = if state.alpn_protocol() == Some(b"h2") { Protocol::Http2 } else { Protocol::Http1 };
+        let protocol = match state.alpn_protocol() {
+            Some(b"h2") => Some(Protocol::Http2),
+            Some(b"http/1.1") => Some(Protocol::Http1),
+            _ => None,
+        };
         Ok(Self { peer, protocol, chain, side, expected, epoch })
     }
 
@@ -56,8 +60,8 @@ impl Session {
         self.peer.as_ref()
     }
 
-    /// What is spoken inside.
-    pub fn protocol(&self) -> Protocol {
+    /// What was agreed to be spoken inside; `None` when the other end named nothing.
+    pub fn protocol(&self) -> Option<Protocol> {
         self.protocol
     }
 

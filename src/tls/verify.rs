@@ -88,6 +88,10 @@ pub enum Expected {
     OneOf(Arc<[Identity]>),
     /// Any workload of this trust domain.
     MemberOf(TrustDomain),
+    /// Any workload whose SPIFFE ID begins with this text, which names a trust domain and ends with a slash.
+    Under(Arc<str>),
+    /// Whoever one of these expects.
+    AnyOf(Arc<[Expected]>),
 }
 
 impl Expected {
@@ -97,6 +101,8 @@ impl Expected {
             Self::Is(id) => names.iter().find(|name| *name == id),
             Self::OneOf(ids) => names.iter().find(|name| ids.contains(name)),
             Self::MemberOf(expected) => names.first().filter(|_| domain == expected),
+            Self::Under(prefix) => names.iter().find(|name| is_under(name, prefix)),
+            Self::AnyOf(all) => all.iter().find_map(|expected| expected.find(names, domain)),
         }
     }
 }
@@ -107,8 +113,17 @@ impl std::fmt::Display for Expected {
             Self::Is(id) => write!(f, "{id}"),
             Self::OneOf(ids) => write!(f, "one of {} identities", ids.len()),
             Self::MemberOf(domain) => write!(f, "any workload of {domain}"),
+            Self::Under(prefix) => write!(f, "any workload under {prefix}"),
+            Self::AnyOf(all) => write!(f, "one of {} expectations", all.len()),
         }
     }
+}
+
+/// Whether a name is a SPIFFE ID that begins with a prefix of whole segments.
+fn is_under(name: &Identity, prefix: &str) -> bool {
+    let whole =
+        prefix.strip_prefix("spiffe://").is_some_and(|rest| rest.ends_with('/') && !rest.starts_with('/'));
+    whole && matches!(name, Identity::Spiffe(id) if id.as_str().starts_with(prefix))
 }
 
 /// Judges certificates against trust bundles. One is made for each identity epoch.

@@ -54,7 +54,7 @@ async fn both_ends_know_each_other_and_speak_through() {
     let Accepted::Tls(mut server, server_session) = server.unwrap() else { panic!("plain") };
     assert_eq!(name_of(&client_session), "spiffe://mesh.example/api");
     assert_eq!(name_of(&server_session), "spiffe://mesh.example/web");
-    assert_eq!(client_session.protocol(), Protocol::Http2);
+    assert_eq!(client_session.protocol(), Some(Protocol::Http2));
     let state = client.get_ref().1;
     assert_eq!(state.protocol_version(), Some(ProtocolVersion::TLSv1_3));
     assert_eq!(state.negotiated_key_exchange_group().unwrap().name(), NamedGroup::X25519MLKEM768);
@@ -233,9 +233,9 @@ async fn protocols_are_agreed_on_or_the_handshake_ends() {
     let ca = authority(&wall);
     let acceptor = acceptor(&workload(&ca, "api", &wall).await, Mode::Permissive);
     for (offered, agreed) in [
-        (&[&b"h2"[..], b"http/1.1"][..], Some(Protocol::Http2)),
-        (&[&b"http/1.1"[..]][..], Some(Protocol::Http1)),
-        (&[][..], Some(Protocol::Http1)),
+        (&[&b"h2"[..], b"http/1.1"][..], Some(Some(Protocol::Http2))),
+        (&[&b"http/1.1"[..]][..], Some(Some(Protocol::Http1))),
+        (&[][..], Some(None)),
         (&[&b"foo"[..]][..], None),
     ] {
         let (near, far) = duplex(64 * 1024);

@@ -1,0 +1,229 @@
+//! Floor 6: puts mutual TLS between TCP and HTTP, at both ends: the wire knows nothing of identities, and TLS nothing
+//! of HTTP.
+
+use crate::connect::handshake::Established;
+use crate::connect::handshake::Handshake;
+use crate::connect::handshake::Offer;
+use crate::connect::handshake::Protocol as ClientProtocol;
+use crate::discover::endpoint::Endpoint;
+use crate::error::BoxError;
+use crate::profile::matching::TextMatch;
+use crate::profile::settings::ClientTls;
+use crate::profile::settings::TlsMode;
+use crate::serve::handshake::Accept;
+use crate::serve::handshake::Accepted;
+use crate::stdx::rng::Rng;
+use crate::tls::acceptor::Accepted as Taken;
+use crate::tls::acceptor::Acceptor;
+use crate::tls::connector::Connector;
+use crate::tls::connector::ExpectedPeer;
+use crate::tls::identity::PeerIdentity;
+use crate::tls::prefixed::Prefixed;
+use crate::tls::rotate::Identities;
+use crate::tls::session::Protocol;
+use crate::tls::session::Session;
+use crate::tls::verify::Expected;
+use futures::future::BoxFuture;
+use pin_project::pin_project;
+use std::io;
+use std::io::IoSlice;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Context;
+use std::task::Poll;
+use tokio::io::AsyncRead;
+use tokio::io::AsyncWrite;
+use tokio::io::ReadBuf;
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream as ClientStream;
+use tokio_rustls::server::TlsStream as ServerStream;
+
+/// A stream with TLS or without.
+#[pin_project(project = Stream)]
+#[derive(Debug)]
+pub enum Either<P, T> {
+    /// Without.
+    Plain(#[pin] P),
+    /// With.
+    Tls(#[pin] T),
+}
+
+impl<P: AsyncRead, T: AsyncRead> AsyncRead for Either<P, T> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.project() {
+            Stream::Plain(io) => io.poll_read(cx, into),
+            Stream::Tls(io) => io.poll_read(cx, into),
+        }
+    }
+}
+
+impl<P: AsyncWrite, T: AsyncWrite> AsyncWrite for Either<P, T> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.project() {
+            Stream::Plain(io) => io.poll_write(cx, bytes),
+            Stream::Tls(io) => io.poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.project() {
+            Stream::Plain(io) => io.poll_write_vectored(cx, slices),
+            Stream::Tls(io) => io.poll_write_vectored(cx, slices),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(io) => io.is_write_vectored(),
+            Self::Tls(io) => io.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.project() {
+            Stream::Plain(io) => io.poll_flush(cx),
+            Stream::Tls(io) => io.poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.project() {
+            Stream::Plain(io) => io.poll_shutdown(cx),
+            Stream::Tls(io) => io.poll_shutdown(cx),
+        }
+    }
+}
+
+/// Waits until a connection must take no further request.
+fn until_retired(identities: Identities, session: Session) -> BoxFuture<'static, ()> {
+    Box::pin(async move {
+        let why = identities.retired(&session, &Rng::thread()).await;
+        let peer = session.peer().map(|peer| peer.identity.to_string());
+        tracing::debug!(reason = why.label(), peer = peer.as_deref(), "connection retired");
+        metrics::counter!("tls_connections_retired_total", "reason" => why.label()).increment(1);
+    })
+}
+
+/// How connections to one replica are secured: as its service's profile says, and as this process can.
+#[derive(Debug, Clone)]
+pub struct Secure {
+    connector: Option<Connector>,
+    tls: Arc<ClientTls>,
+}
+
+impl Secure {
+    /// Secures by `tls`; without a connector this process has no identity.
+    pub fn new(connector: Option<Connector>, tls: Arc<ClientTls>) -> Self {
+        Self { connector, tls }
+    }
+
+    /// Whom to expect at `endpoint`; `None` for plaintext. What requires TLS and cannot have it is an error: nothing
+    /// falls back.
+    fn expected(&self, endpoint: &Endpoint) -> Result<Option<(&Connector, ExpectedPeer)>, BoxError> {
+        let named = endpoint.identity.is_some() || !self.tls.identities.is_empty();
+        let connector = match (self.tls.mode, &self.connector) {
+            (TlsMode::Off, _) | (TlsMode::Auto, None) => return Ok(None),
+            (TlsMode::Auto, Some(_)) if !named => return Ok(None),
+            (TlsMode::Auto | TlsMode::Mesh, Some(connector)) => connector,
+            (TlsMode::Mesh, None) => {
+                return Err("the profile requires mutual tls, and this process has no identity source".into());
+            }
+            (TlsMode::Simple, _) => {
+                return Err(
+                    "tls to servers outside the mesh is not built in; leave it to the application".into()
+                );
+            }
+        };
+        let server_name = self.tls.sni.as_deref().or(endpoint.server_name.as_deref());
+        let peer = match (self.tls.identities.as_slice(), &endpoint.identity) {
+            ([], Some(identity)) => ExpectedPeer::parse(identity, server_name)?,
+            ([], None) => {
+                return Err("the profile requires mutual tls, and nothing names the peer's identity".into());
+            }
+            (all, _) => {
+                let all: Result<Vec<_>, _> = all.iter().map(listed).collect();
+                ExpectedPeer::new(Expected::AnyOf(all?.into())).with_server_name(server_name)
+            }
+        };
+        Ok(Some((connector, peer)))
+    }
+}
+
+/// One identity of a profile.
+fn listed(text: &TextMatch) -> Result<Expected, BoxError> {
+    match text {
+        TextMatch::Exact(name) => Ok(Expected::Is(name.parse()?)),
+        TextMatch::Prefix(prefix) if prefix.ends_with('/') => Ok(Expected::Under(Arc::clone(prefix))),
+        TextMatch::Prefix(_) | TextMatch::Suffix(_) | TextMatch::Contains(_) | TextMatch::Regex(_) => {
+            Err("identities of a peer are whole names, or prefixes that end with a slash".into())
+        }
+    }
+}
+
+impl Handshake for Secure {
+    type Io = Either<TcpStream, Box<ClientStream<TcpStream>>>;
+
+    async fn handshake(
+        &self,
+        stream: TcpStream,
+        endpoint: &Endpoint,
+        offer: Offer,
+    ) -> Result<Established<Self::Io>, BoxError> {
+        let Some((connector, peer)) = self.expected(endpoint)? else {
+            let io = Either::Plain(stream);
+            return Ok(Established { io, protocol: None, secure: false, retired: None });
+        };
+        let peer = match offer {
+            Offer::Http1 => peer.with_alpn([&b"http/1.1"[..]]),
+            Offer::Http2 => peer.with_alpn([&b"h2"[..]]),
+            Offer::Either => peer,
+        };
+        let (stream, session) = connector.connect(stream, &peer).await?;
+        let protocol = session.protocol().map(|protocol| match protocol {
+            Protocol::Http1 => ClientProtocol::Http1,
+            Protocol::Http2 => ClientProtocol::Http2,
+        });
+        let retired = Some(until_retired(connector.identities().clone(), session));
+        let io = Either::Tls(Box::new(stream));
+        Ok(Established { io, protocol, secure: true, retired })
+    }
+}
+
+/// How a server's connections are secured.
+#[derive(Debug, Clone)]
+pub struct SecureAccept(Acceptor);
+
+impl SecureAccept {
+    /// Accepts by `acceptor`.
+    pub fn new(acceptor: Acceptor) -> Self {
+        Self(acceptor)
+    }
+}
+
+impl Accept for SecureAccept {
+    type Io = Either<Prefixed<TcpStream>, Box<ServerStream<Prefixed<TcpStream>>>>;
+    type Identity = PeerIdentity;
+
+    async fn accept(
+        &self,
+        stream: TcpStream,
+        _remote: SocketAddr,
+    ) -> Result<Accepted<Self::Io, PeerIdentity>, BoxError> {
+        match self.0.accept(stream).await? {
+            Taken::Plain(io) => {
+                Ok(Accepted { io: Either::Plain(io), http2: None, identity: None, retired: None })
+            }
+            Taken::Tls(io, session) => {
+                let http2 = session.protocol().map(|protocol| protocol == Protocol::Http2);
+                let identity = session.peer().cloned();
+                let retired = self.0.identities().map(|identities| until_retired(identities.clone(), session));
+                Ok(Accepted { io: Either::Tls(io), http2, identity, retired })
+            }
+        }
+    }
+}
