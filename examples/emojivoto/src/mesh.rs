@@ -7,6 +7,7 @@ use enmesh::serve::settings::ServeSettings;
 use enmesh::{MeshBuilder, ReqBody};
 use http::{HeaderValue, Request, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -99,7 +100,10 @@ impl Mesh {
 
     /// What is wrong with profiles and endpoints; the last good ones are in use.
     pub fn faults(&self) -> Vec<String> {
-        self.mesh.inspect().services.into_iter().flat_map(|service| service.faults).collect()
+        let services = self.mesh.inspect().services;
+        // A fault of a file is told for every service that might have stood in it.
+        let faults: BTreeSet<String> = services.into_iter().flat_map(|service| service.faults).collect();
+        faults.into_iter().collect()
     }
 
     /// Ends the servers, each once its requests are finished.

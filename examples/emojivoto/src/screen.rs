@@ -32,7 +32,7 @@ impl Screen {
     pub fn greet(&self, frame: &Frame) -> io::Result<()> {
         match self {
             Self::Live { .. } => {
-                write(&format!("\x1b[?1049h\x1b[?25l\x1b[2J"))?;
+                write("\x1b[?1049h\x1b[?25l\x1b[2J")?;
                 self.draw(frame, &[])
             }
             Self::Plain => {
@@ -79,7 +79,8 @@ impl Screen {
 
     fn leave(&self) -> io::Result<()> {
         match self {
-            Self::Live { .. } => write("\x1b[?7h\x1b[?25h\x1b[?1049l"),
+            // What follows is written over the `^C` that the terminal may have shown.
+            Self::Live { .. } => write("\x1b[?7h\x1b[?25h\x1b[?1049l\r"),
             Self::Plain => Ok(()),
         }
     }

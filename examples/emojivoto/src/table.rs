@@ -219,10 +219,28 @@ pub fn render(frame: &Frame, rows: &[Row], colour: Colour) -> Vec<String> {
     }
     lines.push(String::new());
     for fault in &frame.faults {
-        lines.push(paint.dye("31", &format!(" ! {fault}")));
+        for (i, part) in wrap(fault, 90).iter().enumerate() {
+            lines.push(paint.dye("31", &format!(" {} {part}", if i == 0 { "!" } else { " " })));
+        }
     }
     for (name, text) in &frame.notes {
         lines.push(format!(" {} {text}", paint.dim(&format!("{name:<9}"))));
+    }
+    lines
+}
+
+/// The text in lines of at most `width` characters, where its words allow it.
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.is_empty() => line.push_str(word),
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            Some(_) | None => lines.push(word.to_owned()),
+        }
     }
     lines
 }
@@ -331,6 +349,13 @@ mod tests {
         }
         assert_eq!(stripped, plain);
         assert!(plain.lines().all(|line| line.chars().count() <= 100), "{plain}");
+    }
+
+    #[test]
+    fn a_long_fault_is_told_to_its_end() {
+        let lines = wrap("one two three  four, and_a_word_longer_than_a_line five", 9);
+        assert_eq!(lines, ["one two", "three", "four,", "and_a_word_longer_than_a_line", "five"]);
+        assert_eq!(wrap("", 9), [""]);
     }
 
     #[test]
