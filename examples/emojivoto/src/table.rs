@@ -57,8 +57,11 @@ pub struct Actual {
 /// Readings of the last [`WINDOW`].
 #[derive(Debug, Default)]
 pub struct History {
-    readings: VecDeque<(Instant, BTreeMap<(String, String), Reading>)>,
+    readings: VecDeque<(Instant, Readings)>,
 }
+
+/// Readings by group and route.
+type Readings = BTreeMap<(String, String), Reading>;
 
 impl History {
     /// Takes the totals of `now`, and answers with what happened since the start of the window.
@@ -67,7 +70,7 @@ impl History {
         while self.readings.get(1).is_some_and(|(at, _)| now.duration_since(*at) >= WINDOW) {
             self.readings.pop_front();
         }
-        let none = BTreeMap::new();
+        let none = Readings::new();
         let (from, before) = self.readings.front().map_or((now, &none), |(at, totals)| (*at, totals));
         let seconds = now.duration_since(from).as_secs_f64();
         let row = |total: &Total| {

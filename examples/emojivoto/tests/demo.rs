@@ -1,6 +1,8 @@
 //! Runs the real program, as processes on free ports, and talks to it as any client would: over TCP, without enmesh.
 
 #![cfg(unix)]
+#![expect(clippy::disallowed_methods, reason = "processes live in real time, which nobody can pause")]
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests may give up")]
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
