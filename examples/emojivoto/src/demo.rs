@@ -12,6 +12,7 @@ use crate::stop;
 use crate::table::{Frame, Total};
 use crate::voting::{Poll, Voting};
 use crate::web::{self, Page};
+use enmesh::metrics::registry::Registry;
 use enmesh::stdx::clock;
 use enmesh::stdx::rng::Rng;
 use std::collections::BTreeMap;
@@ -198,8 +199,8 @@ impl Running {
         for (i, listener) in listeners.voting.into_iter().enumerate() {
             let slow = i + 1 == REPLICAS;
             let delay = if slow { demo.slow } else { Duration::ZERO };
-            let (poll, rng) = (poll.clone(), Rng::thread());
-            let service = Voting { poll, failure_rate: demo.failure_rate, delay, rng };
+            let (poll, rng, metrics) = (poll.clone(), Rng::thread(), Registry::global());
+            let service = Voting { poll, failure_rate: demo.failure_rate, delay, rng, metrics };
             let label = endpoints[VOTING][i].to_string() + if slow { " slow" } else { "" };
             let replica = Replica { label, mesh: mesh(VOTING)? };
             serve(&replica.mesh, listener, Routes::new(VotingServiceServer::new(service)).into_axum_router());

@@ -9,6 +9,7 @@ mod env;
 mod listen;
 mod mesh;
 mod one;
+mod prom;
 mod screen;
 mod stop;
 mod table;
@@ -16,6 +17,11 @@ mod voting;
 mod web;
 
 /// Messages, clients and servers, made from `proto/` by the build script.
+#[expect(
+    clippy::allow_attributes_without_reason,
+    clippy::too_many_lines,
+    reason = "nobody wrote this by hand"
+)]
 mod proto {
     tonic::include_proto!("emojivoto.v1");
 }

@@ -2,6 +2,7 @@
 
 use enmesh::classify::respond::{Respond, RespondLayer};
 use enmesh::metrics::names::Direction;
+use enmesh::metrics::registry::Registry;
 use enmesh::metrics::stat::Reading;
 use enmesh::serve::settings::ServeSettings;
 use enmesh::{MeshBuilder, ReqBody};
@@ -9,7 +10,6 @@ use http::{HeaderValue, Request, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use std::collections::BTreeSet;
 use std::error::Error;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -45,14 +45,11 @@ impl Mesh {
         build(builder.name(name).serving(serving))
     }
 
-    /// A mesh that the environment configures; `name` unless that says another, with metrics at `admin`.
-    pub fn from_env(name: &str, admin: Option<SocketAddr>) -> Result<Self, String> {
-        let mut builder = MeshBuilder::from_env();
+    /// A mesh that the environment configures, called `name` unless that says another. It counts in `metrics`.
+    pub fn from_env(name: &str, metrics: Registry) -> Result<Self, String> {
+        let mut builder = MeshBuilder::from_env().registry(metrics);
         if std::env::var_os("ENMESH_NAME").is_none_or(|name| name.is_empty()) {
             builder = builder.name(name);
-        }
-        if let Some(admin) = admin {
-            builder = builder.admin(admin);
         }
         build(builder)
     }

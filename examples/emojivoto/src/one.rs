@@ -5,15 +5,17 @@ use crate::bot::Bot;
 use crate::emoji::Emojis;
 use crate::env::Env;
 use crate::mesh::Mesh;
+use crate::prom::Metrics;
 use crate::proto::emoji_service_server::EmojiServiceServer;
 use crate::proto::voting_service_server::VotingServiceServer;
 use crate::voting::{Poll, Voting};
 use crate::web::{self, Page};
 use crate::{demo, listen, stop};
+use enmesh::metrics::registry::Registry;
 use enmesh::stdx::rng::Rng;
 use http::HeaderValue;
-use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
+use tokio::net::TcpListener;
 use tonic::service::Routes;
 
 /// Runs it until it is asked to end, or, for a vote-bot with a `TTL`, until its time is over.
@@ -26,24 +28,24 @@ pub async fn run(service: Service) -> Result<(), String> {
     match service {
         Service::Web => web(env).await,
         Service::Emoji => {
-            grpc(env, service, Routes::new(EmojiServiceServer::new(Emojis)).into_axum_router()).await
+            let routes = |_| Ok(Routes::new(EmojiServiceServer::new(Emojis)));
+            grpc(env, service, demo::EMOJI, routes).await
         }
         Service::Voting => {
-            let voting = Voting {
-                poll: Poll::default(),
-                failure_rate: env.share("FAILURE_RATE")?.unwrap_or(0.0),
-                delay: env.duration("ARTIFICIAL_DELAY")?.unwrap_or(Duration::ZERO),
-                rng: Rng::thread(),
+            let routes = |metrics| {
+                let voting = Voting {
+                    poll: Poll::default(),
+                    failure_rate: env.share("FAILURE_RATE")?.unwrap_or(0.0),
+                    delay: env.duration("ARTIFICIAL_DELAY")?.unwrap_or(Duration::ZERO),
+                    rng: Rng::thread(),
+                    metrics,
+                };
+                Ok(Routes::new(VotingServiceServer::new(voting)))
             };
-            grpc(env, service, Routes::new(VotingServiceServer::new(voting)).into_axum_router()).await
+            grpc(env, service, demo::VOTING, routes).await
         }
         Service::VoteBot => bot(env).await,
     }
-}
-
-/// All addresses of this machine, IPv4 and IPv6.
-fn everywhere(port: u16) -> SocketAddr {
-    SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))
 }
 
 async fn web(env: Env<'_>) -> Result<(), String> {
@@ -56,27 +58,46 @@ async fn web(env: Env<'_>) -> Result<(), String> {
         index_bundle: env.text("INDEX_BUNDLE").map(Into::into),
         dev_server: env.text("WEBPACK_DEV_SERVER"),
     };
-    let mesh = Mesh::from_env(demo::WEB, None)?;
+    let listener = listen::everywhere(port, "set WEB_PORT to another").await?;
+    let mesh = Mesh::from_env(demo::WEB, Registry::global())?;
     let app = web::router(mesh.service(&emoji)?, mesh.service(&voting)?, page);
-    serve(&mesh, Service::Web, port, "WEB_PORT", app).await
+    serve(&mesh, Service::Web, listener, app).await
 }
 
-async fn grpc(env: Env<'_>, service: Service, app: axum::Router) -> Result<(), String> {
+async fn grpc(
+    env: Env<'_>,
+    service: Service,
+    name: &str,
+    routes: impl FnOnce(Registry) -> Result<Routes, String>,
+) -> Result<(), String> {
     env.required("GRPC_PORT", "8080")?;
     let port = env.port("GRPC_PORT")?.unwrap_or_default();
-    let name = if service == Service::Emoji { demo::EMOJI } else { demo::VOTING };
-    let mesh = Mesh::from_env(name, env.port("PROM_PORT")?.map(everywhere))?;
-    serve(&mesh, service, port, "GRPC_PORT", app).await
+    let metrics = match env.port("PROM_PORT")? {
+        Some(port) => Some(Metrics::at(port).await?),
+        None => None,
+    };
+    let registry = metrics.as_ref().map_or_else(Registry::global, Metrics::registry);
+    let app = routes(registry.clone())?.into_axum_router();
+    let listener = listen::everywhere(port, "set GRPC_PORT to another").await?;
+    let mesh = Mesh::from_env(name, registry)?;
+    let show = async {
+        match metrics {
+            Some(metrics) => metrics.serve().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        served = serve(&mesh, service, listener, app) => served,
+        () = show => Err("the metrics server ended before it was asked to".to_owned()),
+    }
 }
 
 async fn serve(
     mesh: &Mesh,
     service: Service,
-    port: u16,
-    variable: &str,
+    listener: TcpListener,
     app: axum::Router,
 ) -> Result<(), String> {
-    let listener = listen::everywhere(port, &format!("set {variable} to another")).await?;
     let addr = listener.local_addr().map_err(|error| error.to_string())?;
     tracing::info!("{} listens at {addr}", service.name());
     let drain = async {
@@ -99,7 +120,7 @@ async fn bot(env: Env<'_>) -> Result<(), String> {
         ttl: env.seconds("TTL")?.filter(|ttl| !ttl.is_zero()),
         rng: Rng::thread(),
         say: |text| println!("{text}"),
-        mesh: Mesh::from_env(demo::BOT, None)?,
+        mesh: Mesh::from_env(demo::BOT, Registry::global())?,
     };
     let mesh = bot.mesh.clone();
     tokio::select! {

@@ -3,7 +3,9 @@
 use crate::catalogue::{self, with_emoji};
 use crate::proto::voting_service_server::VotingService;
 use crate::proto::{ResultsRequest, ResultsResponse, VoteRequest, VoteResponse, VotingResult};
+use enmesh::metrics::registry::Registry;
 use enmesh::stdx::rng::Rng;
+use metrics::Label;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -45,6 +47,8 @@ pub struct Voting {
     pub delay: Duration,
     /// What decides which doughnuts fail.
     pub rng: Rng,
+    /// Where votes are counted for Prometheus.
+    pub metrics: Registry,
 }
 
 impl Voting {
@@ -56,7 +60,8 @@ impl Voting {
         // elsewhere is no second vote.
         tokio::time::sleep(self.delay).await;
         self.poll.vote(shortcode);
-        metrics::counter!("emojivoto_votes_total", "emoji" => shortcode).increment(1);
+        let labels = vec![Label::new("emoji", shortcode)];
+        self.metrics.counter("emojivoto_votes_total", labels).increment(1);
         Ok(Response::new(VoteResponse {}))
     }
 }
@@ -87,7 +92,8 @@ mod tests {
     use super::*;
 
     fn voting(failure_rate: f64, delay: Duration) -> Voting {
-        Voting { poll: Poll::default(), failure_rate, delay, rng: Rng::seeded(1) }
+        let (poll, metrics) = (Poll::default(), Registry::global());
+        Voting { poll, failure_rate, delay, rng: Rng::seeded(1), metrics }
     }
 
     async fn counts(voting: &Voting) -> Vec<(String, i32)> {

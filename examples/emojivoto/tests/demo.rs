@@ -102,9 +102,15 @@ impl Program {
     /// Starts one service, and answers with the port it listens at.
     fn service(name: &str, environment: &[(&str, &str)]) -> (Self, String) {
         let mut program = Self::start(&[name], environment);
-        let addr = program.after(" listens at ");
-        let port = addr.rsplit(':').next().unwrap().trim().to_owned();
+        let port = program.port(" listens at ");
         (program, port)
+    }
+
+    /// The port of the address in the first line that has `mark` before it.
+    fn port(&mut self, mark: &str) -> String {
+        let rest = self.after(mark);
+        let addr = rest.split('/').next().unwrap();
+        addr.rsplit(':').next().unwrap().trim().to_owned()
     }
 
     /// Presses Ctrl-C, and answers with the exit code.
@@ -265,72 +271,105 @@ fn the_bot_votes_and_the_table_tells_the_failing_route() {
     assert_eq!(demo.interrupt(), Some(0));
 }
 
-/// What voting takes for a vote in the next test.
-const DELAY: Duration = Duration::from_millis(600);
+/// What voting takes for a vote when services run apart: long enough to be caught in the act.
+const DELAY: (Duration, &str) = (Duration::from_millis(600), "600ms");
 
-#[test]
-fn one_service_a_process_and_an_edited_profile_holds_at_once() {
-    let (profiles, endpoints) = (Dir::new("profiles").with_profiles(), Dir::new("endpoints"));
-    let mesh = [
-        ("ENMESH_PROFILES", profiles.0.to_str().unwrap()),
-        ("ENMESH_ENDPOINTS", endpoints.0.to_str().unwrap()),
-    ];
-    let with = |own: &[(&'static str, &'static str)]| [own, &mesh].concat();
-    let place = |service: &str, port: &str| {
-        endpoints.write(&format!("{}.yaml", service.replace(':', "-")), &endpoints_document(service, port));
-    };
+/// emoji, voting and web, a process each.
+struct Apart {
+    profiles: Dir,
+    endpoints: Dir,
+    _emoji: Program,
+    _voting: Program,
+    web: Program,
+    /// Where voting shows its metrics.
+    metrics: String,
+    /// Where the page is.
+    addr: String,
+}
 
-    let (_emoji, port) = Program::service("emoji", &with(&[("GRPC_PORT", "0")]));
-    place("emoji-svc.emojivoto:8080", &port);
-    let slow = with(&[("GRPC_PORT", "0"), ("ARTIFICIAL_DELAY", "600ms"), ("FAILURE_RATE", "1")]);
-    let (_voting, port) = Program::service("voting", &slow);
-    place("voting-svc.emojivoto:8080", &port);
-    profiles.write("voting.yaml", &voting_document(None));
-    let (mut web, port) = Program::service(
-        "web",
-        &with(&[
+impl Apart {
+    fn start(name: &str) -> Self {
+        let profiles = Dir::new(&format!("{name}-profiles")).with_profiles();
+        let endpoints = Dir::new(&format!("{name}-endpoints"));
+        profiles.write("voting.yaml", &voting_document(None));
+        let at = |service: &str, port: &str| place(&endpoints, service, port);
+        let with = |own: &[_]| [own, &mesh(&profiles, &endpoints)].concat();
+        let (emoji, port) = Program::service("emoji", &with(&[("GRPC_PORT", "0")]));
+        at("emoji-svc.emojivoto:8080", &port);
+        let own =
+            [("GRPC_PORT", "0"), ("PROM_PORT", "0"), ("ARTIFICIAL_DELAY", DELAY.1), ("FAILURE_RATE", "1")];
+        let mut voting = Program::start(&["voting"], &with(&own));
+        let metrics = format!("127.0.0.1:{}", voting.port("metrics are at http://"));
+        at("voting-svc.emojivoto:8080", &voting.port(" listens at "));
+        let own = [
             ("WEB_PORT", "0"),
             ("EMOJISVC_HOST", "emoji-svc.emojivoto:8080"),
             ("VOTINGSVC_HOST", "voting-svc.emojivoto:8080"),
-        ]),
-    );
-    let addr = format!("127.0.0.1:{port}");
-    let vote = || get(&addr, "/api/vote?choice=:joy:");
+        ];
+        let (web, port) = Program::service("web", &with(&own));
+        at("web-svc.emojivoto:80", &port);
+        let addr = format!("127.0.0.1:{port}");
+        Self { profiles, endpoints, _emoji: emoji, _voting: voting, web, metrics, addr }
+    }
 
-    assert_eq!(vote().status, 200, "no timeout: a slow vote counts");
-    assert_eq!(votes(&addr, ":joy:"), 1);
+    fn vote(&self) -> Answer {
+        get(&self.addr, "/api/vote?choice=:joy:")
+    }
+}
 
-    profiles.write("voting.yaml", &voting_document(Some("50ms")));
+fn mesh<'a>(profiles: &'a Dir, endpoints: &'a Dir) -> [(&'a str, &'a str); 2] {
+    let text = |dir: &'a Dir| dir.0.to_str().unwrap();
+    [("ENMESH_PROFILES", text(profiles)), ("ENMESH_ENDPOINTS", text(endpoints))]
+}
+
+fn place(endpoints: &Dir, service: &str, port: &str) {
+    endpoints.write(&format!("{}.yaml", service.replace(':', "-")), &endpoints_document(service, port));
+}
+
+#[test]
+fn an_edited_profile_holds_at_once_and_a_broken_one_never() {
+    let apart = Apart::start("edit");
+    assert_eq!(apart.vote().status, 200, "no timeout: a slow vote counts");
+    assert_eq!(votes(&apart.addr, ":joy:"), 1);
+
+    apart.profiles.write("voting.yaml", &voting_document(Some("50ms")));
     let edited = Instant::now();
-    let late = until("a timeout", || Some(vote()).filter(|answer| answer.status == 500));
+    let late = until("a timeout", || Some(apart.vote()).filter(|answer| answer.status == 500));
     println!("an edited profile held {:?} later", edited.elapsed());
     assert!(late.text().contains("rpc error: code = DeadlineExceeded"), "{}", late.text());
 
-    profiles.write(
-        "voting.yaml",
-        "apiVersion: enmesh.dev/v1\nkind: ServiceProfile\nspec: [this is no profile]\n",
-    );
+    let broken = "apiVersion: enmesh.dev/v1\nkind: ServiceProfile\nspec: [this is no profile]\n";
+    apart.profiles.write("voting.yaml", broken);
+    // Several looks at the directory long.
     thread::sleep(Duration::from_secs(2));
-    assert_eq!(vote().status, 500, "a profile that cannot be used leaves the last good one");
+    assert_eq!(apart.vote().status, 500, "a profile that cannot be used leaves the last good one");
 
-    profiles.write("voting.yaml", &voting_document(Some("10s")));
-    until("no timeout any more", || Some(vote()).filter(|answer| answer.status == 200));
+    apart.profiles.write("voting.yaml", &voting_document(Some("10s")));
+    until("time enough", || Some(apart.vote()).filter(|answer| answer.status == 200));
+}
+
+#[test]
+fn services_in_processes_of_their_own_find_each_other_and_end_well() {
+    let mut apart = Apart::start("apart");
+    assert_eq!(apart.vote().status, 200);
+    let shown = get(&apart.metrics, "/metrics");
+    assert!(shown.text().contains("emojivoto_votes_total{emoji=\":joy:\"} 1\n"), "{}", shown.text());
 
     // The bot reaches web by its name, votes, and ends when its time is over.
-    place("web-svc.emojivoto:80", &port);
     let own = [("WEB_HOST", "web-svc.emojivoto:80"), ("REQUEST_RATE", "20"), ("TTL", "2")];
-    let mut bot = Program::start(&["vote-bot"], &with(&own));
+    let own = [&own[..], &mesh(&apart.profiles, &apart.endpoints)].concat();
+    let mut bot = Program::start(&["vote-bot"], &own);
     bot.after("✔ Voting for :");
     assert_eq!(bot.child.wait().unwrap().code(), Some(0), "its time is over");
 
     // A vote in flight is finished before web ends. The first request makes sure that the connection is accepted.
-    let mut stream = TcpStream::connect(&addr).unwrap();
+    let mut stream = TcpStream::connect(&apart.addr).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    write!(stream, "GET /api/list HTTP/1.1\r\nhost: {addr}\r\n\r\n").unwrap();
+    write!(stream, "GET /api/list HTTP/1.1\r\nhost: {}\r\n\r\n", apart.addr).unwrap();
     stream.read_exact(&mut [0; 512]).unwrap();
-    write!(stream, "GET /api/vote?choice=:ghost: HTTP/1.1\r\nhost: {addr}\r\n\r\n").unwrap();
-    thread::sleep(DELAY / 3);
-    assert_eq!(web.interrupt(), Some(0));
+    write!(stream, "GET /api/vote?choice=:ghost: HTTP/1.1\r\nhost: {}\r\n\r\n", apart.addr).unwrap();
+    thread::sleep(DELAY.0 / 3);
+    assert_eq!(apart.web.interrupt(), Some(0));
     let mut rest = Vec::new();
     stream.read_to_end(&mut rest).unwrap();
     let rest = String::from_utf8_lossy(&rest);
