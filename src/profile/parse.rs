@@ -85,7 +85,7 @@ pub fn parse(text: &str, origin: &str) -> Parsed {
 }
 
 impl ServiceProfile {
-    /// The one profile of a text in YAML or JSON.
+    /// The one profile of a text in YAML or JSON. What has no effect in it is told by [`parse`] alone.
     ///
     /// # Errors
     ///

@@ -271,7 +271,10 @@ impl<'a> Field<'a> {
     /// in these units. What is finer is rounded, and noted.
     pub fn fixed(&self, digits: u32, range: RangeInclusive<u64>) -> Option<u64> {
         let end = |units: &u64| decimal::shown(*units, digits);
-        let what = format!("a number from {} to {}", end(range.start()), end(range.end()));
+        let what = match *range.end() {
+            u64::MAX => format!("a number of {} at least", end(range.start())),
+            _ => format!("a number from {} to {}", end(range.start()), end(range.end())),
+        };
         let (value, exact) = match decimal::scaled(self.number(&what)?, digits) {
             Some((value, exact)) => (u64::try_from(value).ok(), exact),
             None => (None, true),
