@@ -1,6 +1,7 @@
 //! Floor 1: says whether a pattern can be used, before anything matches with it.
 
-use regex::bytes::RegexBuilder;
+use regex_automata::nfa::thompson;
+use regex_automata::util::syntax;
 
 /// The longest pattern, in bytes: 1,024, as Gateway API has it for paths and headers.
 pub const BYTES_MAX: usize = 1_024;
@@ -13,7 +14,7 @@ pub const PROGRAM_BYTES_MAX: usize = 1 << 20;
 pub const NEST_MAX: u32 = 64;
 
 /// Checks a pattern by itself, in the syntax that routes compile: bytes, with `\d`, `\w` and `.` in ASCII unless the
-/// pattern names characters beyond it.
+/// pattern names characters beyond it. Only its program is built, which is all that can be too large.
 ///
 /// # Errors
 ///
@@ -22,20 +23,28 @@ pub fn check(pattern: &str) -> Result<(), String> {
     if pattern.len() > BYTES_MAX {
         return Err(format!("a pattern of {BYTES_MAX} bytes at most"));
     }
-    let build = |unicode| {
-        let mut builder = RegexBuilder::new(pattern);
-        builder.unicode(unicode).size_limit(PROGRAM_BYTES_MAX).nest_limit(NEST_MAX).build()
+    let parse = |unicode| {
+        let config = syntax::Config::new().utf8(false).unicode(unicode).nest_limit(NEST_MAX);
+        syntax::parse_with(pattern, &config).map_err(|error| reason(&error))
     };
-    build(false).or_else(|_| build(true)).map(|_| ()).map_err(|error| match error {
-        regex::Error::CompiledTooBig(_) => "a pattern that compiles to 1 MiB at most".to_owned(),
-        other => format!("a pattern in regex syntax ({})", reason(&other.to_string())),
-    })
+    let hir = parse(false).or_else(|_| parse(true));
+    let hir = hir.map_err(|error: String| format!("a pattern in regex syntax ({error})"))?;
+    let config = thompson::Config::new()
+        .utf8(false)
+        .nfa_size_limit(Some(PROGRAM_BYTES_MAX))
+        .which_captures(thompson::WhichCaptures::None);
+    match thompson::Compiler::new().configure(config).build_from_hir(&hir) {
+        Ok(_) => Ok(()),
+        Err(_) => Err("a pattern that compiles to 1 MiB at most".to_owned()),
+    }
 }
 
-/// The last line of the parser's report is the reason; the others draw the place.
-fn reason(report: &str) -> String {
-    let line = report.lines().last().unwrap_or_default();
-    line.strip_prefix("error: ").unwrap_or(line).to_owned()
+fn reason(error: &regex_syntax::Error) -> String {
+    match error {
+        regex_syntax::Error::Parse(error) => error.kind().to_string(),
+        regex_syntax::Error::Translate(error) => error.kind().to_string(),
+        other => other.to_string(),
+    }
 }
 
 #[cfg(test)]
