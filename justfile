@@ -55,6 +55,10 @@ corpus:
 browser:
     .ci/step browser
 
+# Mutual TLS with openssl, curl and Envoy
+interop:
+    .ci/step interop
+
 # Benches compile and run once
 benches:
     .ci/step benches
