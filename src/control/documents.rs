@@ -1,14 +1,27 @@
 //! Floor 5: reads the documents of one file: ServiceProfiles and Endpoints.
 
-use crate::control::scan::Parsed;
+use crate::discover::endpoint::EndpointSet;
 use crate::discover::parse as endpoints;
 use crate::profile::invalid::Fault;
 use crate::profile::invalid::Invalid;
 use crate::profile::invalid::Severity;
+use crate::profile::name::ServiceName;
 use crate::profile::object;
 use crate::profile::object::Object;
 use crate::profile::parse as profiles;
+use crate::profile::service::ServiceProfile;
 use std::sync::Arc;
+
+/// What a file says.
+#[derive(Debug, Clone, Default)]
+pub struct Parsed {
+    /// The profiles in it.
+    pub profiles: Vec<Arc<ServiceProfile>>,
+    /// The endpoints in it.
+    pub endpoints: Vec<(ServiceName, EndpointSet)>,
+    /// What is said about it although it is good.
+    pub notes: Vec<Fault>,
+}
 
 /// The API groups whose documents are ours to read: one of an unknown kind is a mistake, and not somebody else's.
 const GROUPS: [&str; 2] = ["enmesh.dev", "linkerd.io"];

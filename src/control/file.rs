@@ -1,8 +1,8 @@
 //! Floor 5: profiles and endpoints from a watched directory.
 
 use crate::control::documents;
+use crate::control::documents::Parsed;
 use crate::control::scan::Directory;
-use crate::control::scan::Parsed;
 use crate::control::scan::SETTLE;
 use crate::control::scan::Scanner;
 use crate::control::scan::Settings;

@@ -11,7 +11,6 @@ pub mod chain;
 pub mod disk;
 #[cfg(feature = "dns")]
 pub mod dns;
-#[cfg(feature = "files")]
 pub mod documents;
 #[cfg(feature = "files")]
 pub mod file;

@@ -5,6 +5,7 @@ use crate::control::disk::Found;
 use crate::control::disk::Known;
 use crate::control::disk::Root;
 use crate::control::disk::Signature;
+use crate::control::documents::Parsed;
 use crate::control::screen::Screen;
 use crate::control::source::Rejections;
 use crate::control::source::SourceFault;
@@ -23,17 +24,6 @@ use std::sync::Arc;
 /// How long a file must have been left alone before it is read, or gone before it counts as deleted: 100 ms. A
 /// writer between two writes, or an editor that is replacing a file, takes less.
 pub const SETTLE: Duration = Duration::from_millis(100);
-
-/// What a file says.
-#[derive(Debug, Clone, Default)]
-pub struct Parsed {
-    /// The profiles in it.
-    pub profiles: Vec<Arc<ServiceProfile>>,
-    /// The endpoints in it.
-    pub endpoints: Vec<(ServiceName, EndpointSet)>,
-    /// What is said about it although it is good.
-    pub notes: Vec<Fault>,
-}
 
 /// Reads the text of one file: all of it, or every fault in it. The first argument is the file's name.
 pub type Parse = Arc<dyn Fn(&str, &str) -> Result<Parsed, Invalid> + Send + Sync>;

@@ -57,7 +57,7 @@ pub struct MeshBuilder {
     pub(crate) more_endpoints: Chain<EndpointSet>,
     pub(crate) dns: Option<bool>,
     pub(crate) admin: Option<SocketAddr>,
-    pub(crate) registry: Registry,
+    pub(crate) registry: Option<Registry>,
     pub(crate) connect: ConnectSettings,
     pub(crate) serve: ServeSettings,
     pub(crate) authz: Option<AuthzSettings>,
@@ -168,9 +168,9 @@ impl MeshBuilder {
     }
 
     /// Where metric handles are resolved. Default: the `metrics` recorder that the program has installed by now; with
-    /// feature `prometheus` and an admin server, a Prometheus recorder of the mesh's own.
+    /// feature `prometheus`, a Prometheus recorder of the mesh's own. `Registry::global()` asks for the former.
     pub fn registry(mut self, registry: Registry) -> Self {
-        self.registry = registry;
+        self.registry = Some(registry);
         self
     }
 

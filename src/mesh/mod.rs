@@ -1,5 +1,7 @@
 //! All together: the client stack on one page ([`stack`]), the builder, updates, and what can be asked of a mesh.
 
+#[cfg(feature = "admin")]
+mod admin;
 pub mod body;
 #[cfg(feature = "http")]
 pub mod builder;
@@ -15,6 +17,8 @@ pub mod inbound;
 pub mod inspect;
 #[cfg(feature = "http")]
 pub mod layer;
+#[cfg(feature = "http")]
+mod recording;
 #[cfg(feature = "reqwest")]
 pub mod reqwest;
 #[cfg(feature = "http")]
@@ -28,6 +32,7 @@ pub mod services;
 #[cfg(feature = "http")]
 pub(crate) mod sources;
 pub mod stack;
+#[cfg(feature = "http")]
 pub mod stats;
 #[cfg(feature = "http")]
 pub mod tasks;

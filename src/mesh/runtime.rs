@@ -12,6 +12,7 @@ use crate::mesh::directory::{Connect, Connection, Directory, Parts};
 use crate::mesh::inbound::InboundLayer;
 use crate::mesh::inspect::Inspection;
 use crate::mesh::layer::MeshLayer;
+use crate::mesh::recording::Recording;
 #[cfg(feature = "tls")]
 use crate::mesh::secure::{Secure, SecureAccept};
 use crate::mesh::services::Services;
@@ -35,7 +36,8 @@ use crate::tls::rotate::{Identities, rotation};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -63,6 +65,8 @@ pub struct Made {
     begun: Instant,
     draining: watch::Sender<bool>,
     serving: watch::Sender<usize>,
+    recording: Recording,
+    admin: OnceLock<SocketAddr>,
     tasks: Mutex<Tasks>,
 }
 
@@ -126,6 +130,16 @@ impl Mesh {
     /// What the mesh knows now: services, routes, endpoints, and what was refused and why.
     pub fn inspect(&self) -> Inspection {
         Inspection::of(&self.made.services.directory())
+    }
+
+    /// The metrics as Prometheus text, if the mesh records them itself (feature `prometheus`, and no registry given).
+    pub fn metrics_text(&self) -> Option<String> {
+        self.made.recording.render().map(|render| render())
+    }
+
+    /// Where the admin server listens, if there is one; with port 0 given, the port that was free.
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.made.admin.get().copied()
     }
 
     /// Ends the mesh's servers: each stops accepting, tells its peers, and finishes what is under way, for at most the
@@ -194,14 +208,15 @@ impl Drop for Serving {
 impl Made {
     pub(crate) fn of(mut builder: MeshBuilder) -> Result<Mesh, Error> {
         let gate = gate(builder.authz.take())?;
-        let needs_runtime = sources::needs_runtime(&builder);
+        let (needs_runtime, admin) = (sources::needs_runtime(&builder), builder.admin);
         #[cfg(feature = "tls")]
         let (identities, rotating) =
             builder.identity.take().map(|own| rotation(own.source, own.settings)).unzip();
         #[cfg(feature = "tls")]
         let accept = builder.accept;
         let rng = builder.seed.map_or_else(Rng::thread, Rng::seeded);
-        let metrics = Arc::new(MetricsSet::new(builder.registry.clone()));
+        let recording = Recording::of(&builder)?;
+        let metrics = Arc::new(MetricsSet::new(recording.registry().clone()));
         let domain = builder.domain();
         let (profiles, endpoints) = sources::of(&builder, &metrics);
         let own = builder.name.clone().unwrap_or_else(ServiceName::localhost);
@@ -240,10 +255,12 @@ impl Made {
             begun: clock::now(),
             draining: watch::Sender::new(false),
             serving: watch::Sender::new(0),
+            recording,
+            admin: OnceLock::new(),
             tasks: Mutex::default(),
         };
         let mesh = Mesh { made: Arc::new(made) };
-        mesh.made.start(needs_runtime)?;
+        mesh.made.start(needs_runtime, admin)?;
         #[cfg(feature = "tls")]
         if let (Some(rotating), Ok(runtime)) = (rotating, Handle::try_current()) {
             mesh.made.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn(&runtime, rotating);
@@ -252,7 +269,7 @@ impl Made {
     }
 
     /// Starts what needs tasks. A mesh whose every source is written in code needs none, and no runtime.
-    fn start(&self, needs_runtime: bool) -> Result<(), Error> {
+    fn start(&self, needs_runtime: bool, admin: Option<SocketAddr>) -> Result<(), Error> {
         let Ok(runtime) = Handle::try_current() else {
             return match needs_runtime {
                 false => Ok(()),
@@ -263,9 +280,38 @@ impl Made {
             };
         };
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        let ready = self.start_admin(admin, &runtime, &mut tasks)?;
         let told = Arc::clone(&self.services.streams);
-        tasks.spawn(&runtime, tasks::update(Arc::downgrade(&self.services), told));
+        tasks.spawn(&runtime, tasks::update(Arc::downgrade(&self.services), told, ready));
+        if let Some(upkeep) = self.recording.upkeep() {
+            tasks.spawn(&runtime, upkeep);
+        }
         Ok(())
+    }
+
+    /// Starts the admin server, if one is wanted. What it gives back is to be dropped when the sources have spoken.
+    #[cfg(feature = "admin")]
+    fn start_admin(
+        &self,
+        addr: Option<SocketAddr>,
+        runtime: &Handle,
+        tasks: &mut Tasks,
+    ) -> Result<Box<dyn Send>, Error> {
+        let Some(addr) = addr else { return Ok(Box::new(())) };
+        let services = Arc::downgrade(&self.services);
+        let listening = crate::mesh::admin::listen(addr, services, self.recording.render())?;
+        // Set once: a mesh is started once.
+        let _ = self.admin.set(listening.addr);
+        tasks.spawn(runtime, listening.run);
+        Ok(Box::new(listening.first_update))
+    }
+
+    #[cfg(not(feature = "admin"))]
+    fn start_admin(&self, addr: Option<SocketAddr>, _: &Handle, _: &mut Tasks) -> Result<Box<dyn Send>, Error> {
+        match addr {
+            None => Ok(Box::new(())),
+            Some(_) => Err(Error::Config("an admin server needs the crate's feature `admin`".into())),
+        }
     }
 }
 

@@ -23,8 +23,10 @@ impl Tasks {
     }
 }
 
-/// Reads the sources' streams and applies what they say, one update after the other.
-pub async fn update(services: Weak<Services>, told: Arc<tokio::sync::Notify>) {
+/// Reads the sources' streams and applies what they say, one update after the other. `ready` is dropped when they have
+/// spoken for the first time, or have nothing to say.
+pub async fn update(services: Weak<Services>, told: Arc<tokio::sync::Notify>, ready: Box<dyn Send>) {
+    let mut ready = Some(ready);
     let mut streams: SelectAll<BoxStream<'static, (ServiceName, Update)>> = SelectAll::new();
     loop {
         match services.upgrade() {
@@ -33,7 +35,10 @@ pub async fn update(services: Weak<Services>, told: Arc<tokio::sync::Notify>) {
                     streams.push(stream.map(move |update| (name.clone(), update)).boxed());
                 }
             }
-            None => return,
+            None => return drop(ready),
+        }
+        if streams.is_empty() {
+            ready = None;
         }
         tokio::select! {
             () = told.notified() => {}
@@ -41,6 +46,7 @@ pub async fn update(services: Weak<Services>, told: Arc<tokio::sync::Notify>) {
                 if let Some(services) = services.upgrade() {
                     services.directory().apply(&name, update);
                 }
+                ready = None;
             }
         }
     }
