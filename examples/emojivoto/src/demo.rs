@@ -119,7 +119,7 @@ pub async fn run(demo: args::Demo) -> Result<(), String> {
     let url = format!("http://{}", endpoints[WEB][0]);
     let mut running = Running::start(&demo, listeners, &profiles, &dir, &endpoints)?;
 
-    let mut frame = Frame { url, notes: notes(&demo, &profiles, &dir), ..Frame::default() };
+    let mut frame = Frame { url, notes: notes(&profiles, &dir), ..Frame::default() };
     let screen = Screen::open(demo.plain);
     let shown = show(&screen, &mut frame, &mut running, start).await;
     let asked = matches!(shown, Ok(true));
@@ -316,21 +316,13 @@ fn write_endpoints(dir: &RunDir, services: &BTreeMap<&'static str, Vec<SocketAdd
     Ok(())
 }
 
-fn notes(demo: &args::Demo, profiles: &Path, dir: &RunDir) -> Vec<(&'static str, String)> {
+fn notes(profiles: &Path, dir: &RunDir) -> Vec<(&'static str, String)> {
     let here = std::env::current_dir().unwrap_or_default();
     let shown = profiles.strip_prefix(&here).unwrap_or(profiles);
     vec![
-        ("profiles", format!("{}: edit one, and the next request follows it", shown.display())),
+        ("profiles", format!("{}: edit one, and the next request follows", shown.display())),
         ("endpoints", dir.endpoints().display().to_string()),
-        (
-            "doughnuts",
-            format!(
-                "{:.0}% of votes for them fail; one replica of voting takes {:?} a vote",
-                100.0 * demo.failure_rate,
-                demo.slow
-            ),
-        ),
-        ("Ctrl-C", "drains and ends".to_owned()),
+        ("Ctrl-C", "finishes the requests in flight and ends".to_owned()),
     ]
 }
 

@@ -103,6 +103,19 @@ impl Mesh {
         faults.into_iter().collect()
     }
 
+    /// Logs each fault once when it comes, for as long as it is polled.
+    pub async fn tell_faults(&self) {
+        let mut told = Vec::new();
+        loop {
+            let faults = self.faults();
+            for fault in faults.iter().filter(|fault| !told.contains(*fault)) {
+                tracing::warn!("{fault}");
+            }
+            told = faults;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
     /// Ends the servers, each once its requests are finished.
     pub async fn shutdown(&self) {
         self.mesh.shutdown().await;

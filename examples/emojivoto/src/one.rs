@@ -60,7 +60,10 @@ async fn web(env: Env<'_>) -> Result<(), String> {
     };
     let listener = listen::everywhere(port, "set WEB_PORT to another").await?;
     let mesh = Mesh::from_env(demo::WEB, Registry::global())?;
-    let app = web::router(mesh.service(&emoji)?, mesh.service(&voting)?, page);
+    let client = |name, host: &str| {
+        mesh.service(host).map_err(|fault| format!("{name}={host} cannot be used: {fault}"))
+    };
+    let app = web::router(client("EMOJISVC_HOST", &emoji)?, client("VOTINGSVC_HOST", &voting)?, page);
     serve(&mesh, Service::Web, listener, app).await
 }
 
@@ -105,8 +108,11 @@ async fn serve(
         tracing::info!("{} finishes its requests and ends", service.name());
         mesh.shutdown().await;
     };
-    let (served, ()) = tokio::join!(mesh.serve(listener, app), drain);
-    served
+    let work = async { tokio::join!(mesh.serve(listener, app), drain).0 };
+    tokio::select! {
+        served = work => served,
+        () = mesh.tell_faults() => Ok(()),
+    }
 }
 
 async fn bot(env: Env<'_>) -> Result<(), String> {
@@ -126,6 +132,7 @@ async fn bot(env: Env<'_>) -> Result<(), String> {
     tokio::select! {
         () = bot.run() => {}
         () = stop::asked() => {}
+        () = mesh.tell_faults() => {}
     }
     mesh.shutdown().await;
     Ok(())
