@@ -59,7 +59,7 @@ mod tests {
             let verdict = if ok { Verdict::Success } else { Verdict::Failure };
             detector.record(Moment::default(), &Outcome::new(verdict, *cause)).is_some()
         };
-        let tripped = ends.iter().fold(false, |any, cause| end(cause) || any);
+        let tripped = ends.iter().filter(|cause| end(cause)).count() > 0;
         assert_eq!(tripped, trips, "{class:?} {ends:?}");
     }
 

@@ -221,7 +221,8 @@ impl Accept for SecureAccept {
             Taken::Tls(io, session) => {
                 let http2 = session.protocol().map(|protocol| protocol == Protocol::Http2);
                 let identity = session.peer().cloned();
-                let retired = self.0.identities().map(|identities| until_retired(identities.clone(), session));
+                let retired =
+                    self.0.identities().map(|identities| until_retired(identities.clone(), session));
                 Ok(Accepted { io: Either::Tls(io), http2, identity, retired })
             }
         }
