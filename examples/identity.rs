@@ -9,6 +9,7 @@
 use bytes::Bytes;
 use enmesh::Mesh;
 use enmesh::discover::endpoint::Endpoint;
+use enmesh::error::BoxError;
 use enmesh::tls::authority::Authority;
 use enmesh::tls::authority::AuthoritySettings;
 use enmesh::tls::files::FileSettings;
@@ -19,7 +20,6 @@ use http::Response;
 use http_body_util::BodyExt;
 use http_body_util::Full;
 use std::convert::Infallible;
-use enmesh::error::BoxError;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;

@@ -1,7 +1,5 @@
 //! Connections against real loopback servers, honest and otherwise.
 #![cfg(feature = "http")]
-
-#![cfg(feature = "http")]
 #![expect(clippy::disallowed_methods, reason = "servers of tests end with the test")]
 
 mod raw;

@@ -3,8 +3,8 @@
 #![cfg(feature = "files")]
 
 use enmesh::control::disk::{ALL_BYTES_MAX, ENTRIES_MAX, FILE_BYTES_MAX};
-use enmesh::control::file::Files;
 use enmesh::control::documents::Parsed;
+use enmesh::control::file::Files;
 use enmesh::control::scan::{Directory, SETTLE, Scanner, Settings};
 use enmesh::control::screen::Screen;
 use enmesh::control::source::{Rejections, Source, Updates};

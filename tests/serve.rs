@@ -1,7 +1,5 @@
 //! The server against real loopback clients and raw sockets.
 #![cfg(feature = "http")]
-
-#![cfg(feature = "http")]
 #![expect(clippy::disallowed_methods, reason = "servers of tests end with the test")]
 
 mod raw;

@@ -307,7 +307,12 @@ impl Made {
     }
 
     #[cfg(not(feature = "admin"))]
-    fn start_admin(&self, addr: Option<SocketAddr>, _: &Handle, _: &mut Tasks) -> Result<Box<dyn Send>, Error> {
+    fn start_admin(
+        &self,
+        addr: Option<SocketAddr>,
+        _: &Handle,
+        _: &mut Tasks,
+    ) -> Result<Box<dyn Send>, Error> {
         match addr {
             None => Ok(Box::new(())),
             Some(_) => Err(Error::Config("an admin server needs the crate's feature `admin`".into())),
