@@ -35,8 +35,9 @@ impl ExpectedPeer {
         Self { identity, server_name: None, alpn: ALPN.iter().map(|protocol| protocol.to_vec()).collect() }
     }
 
-    /// Expects the identity of an endpoint as discovery writes it: a SPIFFE ID or a DNS name, which is also sent as
-    /// server name, as Linkerd's servers want it. `server_name` overrides the name sent.
+    /// Expects the identity of an endpoint as discovery writes it: a SPIFFE ID, or a DNS name, which is also sent as
+    /// server name, and without protocols, as Linkerd's proxies want it: they agree on none but their own.
+    /// `server_name` overrides the name sent.
     ///
     /// # Errors
     /// `identity` is neither a SPIFFE ID nor a DNS name. A caller must then refuse the endpoint, not its identity.
@@ -44,7 +45,9 @@ impl ExpectedPeer {
         let identity: Identity = identity.parse()?;
         let own_name = if let Identity::Dns(name) = &identity { Some(name.as_str()) } else { None };
         let server_name = server_name.or(own_name).map(str::to_owned);
-        Ok(Self::new(Expected::Is(identity)).with_server_name(server_name.as_deref()))
+        let is_dns = matches!(identity, Identity::Dns(_));
+        let peer = Self::new(Expected::Is(identity)).with_server_name(server_name.as_deref());
+        Ok(if is_dns { peer.with_alpn([]) } else { peer })
     }
 
     /// The same, sending this name. One that no handshake can carry is left out: it proves nothing anyway.

@@ -258,6 +258,23 @@ fn client_config(
     Ok(config)
 }
 
+/// The configuration of a connection that we open without an identity: only to ask for one.
+pub(crate) fn anonymous_client(
+    verifier: Arc<Verifier>,
+    expected: Expected,
+    settings: &EpochSettings,
+) -> Result<ClientConfig, BadMaterial> {
+    let builder = ClientConfig::builder_with_details(Arc::clone(&PROVIDER), Arc::clone(&settings.wall));
+    let mut config = builder
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|_| BadMaterial::BadKey)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(ServerVerifier { verifier, expected }))
+        .with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
 fn server_config(
     verifier: &Arc<Verifier>,
     resolver: &Arc<SingleCertAndKey>,

@@ -18,11 +18,17 @@ pub mod epoch;
 #[cfg(feature = "tls")]
 pub mod files;
 #[cfg(feature = "tls")]
+mod grpc;
+#[cfg(feature = "tls")]
 pub mod issuer;
+#[cfg(feature = "tls")]
+pub mod linkerd;
 #[cfg(feature = "tls")]
 pub mod material;
 #[cfg(feature = "tls")]
 pub mod prefixed;
+#[cfg(feature = "tls")]
+mod protobuf;
 #[cfg(feature = "tls")]
 pub mod rotate;
 #[cfg(feature = "tls")]
@@ -31,3 +37,5 @@ pub mod session;
 pub mod svid;
 #[cfg(feature = "tls")]
 pub mod verify;
+#[cfg(feature = "tls")]
+pub mod workload_api;
