@@ -20,6 +20,7 @@ use enmesh::serve::listen::Drained;
 use enmesh::serve::listen::serve_with;
 use enmesh::serve::settings::ServeSettings;
 use enmesh::serve::stats::ServeStats;
+use futures::StreamExt;
 use http::Request;
 use http::Response;
 use http::Version;
@@ -407,6 +408,31 @@ async fn panics_and_errors_of_the_app_are_500_and_counted() {
     raw::until("answered", || server.stats.snapshot().in_flight == 0).await;
     let stats = server.stats.snapshot();
     assert_eq!((stats.panics, stats.failed, stats.requests), (2, 2, 6));
+}
+
+#[tokio::test]
+async fn a_body_that_panics_breaks_its_own_response_and_is_counted() {
+    let app = tower::service_fn(|request: Request<RequestBody>| async move {
+        let fine = request.uri().path() == "/";
+        let frames = futures::stream::iter(0..3).map(move |n| {
+            assert!(fine || n < 2, "on purpose");
+            Ok::<_, Infallible>(http_body::Frame::data(Bytes::from_static(b"x")))
+        });
+        Ok::<_, Infallible>(Response::new(http_body_util::StreamBody::new(frames)))
+    });
+    let server = Server::start(app, ServeSettings::default()).await;
+    for version in BOTH {
+        let client = server.client();
+        // HTTP/1.1 may not have sent the head yet when the body breaks.
+        if let Ok(broken) = client.clone().oneshot(get(version, "/panic")).await {
+            assert!(broken.into_body().collect().await.is_err(), "{version:?}");
+        }
+        let fine = client.oneshot(get(version, "/")).await.unwrap();
+        assert_eq!(fine.into_body().collect().await.unwrap().to_bytes(), "xxx");
+    }
+    assert_eq!(server.stats.snapshot().panics, 2);
+    raw::until("closed", || server.stats.snapshot().open == 0 && server.stats.snapshot().in_flight == 0)
+        .await;
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use http::HeaderMap;
 use http_body::Body;
 use http_body::Frame;
 use http_body::SizeHint;
+use std::error::Error as StdError;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -20,6 +21,22 @@ use std::task::ready;
 pub trait Sendable: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static {}
 
 impl<B> Sendable for B where B: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static {}
+
+/// The error of a caller's body, to be found again in hyper's.
+#[derive(Debug)]
+pub(crate) struct Broke(BoxError);
+
+impl fmt::Display for Broke {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl StdError for Broke {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source()
+    }
+}
 
 /// The most bytes that are kept of a body until the response begins. 64 KiB (Linkerd): what a unary call has.
 const KEPT_BYTES_MAX: usize = 64 * 1024;
@@ -163,7 +180,7 @@ where
             }
             Some(Err(error)) => {
                 self.broke = true;
-                Poll::Ready(Some(Err(error.into())))
+                Poll::Ready(Some(Err(Broke(error.into()).into())))
             }
             None => {
                 self.ended = true;
@@ -213,7 +230,7 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match self.get_mut() {
-            Self::Whole(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Self::Whole(body) => Pin::new(body).poll_frame(cx).map_err(|error| Broke(error.into()).into()),
             Self::Kept(kept) => kept.lock().poll(cx),
             Self::Empty => Poll::Ready(None),
         }

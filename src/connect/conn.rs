@@ -220,6 +220,7 @@ impl<B, H: Handshake> Http2<B, H> {
     pub(crate) fn has_room(&self) -> bool {
         self.streams.load(Ordering::Relaxed) < self.streams_max.load(Ordering::Relaxed)
             && !self.sender.is_closed()
+            && self.life.requests_max.is_none_or(|max| self.life.served.load(Ordering::Relaxed) < max)
     }
 
     pub(crate) fn is_spent(&self, now: Instant) -> bool {

@@ -1,5 +1,6 @@
 //! Floor 5: sends requests to one replica.
 
+use crate::connect::body::Broke;
 use crate::connect::body::SendBody;
 use crate::connect::body::Sendable;
 use crate::connect::body::Spare;
@@ -207,8 +208,7 @@ fn unanswered<B: Sendable, H: Handshake>(
 ) -> Result<(Parts, SendBody<B>), Error> {
     let returned = failed.take_message().map(Request::into_parts);
     let error = failed.into_error();
-    // What hyper calls the user's fault is the request's body.
-    if spare.broke() || (error.is_user() && error.source().is_some()) {
+    if spare.broke() || error.source().is_some_and(|source| source.is::<Broke>()) {
         return Err(Error::Body(Box::new(error)));
     }
     let ended = Ended::of(&error);

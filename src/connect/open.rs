@@ -58,6 +58,11 @@ impl Failure {
         Self { kind, after: Duration::ZERO, cause: cause.into(), source: None }
     }
 
+    /// Whether it says nothing of what the peer speaks.
+    pub(crate) fn is_of_tcp(&self) -> bool {
+        matches!(self.kind, OpenFailure::Tcp | OpenFailure::Timeout)
+    }
+
     pub(crate) fn unanswered(error: &hyper::Error) -> Self {
         Self::new(OpenFailure::Tcp, format!("connection closed without a response: {}", describe(error)))
     }
@@ -95,13 +100,26 @@ pub(crate) fn start<B: Sendable, H: Handshake>(
     }
 }
 
+/// Tells the pool when an opener is dropped with its runtime, so that nobody waits for it.
+struct Opener<B, H: Handshake>(Option<(Arc<Pool<B, H>>, Want)>);
+
+impl<B, H: Handshake> Drop for Opener<B, H> {
+    fn drop(&mut self) {
+        if let Some((pool, want)) = self.0.take() {
+            pool.opener_lost(want, Failure::new(OpenFailure::Tcp, "the runtime was shut down"));
+        }
+    }
+}
+
 async fn open<B: Sendable, H: Handshake>(pool: Arc<Pool<B, H>>, order: Opening, runtime: Handle) {
     let Opening { want, mut after } = order;
+    let mut opener = Opener(Some((pool.clone(), want)));
     loop {
         if !after.is_zero() {
             tokio::time::sleep(after).await;
         }
         if !pool.still_wanted(want) {
+            opener.0 = None;
             return;
         }
         let place = Arc::new(Place::default());
@@ -109,6 +127,7 @@ async fn open<B: Sendable, H: Handshake>(pool: Arc<Pool<B, H>>, order: Opening, 
         let established = tokio::time::timeout(timeout, establish(&pool, want, &place, &runtime)).await;
         let failure = match established {
             Ok(Ok(opened)) => {
+                opener.0 = None;
                 let orders = pool.opened(want, opened, &place);
                 return start(&pool, orders, &runtime);
             }
@@ -121,7 +140,10 @@ async fn open<B: Sendable, H: Handshake>(pool: Arc<Pool<B, H>>, order: Opening, 
         tracing::debug!(endpoint = %pool.endpoint.addr, cause = %failure.cause, "connection not opened");
         match pool.open_failed(want, failure) {
             Some(wait) => after = wait,
-            None => return,
+            None => {
+                opener.0 = None;
+                return;
+            }
         }
     }
 }
@@ -284,13 +306,15 @@ async fn open_http2<B: Sendable, H: Handshake, F: FnOnce() + Send + Unpin + 'sta
     retiring: Retiring,
 ) -> Result<Opened<B, H>, Failure> {
     let settings = &pool.settings;
+    let meshed = pool.endpoint.identity.is_some();
     let told = socket.tell_streams();
     let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
         .initial_stream_window_size(settings.http2_stream_window)
         .initial_connection_window_size(settings.http2_connection_window)
-        .keep_alive_interval(settings.ping_interval(pool.endpoint.identity.is_some()))
+        .keep_alive_interval(settings.ping_interval(meshed))
+        .keep_alive_while_idle(meshed)
         .keep_alive_timeout(settings.http2_ping_timeout);
     let (sender, conn) = builder
         .handshake::<_, SendBody<B>>(TokioIo::new(socket))

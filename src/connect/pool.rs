@@ -56,12 +56,11 @@ struct State<B, H: Handshake> {
     free: Vec<(Free<B, H>, Instant)>,
     /// HTTP/2 connections that take new streams.
     multiplexed: Vec<Arc<Http2<B, H>>>,
-    /// Sockets that are open, of either kind, upgraded ones included.
-    open: u32,
     lines: [Line; 2],
     granted: Vec<(u64, Grant<B, H>)>,
     next_ticket: u64,
     backoff: Backoff,
+    /// The last failure since the last response.
     failure: Option<Failure>,
     /// The streams a connection had last, for the number of connections to open.
     streams_hint: u32,
@@ -69,11 +68,13 @@ struct State<B, H: Handshake> {
     prefers_http2: bool,
 }
 
-/// Those who wait for one protocol, first come first served, and the openings under way for them.
+/// Those who wait for one protocol, first come first served, and the connections there are for them.
 #[derive(Default)]
 struct Line {
     asleep: BTreeMap<u64, Sleeper>,
     opening: u32,
+    /// Sockets that are open, upgraded ones included.
+    open: u32,
 }
 
 struct Sleeper {
@@ -94,13 +95,18 @@ pub(crate) enum Taken<B, H: Handshake> {
     Wait { ticket: u64, open: Vec<Opening> },
 }
 
-/// Whether a socket is counted as open; changed under the pool's lock.
-#[derive(Debug, Default)]
+/// The line that a socket is counted in as open, if it is; changed under the pool's lock.
+#[derive(Debug)]
 pub(crate) struct Place(AtomicU8);
 
-const NEW: u8 = 0;
-const COUNTED: u8 = 1;
-const CLOSED: u8 = 2;
+const NEW: u8 = 254;
+const CLOSED: u8 = 255;
+
+impl Default for Place {
+    fn default() -> Self {
+        Self(AtomicU8::new(NEW))
+    }
+}
 
 /// An order to open a connection, after a pause.
 #[derive(Debug, Clone, Copy)]
@@ -120,7 +126,6 @@ impl<B, H: Handshake> Pool<B, H> {
         let state = Mutex::new(State {
             free: Vec::new(),
             multiplexed: Vec::new(),
-            open: 0,
             lines: [Line::default(), Line::default()],
             granted: Vec::new(),
             next_ticket: 0,
@@ -167,7 +172,8 @@ impl<B, H: Handshake> Pool<B, H> {
             return Taken::Refused(Error::Overloaded { retry_after: None });
         }
         let now = clock::now();
-        let nothing_coming = state.open == 0 && state.lines.iter().all(|line| line.opening == 0);
+        let line = &state.lines[want.protocol as usize];
+        let nothing_coming = line.open == 0 && line.opening == 0;
         if let Some(left) = state.backoff.remaining(now)
             && nothing_coming
         {
@@ -290,11 +296,13 @@ impl<B, H: Handshake> Pool<B, H> {
         drop((free, multiplexed));
     }
 
-    /// A connection that never gave a response failed.
+    /// A connection failed without ever giving a response. The first time that may be the request's own fault, as
+    /// of one that makes the peer panic; from the second on the replica is left alone.
     pub(crate) fn failed_unanswered(&self, failure: Failure) {
         let mut state = self.lock();
-        state.backoff.failed(clock::now(), &self.rng);
-        state.failure = Some(failure);
+        if state.failure.replace(failure).is_some() {
+            state.backoff.failed(clock::now(), &self.rng);
+        }
     }
 
     /// The replica answered.
@@ -308,8 +316,9 @@ impl<B, H: Handshake> Pool<B, H> {
     pub(crate) fn closed(&self, place: &Place) -> Vec<Opening> {
         self.stats.closed();
         let mut state = self.lock();
-        if place.0.swap(CLOSED, Ordering::Relaxed) == COUNTED {
-            state.open -= 1;
+        let line = place.0.swap(CLOSED, Ordering::Relaxed);
+        if let Some(line) = state.lines.get_mut(usize::from(line)) {
+            line.open -= 1;
         }
         state.openings(&self.settings, clock::now())
     }
@@ -330,8 +339,13 @@ impl<B, H: Handshake> Pool<B, H> {
         let now = clock::now();
         let mut state = self.lock();
         state.lines[want.protocol as usize].opening -= 1;
-        if place.0.compare_exchange(NEW, COUNTED, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-            state.open += 1;
+        let line = match &opened {
+            Opened::Http1(_) => Protocol::Http1,
+            Opened::Http2(_) => Protocol::Http2,
+        };
+        // It may be closed already.
+        if place.0.compare_exchange(NEW, line as u8, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            state.lines[line as usize].open += 1;
         }
         let mut woken = Vec::new();
         match opened {
@@ -370,23 +384,39 @@ impl<B, H: Handshake> Pool<B, H> {
         let mut state = self.lock();
         state.backoff.failed(now, &self.rng);
         state.failure = Some(failure.clone());
-        let others = state.open > 0;
-        let line = &mut state.lines[want.protocol as usize];
-        if others && !line.asleep.is_empty() {
+        // If it chose HTTP/2 once and does not speak it any more, it may choose again.
+        state.prefers_http2 &= failure.is_of_tcp();
+        let line = &state.lines[want.protocol as usize];
+        let hope = line.open > 0 && state.backoff.failures() < FAILURES_WAITED_MAX;
+        if hope && !line.asleep.is_empty() {
             return Some(state.backoff.remaining(now).unwrap_or_default());
         }
-        line.opening -= 1;
-        if line.opening > 0 {
-            return None;
-        }
-        let line = std::mem::take(line);
-        let failed = line.asleep.keys().map(|ticket| (*ticket, Grant::Failed(failure.clone())));
-        state.granted.extend(failed);
-        drop(state);
-        line.asleep.into_values().for_each(|sleeper| sleeper.waker.wake());
+        self.give_up(state, want, failure);
         None
     }
+
+    /// An opener ended before its time: its runtime was shut down.
+    pub(crate) fn opener_lost(&self, want: Want, failure: Failure) {
+        self.give_up(self.lock(), want, failure);
+    }
+
+    /// One opener less; without any, all who wait in the line fail.
+    fn give_up(&self, mut state: MutexGuard<'_, State<B, H>>, want: Want, failure: Failure) {
+        let line = &mut state.lines[want.protocol as usize];
+        line.opening -= 1;
+        if line.opening > 0 {
+            return;
+        }
+        let asleep = std::mem::take(&mut line.asleep);
+        let failed = asleep.keys().map(|ticket| (*ticket, Grant::Failed(failure.clone())));
+        state.granted.extend(failed);
+        drop(state);
+        asleep.into_values().for_each(|sleeper| sleeper.waker.wake());
+    }
 }
+
+/// The failed openings in a row that a request waits through while other connections are in use.
+const FAILURES_WAITED_MAX: u32 = 3;
 
 impl<B, H: Handshake> State<B, H> {
     fn free_one(&mut self, shut: &mut Vec<Free<B, H>>) -> Option<Grant<B, H>> {
@@ -437,8 +467,8 @@ impl<B, H: Handshake> State<B, H> {
         let mut orders = Vec::new();
         let after = self.backoff.remaining(now);
         for protocol in [Protocol::Http1, Protocol::Http2] {
-            let opening: u32 = self.lines.iter().map(|line| line.opening).sum();
-            let room = settings.connections_max.saturating_sub(self.open.saturating_add(opening));
+            let there: u32 = self.lines.iter().map(|line| line.opening + line.open).sum();
+            let room = settings.connections_max.saturating_sub(there);
             let prefers_http2 = self.prefers_http2;
             let each = if protocol == Protocol::Http1 { 1 } else { self.streams_hint as usize };
             let line = &mut self.lines[protocol as usize];

@@ -45,9 +45,9 @@ pub struct ConnectSettings {
     /// The last upper bound of that wait. Default 10 s (Linkerd's inbound one): one SYN each 5 s costs nothing,
     /// and a replica that is back is not shunned for a minute.
     pub backoff_max: Duration,
-    /// How often HTTP/2 PINGs are sent while streams are open and nothing is read. Default: each 10 s to
-    /// replicas with an identity, which are of the mesh (Linkerd), and never to others, because gRPC servers
-    /// hang up on a peer that pings more often than each 5 min (gRFC A8).
+    /// How often HTTP/2 PINGs are sent when nothing is read: to replicas with an identity, which are of the mesh,
+    /// also while no stream is open. Default: each 10 s to replicas of the mesh (Linkerd), and never to others,
+    /// because gRPC servers hang up on a peer that pings more often than each 5 min (gRFC A8).
     pub http2_ping: Limit,
     /// How long a PING may stay unanswered. Default 5 s.
     pub http2_ping_timeout: Duration,

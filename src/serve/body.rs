@@ -13,6 +13,8 @@ use hyper::body::Incoming;
 use pin_project::pin_project;
 use std::fmt;
 use std::io;
+use std::panic::AssertUnwindSafe;
+use std::panic::catch_unwind;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Context;
@@ -129,11 +131,21 @@ where
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let this = self.project();
-        let polled = match this.inner.project() {
-            InnerProj::App(body) => body.poll_frame(cx).map_err(Into::into),
-            InnerProj::Line(line) => Poll::Ready(line.take().map(|line| Ok(Frame::data(line)))),
+        let mut this = self.project();
+        let polled = match this.inner.as_mut().project() {
+            InnerProj::App(body) => {
+                catch_unwind(AssertUnwindSafe(|| body.poll_frame(cx).map_err(Into::into)))
+            }
+            InnerProj::Line(line) => Ok(Poll::Ready(line.take().map(|line| Ok(Frame::data(line))))),
         };
+        // After a panic the app's body is never polled again, so no broken state is seen.
+        let polled = polled.unwrap_or_else(|panic| {
+            if let Some(in_flight) = &this.in_flight {
+                in_flight.stats.panicked(panic.as_ref());
+            }
+            this.inner.set(Inner::Line(None));
+            Poll::Ready(Some(Err("the body panicked".into())))
+        });
         if let Poll::Ready(None | Some(Err(_))) = polled {
             *this.in_flight = None;
         }

@@ -206,8 +206,7 @@ impl<S: App> Future for Answer<S> {
         let answered = match catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
             Ok(polled) => ready!(polled).map_err(Into::into),
             Err(panic) => {
-                stats.count(Event::Panicked);
-                tracing::error!(panic = panic_text(panic.as_ref()), "the app panicked");
+                stats.panicked(panic.as_ref());
                 let status = StatusCode::INTERNAL_SERVER_ERROR;
                 return Poll::Ready(Ok(own(status, "the service panicked", ask.is_declined(status))));
             }
@@ -228,13 +227,5 @@ impl<S: App> Future for Answer<S> {
                 own(status, "the service failed", ask.is_declined(status))
             }
         }))
-    }
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
-    match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
-        (Some(text), _) => text,
-        (None, Some(text)) => text,
-        (None, None) => "no message",
     }
 }

@@ -62,7 +62,7 @@ pub async fn serve_with<S: App, A: Accept>(
             biased;
             () = shutdown.as_mut() => break,
             Some(_) = connections.join_next() => {}
-            (stream, remote, slot) = next(&listener, &slots, &shared.stats) => {
+            (stream, remote, slot) = next(&listener, &slots, &shared) => {
                 let served = connection::run(
                     stream, remote, app.clone(), accept.clone(), shared.clone(), draining.clone(),
                 );
@@ -90,8 +90,9 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 async fn next(
     listener: &TcpListener,
     slots: &Arc<Semaphore>,
-    stats: &ServeStats,
+    shared: &Shared,
 ) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
+    let stats = &shared.stats;
     let mut pause = Duration::from_millis(5);
     loop {
         let Ok(slot) = slots.clone().acquire_owned().await else {
@@ -101,8 +102,10 @@ async fn next(
         };
         match listener.accept().await {
             Ok((stream, remote)) => {
-                // Fails only when the peer is gone already, which the handshake then sees.
-                let _ = stream.set_nodelay(true);
+                if let Err(error) = set_up(&stream, shared.settings.keepalive) {
+                    // The peer is gone already, which the handshake then sees.
+                    tracing::debug!(%remote, %error, "socket not set up");
+                }
                 return (stream, remote, slot);
             }
             Err(error) if is_of_one_connection(&error) => stats.count(Event::AcceptError),
@@ -114,6 +117,16 @@ async fn next(
             }
         }
     }
+}
+
+fn set_up(stream: &TcpStream, keepalive: Option<Duration>) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let Some(time) = keepalive else { return Ok(()) };
+    let socket = socket2::SockRef::from(stream);
+    socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(time).with_interval(time))?;
+    #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
+    socket.set_tcp_user_timeout(Some(time * 3))?;
+    Ok(())
 }
 
 /// Whether the error is of the connection that was to be accepted, and says nothing of the next.

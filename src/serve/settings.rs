@@ -8,6 +8,9 @@ use std::time::Duration;
 pub struct ServeSettings {
     /// The most connections at once; beyond it new ones wait in the kernel's backlog. Default 10,000.
     pub connections_max: usize,
+    /// The idle time after which the kernel probes a peer, and the pause between probes; a peer that does not
+    /// answer for three times as long is gone. Default 10 s (Linkerd); `None` for no probes.
+    pub keepalive: Option<Duration>,
     /// The time for a TLS handshake. Default 10 s (Linkerd's detection timeout).
     pub handshake_timeout: Duration,
     /// The time from the first byte of a request's head, or from accepting, to the end of the head. Default 30 s
@@ -43,7 +46,8 @@ pub struct ServeSettings {
     pub http2_ping: Option<Duration>,
     /// How long a PING may stay unanswered. Default 10 s.
     pub http2_ping_timeout: Duration,
-    /// How long requests under way may take to finish after the signal to stop. Default 25 s: below the 30 s that
+    /// How long requests under way may take to finish after the signal to stop, or on a connection whose peer lost
+    /// its trust. Default 25 s: below the 30 s that
     /// Kubernetes waits before it kills.
     pub drain: Duration,
 }
@@ -52,6 +56,7 @@ impl Default for ServeSettings {
     fn default() -> Self {
         Self {
             connections_max: 10_000,
+            keepalive: Some(Duration::from_secs(10)),
             handshake_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(30),
             header_bytes_max: 16 * 1024,

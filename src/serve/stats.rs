@@ -1,5 +1,6 @@
 //! Floor 5: what happened at a server, as plain counters.
 
+use std::any::Any;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
@@ -39,7 +40,7 @@ pub struct ServeSnapshot {
     pub in_flight: u64,
     /// Requests refused with 400 or 413 before the app saw them.
     pub refused: u64,
-    /// Panics of the app, each answered with 500.
+    /// Panics of the app: answered with 500, or the end of the response if it had begun.
     pub panics: u64,
     /// Errors of the app, each answered with 500.
     pub failed: u64,
@@ -56,6 +57,17 @@ pub struct ServeSnapshot {
 impl ServeStats {
     pub(crate) fn count(&self, event: Event) {
         self.counters[event as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts and logs a panic of the app.
+    pub(crate) fn panicked(&self, panic: &(dyn Any + Send)) {
+        self.count(Event::Panicked);
+        let text = match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
+            (Some(text), _) => text,
+            (None, Some(text)) => text.as_str(),
+            (None, None) => "no message",
+        };
+        tracing::error!(panic = text, "the app panicked");
     }
 
     /// The counters now. They are read one by one, so requests under way may show in some and not in others.

@@ -92,6 +92,7 @@ pub struct Frame {
 /// One end of an HTTP/2 connection.
 pub struct Http2 {
     pub stream: TcpStream,
+    read: Vec<u8>,
 }
 
 impl Http2 {
@@ -100,7 +101,7 @@ impl Http2 {
         let mut preface = [0; 24];
         stream.read_exact(&mut preface).await.unwrap();
         assert_eq!(&preface, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
-        let mut peer = Self { stream };
+        let mut peer = Self { stream, read: Vec::new() };
         peer.settings(settings).await;
         peer
     }
@@ -109,7 +110,7 @@ impl Http2 {
     pub async fn connect(addr: SocketAddr) -> Self {
         let mut stream = TcpStream::connect(addr).await.unwrap();
         stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
-        let mut peer = Self { stream };
+        let mut peer = Self { stream, read: Vec::new() };
         peer.settings(&[]).await;
         peer
     }
@@ -132,18 +133,31 @@ impl Http2 {
         let _ = self.stream.write_all(&Self::frame(kind, flags, stream, payload)).await;
     }
 
-    /// The next frame but settings, which are acknowledged; `None` at the end.
+    /// The next frame but settings, which are acknowledged; `None` at the end. Dropping it loses nothing.
     pub async fn next(&mut self) -> Option<Frame> {
         loop {
-            let mut header = [0; 9];
-            self.stream.read_exact(&mut header).await.ok()?;
-            let [a, b, c, kind, flags, stream @ ..] = header;
-            let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
-            self.stream.read_exact(&mut payload).await.ok()?;
-            match kind {
-                SETTINGS if flags & ACK == 0 => self.send(SETTINGS, ACK, 0, &[]).await,
-                SETTINGS | 8 => {}
-                _ => return Some(Frame { kind, flags, stream: u32::from_be_bytes(stream), payload }),
+            if let [a, b, c, kind, flags, s, t, u, v, ..] = self.read[..] {
+                let end = 9 + u32::from_be_bytes([0, a, b, c]) as usize;
+                if self.read.len() >= end {
+                    let payload = self.read[9..end].to_vec();
+                    self.read.drain(..end);
+                    match kind {
+                        SETTINGS if flags & ACK == 0 => self.send(SETTINGS, ACK, 0, &[]).await,
+                        SETTINGS | 8 => {}
+                        _ => {
+                            return Some(Frame {
+                                kind,
+                                flags,
+                                stream: u32::from_be_bytes([s, t, u, v]),
+                                payload,
+                            });
+                        }
+                    }
+                    continue;
+                }
+            }
+            if self.stream.read_buf(&mut self.read).await.ok()? == 0 {
+                return None;
             }
         }
     }
