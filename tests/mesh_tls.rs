@@ -290,3 +290,36 @@ async fn a_withdrawn_root_closes_the_open_connections_of_its_leaves() {
     assert!(ask(&frozen).await.is_err());
     assert_eq!(server.calls.load(Ordering::Relaxed), asked, "no request got through");
 }
+
+#[cfg(feature = "admin")]
+#[tokio::test]
+async fn a_process_without_a_certificate_is_not_ready_and_says_why() {
+    let ca = authority();
+    let (feed, source) = enmesh::tls::material::Fed::new();
+    let mesh = Mesh::builder().identity(source).dns(false).admin(([127, 0, 0, 1], 0).into()).build().unwrap();
+    let addr = mesh.admin_addr().unwrap();
+    let ready = async || {
+        let mut stream = TcpStream::connect(addr).await.unwrap();
+        let request = format!("GET /ready HTTP/1.1\r\nhost: {addr}\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        text
+    };
+    let until = async |what: &str| {
+        for _ in 0..200 {
+            let text = ready().await;
+            if text.contains(what) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("{what}: {}", ready().await);
+    };
+    until("none has come yet").await;
+    let wrong = enmesh::tls::material::Material { chain: Vec::new(), ..ca.issue(&id("web")).unwrap() };
+    feed.send(wrong).await.unwrap();
+    until("it is empty").await;
+    feed.send(ca.issue(&id("web")).unwrap()).await.unwrap();
+    until("200 OK").await;
+}

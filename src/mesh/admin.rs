@@ -5,6 +5,10 @@ use crate::admin::server::{self, Admin};
 use crate::error::Error;
 use crate::mesh::inspect::Inspection;
 use crate::mesh::services::Services;
+#[cfg(feature = "tls")]
+use crate::tls::renew::Alarm;
+#[cfg(feature = "tls")]
+use crate::tls::rotate::Identities;
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use tokio::net::TcpListener;
@@ -16,6 +20,9 @@ pub(crate) type Render = Arc<dyn Fn() -> String + Send + Sync>;
 pub(crate) struct Listening {
     pub(crate) addr: SocketAddr,
     pub(crate) run: futures::future::BoxFuture<'static, ()>,
+    /// What holds `/ready` up.
+    #[cfg(feature = "tls")]
+    pub(crate) readiness: Readiness,
     /// Held until the sources have told of this process's own service.
     pub(crate) first_update: Latch,
 }
@@ -39,6 +46,8 @@ pub(crate) fn listen(
     let addr = listener.local_addr().map_err(refused)?;
     let readiness = Readiness::default();
     let first_update = readiness.latch("the first word of the sources of this service's profile");
+    #[cfg(feature = "tls")]
+    let shown = readiness.clone();
     let mut admin = Admin::new(readiness).inspect(move || {
         let inspection = services.upgrade().map(|services| Inspection::of(&services.directory()));
         serde_json::to_value(inspection).unwrap_or_default()
@@ -49,5 +58,32 @@ pub(crate) fn listen(
     let run = Box::pin(async move {
         server::serve(listener, admin, std::future::pending()).await;
     });
-    Ok(Listening { addr, run, first_update })
+    Ok(Listening {
+        addr,
+        run,
+        #[cfg(feature = "tls")]
+        readiness: shown,
+        first_update,
+    })
 }
+
+/// Holds readiness up while this process has no valid certificate, and says why.
+#[cfg(feature = "tls")]
+pub(crate) async fn wait_for_identity(readiness: Readiness, identities: Identities) {
+    let mut held: Option<(String, Latch)> = None;
+    loop {
+        let status = identities.status();
+        let missing = (status.alarm == Alarm::Expired).then(|| {
+            format!("a valid certificate: {}", status.fault.as_deref().unwrap_or("none has come yet"))
+        });
+        if held.as_ref().map(|(reason, _)| reason) != missing.as_ref() {
+            // The next latch is there before the last one goes.
+            held = missing.map(|reason| (reason.clone(), readiness.latch(reason)));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// How often the certificate is looked at for readiness: as often as a kubelet asks at most.
+#[cfg(feature = "tls")]
+const LOOK: std::time::Duration = std::time::Duration::from_secs(1);

@@ -153,6 +153,8 @@ pub struct Directory {
     inbound: Arc<ArcSwap<Policy<()>>>,
     streams: Streams,
     generation: u64,
+    /// Whether the profile's sources have spoken of this process's own service, or cannot.
+    spoken: bool,
 }
 
 /// Streams that nobody reads yet.
@@ -176,9 +178,14 @@ impl Directory {
         let inbound = inbound_policy(&parts.metrics, silent, &parts.own, None)?;
         let inbound = Arc::new(ArcSwap::from_pointee(inbound));
         let (known, streams) = (BTreeMap::new(), Streams::default());
-        let mut this = Self { parts, known, inbound, streams, generation: 0 };
-        this.watch_profile(&own);
+        let mut this = Self { parts, known, inbound, streams, generation: 0, spoken: false };
+        this.spoken = this.watch_profile(&own);
         Ok(this)
+    }
+
+    /// Whether the first word of this process's own profile has come already: nobody need wait for it.
+    pub fn has_spoken(&self) -> bool {
+        self.spoken
     }
 
     /// The policy of requests that arrive: that of this process's own service.

@@ -281,6 +281,7 @@ impl Made {
         };
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         let ready = self.start_admin(admin, &runtime, &mut tasks)?;
+        let ready = if self.services.directory().has_spoken() { Box::new(()) } else { ready };
         let told = Arc::clone(&self.services.streams);
         tasks.spawn(&runtime, tasks::update(Arc::downgrade(&self.services), told, ready));
         if let Some(upkeep) = self.recording.upkeep() {
@@ -303,6 +304,11 @@ impl Made {
         // Set once: a mesh is started once.
         let _ = self.admin.set(listening.addr);
         tasks.spawn(runtime, listening.run);
+        #[cfg(feature = "tls")]
+        if let Some(identities) = &self.identities {
+            let waiting = crate::mesh::admin::wait_for_identity(listening.readiness, identities.clone());
+            tasks.spawn(runtime, waiting);
+        }
         Ok(Box::new(listening.first_update))
     }
 
