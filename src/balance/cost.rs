@@ -43,12 +43,27 @@ impl Latency {
         Self { secs: secs.abs(), stamp: word as u32, assumed: secs.is_sign_negative() }
     }
 
+    /// Whether it is 1: a share of everything.
+    #[inline(always)]
+    fn is_whole(self) -> bool {
+        self.secs.to_bits() == 1.0f32.to_bits()
+    }
+
     /// Milliseconds from its stamp to `now`; 0 if `now` is earlier.
     #[inline]
     fn age_ms(self, now: Moment) -> u32 {
         let age = now.millis().wrapping_sub(self.stamp);
         if age > u32::MAX / 2 { 0 } else { age }
     }
+}
+
+/// The bits of the word of waiting requests that count them.
+const COUNT_BITS: u32 = 20;
+
+/// One request that began at `start`, as it is added to the word of those that wait.
+#[inline]
+pub(crate) fn waiting_since(start: Moment) -> u64 {
+    (ticks(start) << COUNT_BITS) + 1
 }
 
 /// What a score is made of, as it was at one moment.
@@ -58,12 +73,39 @@ pub struct View {
     pub latency: Latency,
     /// The share that went well, as last judged.
     pub health: Latency,
-    /// Requests that wait for headers.
-    pub waiting: u32,
+    /// The word of those that wait for headers: in the low 20 bits how many, above them when they began, summed.
+    pub waiting: u64,
     /// Responses whose body is under way.
     pub streams: u32,
-    /// The ages of all that wait, summed, in ticks.
-    pub age_ticks: u64,
+}
+
+impl View {
+    /// How many wait for headers.
+    #[inline]
+    pub fn count(&self) -> u32 {
+        (self.waiting & ((1 << COUNT_BITS) - 1)) as u32
+    }
+
+    /// The ages of all that wait, summed, in ticks of 16 µs: exact modulo 2^44.
+    #[inline]
+    pub fn age_ticks(&self, now: Moment) -> u64 {
+        let began = self.waiting >> COUNT_BITS;
+        u64::from(self.count()).wrapping_mul(ticks(now)).wrapping_sub(began) & (u64::MAX >> COUNT_BITS)
+    }
+}
+
+/// A moment, cut up once for many scores.
+#[derive(Debug, Clone, Copy)]
+pub struct Glance {
+    now: Moment,
+    millis: u32,
+}
+
+impl From<Moment> for Glance {
+    #[inline]
+    fn from(now: Moment) -> Self {
+        Self { now, millis: now.millis() }
+    }
 }
 
 /// How a latency follows its samples.
@@ -93,25 +135,19 @@ pub enum Power {
 /// that hangs looks slow while it hangs.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Formula {
-    /// How the latency follows its samples.
-    pub estimator: Estimator,
-    /// How fast a latency is forgotten.
-    pub decay: Duration,
-    /// How long a latency stays before it begins to be forgotten.
-    pub grace: Duration,
-    /// How much latency counts.
-    pub power: Power,
+    estimator: Estimator,
+    power: Power,
+    /// How fast a latency is forgotten, in milliseconds.
+    decay_ms: f32,
+    /// How long a latency stays before it begins to be forgotten, in milliseconds.
+    grace_ms: u32,
 }
 
 impl Default for Formula {
     /// The crate's own: average, 20 s, half a second of grace, 5/4 (performance.md §2.2).
     fn default() -> Self {
-        Self {
-            estimator: Estimator::Average,
-            decay: Duration::from_secs(20),
-            grace: Duration::from_millis(500),
-            power: Power::FiveFourths,
-        }
+        let (decay, grace) = (Duration::from_secs(20), Duration::from_millis(500));
+        Self::new(Estimator::Average, Power::FiveFourths, decay, grace)
     }
 }
 
@@ -129,11 +165,18 @@ const LATENCY_MIN: f32 = 1e-6;
 const LATENCY_MAX: f32 = 3600.0;
 
 impl Formula {
+    /// A rule by which a latency is forgotten with time constant `decay` (at least 1 ms), once `grace` (at most
+    /// 24 days) is over.
+    pub fn new(estimator: Estimator, power: Power, decay: Duration, grace: Duration) -> Self {
+        let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX).min(u32::MAX / 2);
+        Self { estimator, power, decay_ms: (decay.as_secs_f32() * 1000.0).max(1.0), grace_ms }
+    }
+
     /// The latency after a sample of `secs`.
     #[inline]
     pub fn learn(&self, before: Latency, now: Moment, secs: f32) -> Latency {
         let secs = if secs.is_finite() { secs.clamp(LATENCY_MIN, LATENCY_MAX) } else { LATENCY_MAX };
-        let keep = (-(before.age_ms(now) as f32) / self.decay_ms()).exp();
+        let keep = (-(before.age_ms(now) as f32) / self.decay_ms).exp();
         let secs = match self.estimator {
             Estimator::Peak if secs > before.secs * keep => secs.max(before.secs * keep),
             Estimator::Peak => before.secs * keep + secs * (1.0 - keep),
@@ -147,18 +190,13 @@ impl Formula {
     }
 
     /// The latency as it counts now: it fades after the grace, so that an endpoint is tried again.
-    #[inline]
+    #[inline(never)]
     pub fn estimate(&self, latency: Latency, now: Moment) -> f32 {
         let age = latency.age_ms(now);
-        let grace = self.grace.as_millis() as u32;
-        if age <= grace {
+        if age <= self.grace_ms {
             return latency.secs;
         }
-        latency.secs * (-((age - grace) as f32) / self.decay_ms()).exp()
-    }
-
-    fn decay_ms(&self) -> f32 {
-        (self.decay.as_secs_f32() * 1000.0).max(1.0)
+        (latency.secs * (-((age - self.grace_ms) as f32) / self.decay_ms).exp()).max(LATENCY_MIN)
     }
 
     /// The health after one more request.
@@ -173,7 +211,7 @@ impl Formula {
     /// The health as it counts now: failures are forgiven with a time constant of 5 s.
     #[inline]
     pub fn forgiven(health: Latency, now: Moment) -> f32 {
-        if health.secs >= 1.0 {
+        if health.is_whole() {
             return 1.0;
         }
         1.0 - (1.0 - health.secs) * (-(health.age_ms(now) as f32) / FORGIVE_MS).exp()
@@ -185,43 +223,59 @@ impl Formula {
         count.secs * (-(count.age_ms(now) as f32) / FADE_MS).exp()
     }
 
-    /// The cost of one more request; finite and above 0.
+    /// How much latency counts.
     #[inline]
-    pub fn score(&self, view: &View, now: Moment) -> f32 {
-        self.weighed(view, now, 1.0)
+    pub fn power(&self) -> Power {
+        self.power
     }
 
-    /// The cost of one more request to an endpoint whose share is `1 / load_factor` of the usual one.
-    #[inline]
-    pub fn weighed(&self, view: &View, now: Moment, load_factor: f32) -> f32 {
-        let load = (view.waiting + view.streams) as f32 * load_factor + 1.0;
-        let mut cost = match self.power {
+    /// The cost of one more request; finite and above 0.
+    pub fn score(&self, view: &View, now: Moment) -> f32 {
+        self.weighed(self.power, view, now.into(), 1.0)
+    }
+
+    /// The cost of one more request to an endpoint whose share is `1 / load_factor` of the usual one. `power` is
+    /// [`Formula::power`], from where the compiler knows it.
+    ///
+    /// Runs for each candidate of each pick, so what is rare stands in functions of its own.
+    #[inline(always)]
+    pub fn weighed(&self, power: Power, view: &View, at: Glance, load_factor: f32) -> f32 {
+        let load = (view.count() + view.streams) as f32 * load_factor + 1.0;
+        let cost = match power {
             Power::None => load,
-            Power::One => self.alive(view, now) * load,
+            Power::One => self.present(view, at) * load,
             Power::FiveFourths => {
-                let latency = self.alive(view, now);
+                let latency = self.present(view, at);
                 latency * latency.sqrt().sqrt() * load
             }
         };
-        if view.health.secs < 1.0 {
-            let health = Self::forgiven(view.health, now).max(HEALTH_MIN);
-            cost = (cost + (1.0 - health)) / health;
-        }
-        cost
+        if view.health.is_whole() { cost } else { sickly(cost, view.health, at.now) }
     }
 
-    /// The latency, raised to what the mean age of the waiting requests shows: of exponential latencies that age
-    /// is about the latency itself, of constant ones half of it.
-    #[inline]
-    fn alive(&self, view: &View, now: Moment) -> f32 {
-        let latency = self.estimate(view.latency, now).max(LATENCY_MIN);
-        if view.waiting == 0 {
-            return latency;
+    /// The latency as it counts now, raised to what the mean age of the waiting requests shows: of exponential
+    /// latencies that age is about the latency itself, of constant ones half of it.
+    #[inline(always)]
+    fn present(&self, view: &View, at: Glance) -> f32 {
+        let mut latency = view.latency.secs;
+        if at.millis.wrapping_sub(view.latency.stamp) > self.grace_ms {
+            latency = self.estimate(view.latency, at.now);
         }
-        let count = view.waiting as f32;
-        let age = view.age_ticks as f32 * TICK_SECS / count;
-        if age > latency * (1.0 + 1.0 / count.sqrt()) { latency.max(2.0 * age) } else { latency }
+        if view.count() != 0 {
+            let count = view.count() as f32;
+            let age = view.age_ticks(at.now) as i64 as f32 * TICK_SECS;
+            if age > latency * (count + count.sqrt()) {
+                latency = 2.0 * age / count;
+            }
+        }
+        latency
     }
+}
+
+/// The cost, raised for what did not go well.
+#[cold]
+fn sickly(cost: f32, health: Latency, now: Moment) -> f32 {
+    let health = Formula::forgiven(health, now).max(HEALTH_MIN);
+    (cost + (1.0 - health)) / health
 }
 
 #[cfg(test)]
@@ -234,23 +288,18 @@ mod tests {
     }
 
     fn peak() -> Formula {
-        Formula {
-            estimator: Estimator::Peak,
-            decay: Duration::from_secs(10),
-            grace: Duration::ZERO,
-            power: Power::One,
-        }
+        Formula::new(Estimator::Peak, Power::One, Duration::from_secs(10), Duration::ZERO)
     }
 
     fn view(latency: Latency) -> View {
         let well = Latency { secs: 1.0, stamp: 0, assumed: false };
-        View { latency, health: well, waiting: 0, streams: 0, age_ticks: 0 }
+        View { latency, health: well, waiting: 0, streams: 0 }
     }
 
     /// The slow obvious model: the definition in 64 bits.
     fn model(formula: &Formula, samples: &[(f64, f64)], now: f64) -> f64 {
         let (mut value, mut stamp, mut assumed) = (0.03, 0.0, true);
-        let tau = formula.decay.as_secs_f64();
+        let tau = f64::from(formula.decay_ms) / 1000.0;
         for (time, sample) in samples {
             let keep = (-(time - stamp) / tau).exp();
             value = match formula.estimator {
@@ -261,7 +310,7 @@ mod tests {
             };
             (stamp, assumed) = (*time, false);
         }
-        value * (-((now - stamp - formula.grace.as_secs_f64()).max(0.0)) / tau).exp()
+        value * (-((now - stamp - f64::from(formula.grace_ms) / 1000.0).max(0.0)) / tau).exp()
     }
 
     proptest! {
@@ -290,7 +339,7 @@ mod tests {
         fn every_score_is_a_finite_number_above_zero(
             secs in prop_oneof![Just(0.0f32), Just(f32::INFINITY), Just(f32::NAN), Just(f32::MAX), 0.0f32..1e9],
             health in 0.0f32..=1.0, stamps in (any::<u32>(), any::<u32>()), now: u64,
-            waiting in 0u32..(1 << 20), streams in 0u32..(1 << 30), age_ticks in 0u64..(1 << 44),
+            waiting: u64, streams in 0u32..(1 << 30),
             scarcity in prop_oneof![Just(1.0f32), Just(1e-9), Just(1e9)], rule in 0u8..3,
         ) {
             let power = [Power::None, Power::One, Power::FiveFourths][usize::from(rule)];
@@ -299,8 +348,8 @@ mod tests {
             let before = Latency { secs: 0.01, stamp: stamps.0, assumed: false };
             let latency = formula.learn(before, now, secs);
             let health = Latency { secs: health, stamp: stamps.1, assumed: false };
-            let view = View { latency, health, waiting, streams, age_ticks };
-            let score = formula.weighed(&view, now, scarcity);
+            let view = View { latency, health, waiting, streams };
+            let score = formula.weighed(power, &view, now.into(), scarcity);
             prop_assert!(score.is_finite() && score > 0.0, "{}", score);
         }
 
@@ -336,7 +385,8 @@ mod tests {
     fn a_hanging_endpoint_looks_slow_while_it_hangs() {
         let formula = Formula::default();
         let latency = formula.learn(Latency::assumed(0.03, at(0.0)), at(0.0), 0.01);
-        let hung = |secs: f64| View { waiting: 3, age_ticks: (secs * 3.0 / 16e-6) as u64, ..view(latency) };
+        let waiting = waiting_since(at(0.0)) * 3;
+        let hung = |_: f64| View { waiting, ..view(latency) };
         let cost = |secs| formula.score(&hung(secs), at(secs));
         assert!(cost(0.005) < cost(0.1) && cost(0.1) < cost(1.0));
         assert!(cost(1.0) > 100.0 * formula.score(&view(latency), at(1.0)));

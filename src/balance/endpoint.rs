@@ -1,12 +1,8 @@
 //! Floor 2: what is known of one endpoint: 64 bytes of atomics, read and written by every thread without a lock.
 
-use crate::balance::cost::{Formula, Latency, View, ticks};
+use crate::balance::cost::{Formula, Latency, View, waiting_since};
 use crate::stdx::moment::Moment;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
-
-/// The low bits of `waiting` that count; the rest sum up when the counted requests began.
-const COUNT_BITS: u32 = 20;
-const COUNT_MASK: u64 = (1 << COUNT_BITS) - 1;
 
 /// What is known of one endpoint. Reading changes nothing.
 ///
@@ -87,13 +83,13 @@ impl Cell {
     /// A request was sent.
     #[inline]
     pub fn begin(&self, start: Moment) {
-        self.waiting.fetch_add((ticks(start) << COUNT_BITS) + 1, Relaxed);
+        self.waiting.fetch_add(waiting_since(start), Relaxed);
     }
 
     /// The response's headers came, or it is known that none will; `start` as it was given to [`Cell::begin`].
     #[inline]
     pub fn headers(&self, start: Moment) {
-        self.waiting.fetch_sub((ticks(start) << COUNT_BITS) + 1, Relaxed);
+        self.waiting.fetch_sub(waiting_since(start), Relaxed);
     }
 
     /// A response's body is under way.
@@ -109,9 +105,9 @@ impl Cell {
     }
 
     /// Requests in flight, to the end of their responses.
-    #[inline]
     pub fn in_flight(&self) -> u32 {
-        (self.waiting.load(Relaxed) & COUNT_MASK) as u32 + self.streams.load(Relaxed)
+        let view = self.view();
+        view.count() + view.streams
     }
 
     /// Learns a latency. Of many threads that learn at once one or two get through, which is enough for an average.
@@ -164,18 +160,13 @@ impl Cell {
     }
 
     /// All that a score is made of.
-    #[inline]
-    pub fn view(&self, now: Moment) -> View {
-        let waiting = self.waiting.load(Relaxed);
-        let count = waiting & COUNT_MASK;
-        let age =
-            count.wrapping_mul(ticks(now)).wrapping_sub(waiting >> COUNT_BITS) & (u64::MAX >> COUNT_BITS);
+    #[inline(always)]
+    pub fn view(&self) -> View {
         View {
             latency: Latency::unpack(self.latency.load(Relaxed)),
             health: Latency::unpack(self.health.load(Relaxed)),
-            waiting: count as u32,
+            waiting: self.waiting.load(Relaxed),
             streams: self.streams.load(Relaxed),
-            age_ticks: age,
         }
     }
 }
@@ -183,7 +174,7 @@ impl Cell {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::balance::cost::TICK_SECS;
+    use crate::balance::cost::ticks;
     use proptest::prelude::*;
 
     fn at(secs: f64) -> Moment {
@@ -200,9 +191,9 @@ mod tests {
         let cell = Cell::new(1, 0, at(0.0), 0.03);
         let formula = Formula::default();
         cell.learn(&formula, at(1.0), 0.5);
-        let once = formula.score(&cell.view(at(30.0)), at(30.0));
-        (0..100).for_each(|i| assert_eq!(cell.view(at(2.0 + f64::from(i))).waiting, 0));
-        assert_eq!(formula.score(&cell.view(at(30.0)), at(30.0)), once);
+        let once = formula.score(&cell.view(), at(30.0));
+        (0..100).for_each(|i| assert_eq!((i, cell.view().count()), (i, 0)));
+        assert_eq!(formula.score(&cell.view(), at(30.0)), once);
     }
 
     proptest! {
@@ -220,10 +211,9 @@ mod tests {
                 if ended { cell.headers(moment(*start)) } else { left.push(moment(*start)) }
             }
             let now = moment(20_000_000);
-            let view = cell.view(now);
+            let view = cell.view();
             let expected: u64 = left.iter().map(|start| ticks(now) - ticks(*start)).sum();
-            prop_assert_eq!((view.waiting as usize, view.age_ticks), (left.len(), expected));
-            prop_assert!(TICK_SECS > 0.0);
+            prop_assert_eq!((view.count() as usize, view.age_ticks(now)), (left.len(), expected));
         }
     }
 }

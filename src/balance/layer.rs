@@ -198,7 +198,7 @@ impl<S: Clone> Balance<S> {
             now,
             rng: &rules.rng,
             hash,
-            ring: ring.entries(),
+            ring: &ring,
             panic,
             avoid: |id| tried.contains(EndpointId(id)),
         };
@@ -290,7 +290,7 @@ impl<S> Snapshot<S> {
             latency: (!latency.assumed).then(|| Duration::from_secs_f32(latency.secs)),
             health: cell.health(now),
             in_flight: cell.in_flight(),
-            load: rules.formula.score(&cell.view(now), now),
+            load: rules.formula.score(&cell.view(), now),
             breaker: match bed {
                 None => BreakerState::Open,
                 Some(bed) if bed.probing => BreakerState::Probing,

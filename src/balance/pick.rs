@@ -1,8 +1,8 @@
 //! Floor 2: chooses the endpoint of one request.
 
-use crate::balance::cost::Formula;
+use crate::balance::cost::{Formula, Glance, Power};
 use crate::balance::hash::Table;
-use crate::balance::ring::Freed;
+use crate::balance::ring::Ring;
 use crate::balance::set::{Set, Slot, Tier};
 use crate::stdx::moment::Moment;
 use crate::stdx::rng::Rng;
@@ -17,6 +17,8 @@ const DRAWS_MAX: u32 = 16;
 pub const CHOICES_MAX: u8 = 10;
 /// What a far endpoint costs more than a near one of equal load (docs/balancing.md).
 const FAR_FACTOR: f32 = 2.0;
+/// What latency counts in [`Rule::Freed`]; its picker's formula must say the same.
+const OWN_POWER: Power = Power::FiveFourths;
 /// A new endpoint's share begins at a tenth, as Envoy's slow start has it.
 const SLOW_START_MIN: f32 = 0.1;
 
@@ -57,7 +59,7 @@ pub struct Ask<'a, F> {
     /// What is hashed.
     pub hash: Option<u64>,
     /// The endpoints that this thread recently saw freed.
-    pub ring: &'a [Freed],
+    pub ring: &'a Ring,
     /// Whether shut endpoints are used too, because too few are open.
     pub panic: bool,
     /// Which endpoints the request would rather not meet again.
@@ -179,17 +181,22 @@ impl Picker {
     /// One usable endpoint at random by weight, whatever its age.
     #[inline]
     fn explore<'s, T, F: Fn(u32) -> bool>(&self, tier: &'s Tier<T>, ask: &Ask<'_, F>) -> Option<&'s Slot<T>> {
-        for _ in 0..DRAWS_MAX {
-            let slot = tier.draw(ask.rng.next_u64())?;
-            if ask.allows(slot) {
-                return Some(slot);
-            }
-        }
-        None
+        self.explore_from(ask.rng.next_u64(), tier, ask)
+    }
+
+    /// The same, where one random number is there already.
+    #[inline(always)]
+    fn explore_from<'s, T, F: Fn(u32) -> bool>(
+        &self,
+        random: u64,
+        tier: &'s Tier<T>,
+        ask: &Ask<'_, F>,
+    ) -> Option<&'s Slot<T>> {
+        let slot = tier.draw(random)?;
+        if ask.allows(slot) { Some(slot) } else { self.explore_other(tier, ask, |_| false) }
     }
 
     /// One usable endpoint at random by weight that `again` does not know, as luck has it.
-    #[inline]
     fn explore_other<'s, T, F: Fn(u32) -> bool>(
         &self,
         tier: &'s Tier<T>,
@@ -213,27 +220,36 @@ impl Picker {
         (age / (window.as_secs_f32() * 1000.0).max(1.0)).clamp(SLOW_START_MIN, 1.0)
     }
 
+    /// The cheapest of so many random ones.
+    #[inline]
     fn choices<'s, T, F: Fn(u32) -> bool>(
         &self,
         tier: &'s Tier<T>,
         choices: usize,
         ask: &Ask<'_, F>,
     ) -> Option<&'s Slot<T>> {
-        let first = Entry { slot: self.explore(tier, ask)?, tier, factor: 1.0 };
+        let first = self.explore(tier, ask)?;
+        let mut contest = Contest::new(self, tier, ask.now);
+        if choices == 2 || tier.count() <= 2 {
+            let second = self.explore_other(tier, ask, |slot| std::ptr::eq(slot, first));
+            contest.enter_all(self.formula.power(), &[first, second.unwrap_or(first)], false);
+            return contest.end();
+        }
         let mut drawn = [first; CHOICES_MAX as usize];
         let mut count = 1;
         for _ in 1..choices.min(drawn.len()).min(tier.count() as usize) {
-            let again = |slot: &Slot<T>| drawn[..count].iter().any(|other| std::ptr::eq(other.slot, slot));
+            let again = |slot: &Slot<T>| drawn[..count].iter().any(|other| std::ptr::eq(*other, slot));
             let Some(slot) = self.explore_other(tier, ask, again) else { break };
-            drawn[count].slot = slot;
+            drawn[count] = slot;
             count += 1;
         }
-        let mut contest = Contest::new(self, ask.now);
-        contest.enter_all(&drawn[..count], false);
-        contest.end(tier)
+        contest.enter_all(self.formula.power(), &drawn[..count], false);
+        contest.end()
     }
 
     /// The cheapest of the recently freed and two random ones; of four random ones when none was freed.
+    ///
+    /// Of equals the one freed longest ago is taken, and one in five times one of the random ones.
     #[inline]
     fn freed<'s, T, F: Fn(u32) -> bool>(
         &self,
@@ -241,141 +257,171 @@ impl Picker {
         tier: &'s Tier<T>,
         ask: &Ask<'_, F>,
     ) -> Option<&'s Slot<T>> {
-        let mut contest = Contest::new(self, ask.now);
-        let random = ask.rng.next_u64();
-        let len = ask.ring.len();
-        // From a random place on, so that equals are equally likely.
-        let start = (((random >> 32) * len as u64) >> 32) as usize;
-        for freed in ask.ring[start..].iter().chain(&ask.ring[..start]) {
-            let found = set.get(freed.place).filter(|slot| slot.cell.id() == freed.id && slot.weight > 0);
-            if let (Some(slot), Some(home)) = (found, set.tier(freed.place))
-                && let Some(factor) = reach(tier, home).filter(|_| ask.allows(slot))
-            {
-                contest.enter(&Entry { slot, tier: home, factor }, false);
+        let mut contest = Contest::new(self, tier, ask.now);
+        let simple = contest.plain && set.tiers().len() == 1;
+        if simple {
+            for freed in ask.ring.entries() {
+                if let Some(slot) = tier.get(freed.place)
+                    && slot.cell.id() == freed.id
+                    && slot.weight > 0
+                    && ask.allows(slot)
+                {
+                    contest.enter_plain(OWN_POWER, slot, true);
+                }
             }
+        } else {
+            contest.enter_ring(set, ask);
         }
-        let first = Entry { slot: self.explore(tier, ask)?, tier, factor: 1.0 };
-        let second = self.other(set, tier, ask).unwrap_or(first);
-        // Two of so many: the explorers' part of the ties.
-        contest.enter_all(&[first, second], (random as u32 as usize) % (len + 2) < 2);
-        if contest.entered < 4 {
-            let more =
-                |entry: Entry<'s, T>| Entry { slot: self.explore(tier, ask).unwrap_or(entry.slot), ..first };
-            contest.enter_all(&[more(first), more(first)], false);
+        let random = ask.rng.next_u64();
+        let first = self.explore_from(random, tier, ask)?;
+        let second = match simple {
+            true => self.explore(tier, ask).unwrap_or(first),
+            false => contest.explore_far(set, ask).unwrap_or(first),
+        };
+        let none = contest.best.is_none();
+        contest.enter_all(OWN_POWER, &[first, second], random % 5 == 0);
+        if none {
+            let more = || self.explore(tier, ask).unwrap_or(first);
+            contest.enter_all(OWN_POWER, &[more(), more()], false);
         }
-        contest.end(tier)
-    }
-
-    /// A second explorer: of the far tier if there is one, so that load overflows to it, else of the same.
-    #[inline]
-    fn other<'s, T, F: Fn(u32) -> bool>(
-        &self,
-        set: &'s Set<T>,
-        tier: &'s Tier<T>,
-        ask: &Ask<'_, F>,
-    ) -> Option<Entry<'s, T>> {
-        let far =
-            set.tiers().find_map(|other| Some((other, reach(tier, other).filter(|factor| *factor > 1.0)?)));
-        let (tier, factor) = far.unwrap_or((tier, 1.0));
-        Some(Entry { slot: self.explore(tier, ask)?, tier, factor })
+        contest.end()
     }
 }
 
-/// What an endpoint of `other` costs more for a request of `tier`; `None` if it may not have it. Load overflows
-/// from the near zone to the far ones, and never to another priority.
-#[inline]
-fn reach<T>(tier: &Tier<T>, other: &Tier<T>) -> Option<f32> {
-    match (tier.rank(), other.rank()) {
-        (own, theirs) if own == theirs => Some(1.0),
-        (own, theirs) if own.priority == theirs.priority && theirs.far => Some(FAR_FACTOR),
-        _ => None,
-    }
+/// Whether load of `tier` may overflow to `other`: from the near zone to the far ones, never to another priority.
+fn is_overflow<T>(tier: &Tier<T>, other: &Tier<T>) -> bool {
+    let (own, theirs) = (tier.rank(), other.rank());
+    own.priority == theirs.priority && theirs.far && !own.far
 }
 
-/// An endpoint in a contest.
-struct Entry<'s, T> {
-    slot: &'s Slot<T>,
-    tier: &'s Tier<T>,
-    factor: f32,
-}
-
-impl<T> Clone for Entry<'_, T> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<T> Copy for Entry<'_, T> {}
-
-/// Endpoints compared by cost.
+/// Endpoints of one tier compared by cost, and far ones that its load may overflow to.
 struct Contest<'p, 's, T> {
     picker: &'p Picker,
+    tier: &'s Tier<T>,
+    /// Neither weights nor slow start matter.
+    plain: bool,
+    at: Glance,
     now: Moment,
     best: Option<&'s Slot<T>>,
     cost: f32,
-    /// The least latency of those that were measured.
-    known: f32,
-    entered: u32,
 }
 
 impl<'p, 's, T> Contest<'p, 's, T> {
     #[inline]
-    fn new(picker: &'p Picker, now: Moment) -> Self {
-        Self { picker, now, best: None, cost: f32::INFINITY, known: f32::INFINITY, entered: 0 }
+    fn new(picker: &'p Picker, tier: &'s Tier<T>, now: Moment) -> Self {
+        let plain = tier.is_even() && picker.slow_start.is_none();
+        Self { picker, tier, plain, at: now.into(), now, best: None, cost: f32::INFINITY }
     }
 
-    /// Enters those that were measured, then those that were not: they count as the best of the former, so that
-    /// a new endpoint is tried at once, and by one request at a time until it answers.
-    #[inline]
-    fn enter_all(&mut self, entries: &[Entry<'s, T>], ties: bool) {
+    /// Enters those that were measured, then those that were not.
+    #[inline(always)]
+    fn enter_all(&mut self, power: Power, slots: &[&'s Slot<T>], ties: bool) {
         let mut assumed = false;
-        for entry in entries {
-            if entry.slot.cell.latency().assumed {
+        for slot in slots {
+            if slot.cell.latency().assumed {
                 assumed = true;
+            } else if self.plain {
+                self.enter_plain(power, slot, ties);
             } else {
-                self.enter(entry, ties);
+                self.stand(slot, self.full_cost(slot, self.tier, None), ties);
             }
         }
         if assumed {
-            let entries = entries.iter().filter(|entry| entry.slot.cell.latency().assumed);
-            entries.for_each(|entry| self.enter(entry, ties || self.known < f32::INFINITY));
+            *self = self.with_assumed(slots, ties);
         }
     }
 
-    /// The cheapest.
-    #[inline]
-    fn end(self, tier: &Tier<T>) -> Option<&'s Slot<T>> {
-        if let (Some(best), false) = (self.best, tier.is_even()) {
-            best.cell.drawn(self.now);
+    /// Those that nobody measured count as fast as the best of those that somebody did, so that a new endpoint is
+    /// tried at once, and by one request at a time until it answers.
+    #[cold]
+    fn with_assumed(self, slots: &[&'s Slot<T>], ties: bool) -> Self {
+        let mut contest = self;
+        let known = self.best.map(|best| best.cell.latency().secs);
+        for slot in slots.iter().filter(|slot| slot.cell.latency().assumed) {
+            let cost = self.full_cost(slot, self.tier, known);
+            contest.stand(slot, cost, ties || known.is_some());
         }
-        self.best
+        contest
     }
 
-    #[inline]
-    fn enter(&mut self, entry: &Entry<'s, T>, ties: bool) {
-        let slot = entry.slot;
-        let mut view = slot.cell.view(self.now);
-        if !view.latency.assumed {
-            self.known = self.known.min(view.latency.secs);
-        } else if self.known < f32::INFINITY {
-            view.latency.secs = self.known;
+    /// Enters one where neither weights nor slow start matter.
+    #[inline(always)]
+    fn enter_plain(&mut self, power: Power, slot: &'s Slot<T>, ties: bool) {
+        let cost = self.picker.formula.weighed(power, &slot.cell.view(), self.at, 1.0);
+        self.stand(slot, cost, ties);
+    }
+
+    /// Enters the recently freed, those of farther tiers too if load may overflow there.
+    fn enter_ring<F: Fn(u32) -> bool>(&mut self, set: &'s Set<T>, ask: &Ask<'_, F>) {
+        for freed in ask.ring.entries() {
+            let home = set.tier(freed.place);
+            let near = home.is_some_and(|home| std::ptr::eq(home, self.tier));
+            let home = home.filter(|home| near || is_overflow(self.tier, home));
+            let slot = home.and_then(|home| home.get(freed.place)).filter(|slot| slot.cell.id() == freed.id);
+            if let (Some(home), Some(slot)) = (home, slot)
+                && slot.weight > 0
+                && ask.allows(slot)
+            {
+                let factor = if near { 1.0 } else { FAR_FACTOR };
+                self.stand(slot, self.full_cost(slot, home, None) * factor, true);
+            }
         }
-        let scarcity = entry.tier.scarcity(slot.weight);
-        let mut cost = self.picker.formula.weighed(&view, self.now, scarcity) * entry.factor;
-        if !entry.tier.is_even() {
-            // Neither the ring nor a latency knows weights, so what an endpoint got lately counts against its share.
-            cost *= (slot.cell.draws(self.now) + 1.0) * scarcity;
-        }
-        if self.picker.slow_start.is_some() {
-            cost /= self.picker.warmth(slot, self.now);
-        }
-        self.entered += 1;
+    }
+
+    /// A second explorer that looks further, so that load overflows where it is too much for the near ones: enters
+    /// a far one, or says another near one.
+    fn explore_far<F: Fn(u32) -> bool>(&mut self, set: &'s Set<T>, ask: &Ask<'_, F>) -> Option<&'s Slot<T>> {
+        let Some(far) = set.tiers().find(|other| is_overflow(self.tier, other)) else {
+            return self.picker.explore(self.tier, ask);
+        };
+        let slot = self.picker.explore(far, ask)?;
+        let known = self.best.map(|best| best.cell.latency().secs);
+        self.stand(slot, self.full_cost(slot, far, known) * FAR_FACTOR, false);
+        None
+    }
+
+    #[inline(always)]
+    fn stand(&mut self, slot: &'s Slot<T>, cost: f32, ties: bool) {
         if cost < self.cost || ties && cost <= self.cost {
             self.cost = cost;
             self.best = Some(slot);
         }
     }
+
+    /// The cost with all that may count; `known` stands for a latency that nobody measured.
+    #[cold]
+    fn full_cost(self, slot: &Slot<T>, tier: &Tier<T>, known: Option<f32>) -> f32 {
+        let mut view = slot.cell.view();
+        if let (Some(known), true) = (known, view.latency.assumed) {
+            view.latency.secs = known;
+        }
+        let scarcity = tier.scarcity(slot.weight);
+        let formula = &self.picker.formula;
+        let mut cost = formula.weighed(formula.power(), &view, self.at, scarcity);
+        if !tier.is_even() {
+            // Neither the ring nor a latency knows weights, so what an endpoint got lately counts against its share.
+            cost *= (slot.cell.draws(self.now) + 1.0) * scarcity;
+        }
+        cost / self.picker.warmth(slot, self.now)
+    }
+
+    /// The cheapest.
+    #[inline]
+    fn end(self) -> Option<&'s Slot<T>> {
+        if let (Some(best), false) = (self.best, self.tier.is_even()) {
+            best.cell.drawn(self.now);
+        }
+        self.best
+    }
 }
+
+impl<T> Clone for Contest<'_, '_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Contest<'_, '_, T> {}
 
 /// One at random by weight, of any number.
 fn by_weight<'s, T: 's, I: Iterator<Item = &'s Slot<T>>>(
@@ -396,11 +442,11 @@ fn by_weight<'s, T: 's, I: Iterator<Item = &'s Slot<T>>>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::balance::cost::{Estimator, Power};
+    use crate::balance::cost::Estimator;
     use crate::balance::endpoint::Cell;
     use crate::balance::hash::{HashRing, Hashed, mix};
     use crate::balance::maglev::Maglev;
-    use crate::balance::ring::Ring;
+    use crate::balance::ring::Freed;
     use crate::balance::set::{Place, Rank};
     use std::collections::BTreeMap;
 
@@ -432,13 +478,12 @@ mod tests {
             let mut places = Vec::new();
             for (id, (weight, rank)) in weights.iter().enumerate() {
                 let place = set.vacancy(*rank);
-                let cell = Arc::new(Cell::new(id as u32, mix(id as u64), Moment::default(), 0.01));
+                let cell = Arc::new(Cell::new(id as u32 + 1, mix(id as u64), Moment::default(), 0.01));
                 set.put(place, Slot { cell, weight: *weight, item: () });
                 places.push(place);
             }
             set.seal();
-            let peak =
-                Formula { power, estimator: Estimator::Peak, grace: Duration::ZERO, ..Formula::default() };
+            let peak = Formula::new(Estimator::Peak, power, Duration::from_secs(10), Duration::ZERO);
             let formula = if power == Power::FiveFourths { Formula::default() } else { peak };
             let picker = Picker { rule, formula, slow_start: None, overflow_below: 0.7 };
             Self { set, picker, ring: Ring::default(), rng: Rng::seeded(7), now: 1_000_000, places }
@@ -454,8 +499,9 @@ mod tests {
 
         fn pick(&self, hash: Option<u64>, panic: bool, avoid: impl Fn(u32) -> bool) -> Option<u32> {
             let now = Moment::from_micros(self.now);
-            let ask = Ask { now, rng: &self.rng, hash, ring: self.ring.entries(), panic, avoid };
-            self.picker.pick(&self.set, &ask).map(|slot| slot.cell.id())
+            let ask =
+                Ask { now, rng: &self.rng, hash, ring: &self.ring, panic, avoid: |id: u32| avoid(id - 1) };
+            self.picker.pick(&self.set, &ask).map(|slot| slot.cell.id() - 1)
         }
 
         /// One request after the other; how many each endpoint got.
@@ -469,7 +515,7 @@ mod tests {
                 self.now += 10_000;
                 self.cell(id as usize).headers(start);
                 self.cell(id as usize).learn(&self.picker.formula, Moment::from_micros(self.now), 0.01);
-                self.ring.push(Freed { place: self.places[id as usize], id });
+                self.ring.push(Freed { place: self.places[id as usize], id: id + 1 });
             }
             counts
         }
@@ -579,7 +625,7 @@ mod tests {
             // All but the last were measured, at 1 ms, far below the 30 ms assumed of a new one.
             for id in 0..3 {
                 world.cell(id).learn(&world.picker.formula, Moment::from_micros(world.now), 0.001);
-                world.ring.push(Freed { place: world.places[id], id: id as u32 });
+                world.ring.push(Freed { place: world.places[id], id: id as u32 + 1 });
             }
             let first = (0..100).position(|_| world.pick(None, false, |_| false) == Some(3));
             assert!(first.is_some_and(|tries| tries < 50), "{first:?}");
@@ -598,7 +644,7 @@ mod tests {
             world.now = 2_000_000_000;
             let mut set = world.set.clone();
             let born = Moment::from_micros(world.now);
-            let cell = Arc::new(Cell::new(9, 9, born, 0.03));
+            let cell = Arc::new(Cell::new(10, 9, born, 0.03));
             (0..4).for_each(|id| world.cell(id).learn(&world.picker.formula, born, 0.01));
             cell.learn(&world.picker.formula, born, 0.01);
             let place = set.vacancy(NEAR);

@@ -13,7 +13,6 @@ pub const RING_MAX: usize = 8;
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Ring {
     entries: [Freed; RING_MAX],
-    len: u8,
 }
 
 /// An endpoint and where it was.
@@ -21,7 +20,7 @@ pub struct Ring {
 pub struct Freed {
     /// Where it is, if it is still there.
     pub place: Place,
-    /// Its number, to tell.
+    /// Its number, to tell; 0 is no endpoint.
     pub id: u32,
 }
 
@@ -29,29 +28,20 @@ impl Ring {
     /// Puts an endpoint first, and forgets the oldest if there are too many.
     #[inline]
     pub fn push(&mut self, freed: Freed) {
-        let len = usize::from(self.len);
-        let found = self.entries[..len].iter().position(|entry| entry.id == freed.id);
-        let end = match found {
-            Some(index) => index,
-            None if len < RING_MAX => {
-                self.len += 1;
-                len
-            }
-            None => RING_MAX - 1,
-        };
-        self.entries.copy_within(..end, 1);
+        let known = self.entries.iter().position(|entry| entry.id == freed.id || entry.id == 0);
+        self.entries.copy_within(..known.unwrap_or(RING_MAX - 1), 1);
         self.entries[0] = freed;
     }
 
-    /// The endpoints, the latest first.
+    /// The entries, the latest first; number 0 in what is empty.
     #[inline]
-    pub fn entries(&self) -> &[Freed] {
-        &self.entries[..usize::from(self.len)]
+    pub fn entries(&self) -> &[Freed; RING_MAX] {
+        &self.entries
     }
 
     /// Forgets all.
     pub fn clear(&mut self) {
-        self.len = 0;
+        *self = Self::default();
     }
 }
 
@@ -63,7 +53,7 @@ mod tests {
     proptest! {
         /// The model: the distinct numbers from the back, at most so many.
         #[test]
-        fn the_ring_holds_the_latest_distinct(ids in proptest::collection::vec(0u32..20, 0..100)) {
+        fn the_ring_holds_the_latest_distinct(ids in proptest::collection::vec(1u32..20, 0..100)) {
             let mut ring = Ring::default();
             ids.iter().for_each(|id| ring.push(Freed { place: Place::default(), id: *id }));
             let mut expected: Vec<u32> = Vec::new();
@@ -72,6 +62,7 @@ mod tests {
                     expected.push(*id);
                 }
             }
+            expected.resize(RING_MAX, 0);
             let held: Vec<u32> = ring.entries().iter().map(|entry| entry.id).collect();
             prop_assert_eq!(held, expected);
         }

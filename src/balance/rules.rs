@@ -20,6 +20,10 @@ use std::sync::atomic::AtomicU64;
 const ASSUMED: Duration = Duration::from_millis(30);
 /// How fast peak EWMA forgets: 10 s, as Finagle and Linkerd have it.
 const PEAK_DECAY: Duration = Duration::from_secs(10);
+/// How fast the crate's own rule forgets: 20 s decided best in the simulations (performance.md §2.2).
+const OWN_DECAY: Duration = Duration::from_secs(20);
+/// How long it keeps what it learned: of endpoints in use nothing is forgotten.
+const OWN_GRACE: Duration = Duration::from_millis(500);
 /// Where a nearer tier begins to overflow: 70 % (100 / Envoy's 1.4).
 const OVERFLOW_PERCENT: u8 = 70;
 
@@ -133,24 +137,22 @@ fn tables<T>(set: &Set<T>, table: impl Fn(&[Hashed]) -> Table) -> Arc<[Table]> {
 }
 
 fn formula(settings: &BalancerSettings) -> Formula {
-    let peak = Formula {
-        estimator: Estimator::Peak,
-        decay: settings.decay.unwrap_or(PEAK_DECAY),
-        grace: Duration::ZERO,
-        power: Power::One,
+    let peak = |power| {
+        let decay = settings.decay.unwrap_or(PEAK_DECAY);
+        Formula::new(Estimator::Peak, power, decay, Duration::ZERO)
     };
     match settings.algorithm {
         None | Some(Algorithm::RecentlyFreed) => {
-            let own = Formula::default();
-            Formula { decay: settings.decay.unwrap_or(own.decay), ..own }
+            let decay = settings.decay.unwrap_or(OWN_DECAY);
+            Formula::new(Estimator::Average, Power::FiveFourths, decay, OWN_GRACE)
         }
-        Some(Algorithm::LeastRequest { .. }) => Formula { power: Power::None, ..peak },
+        Some(Algorithm::LeastRequest { .. }) => peak(Power::None),
         Some(
             Algorithm::PeakEwma
             | Algorithm::RoundRobin
             | Algorithm::Random
             | Algorithm::RingHash { .. }
             | Algorithm::Maglev { .. },
-        ) => peak,
+        ) => peak(Power::One),
     }
 }

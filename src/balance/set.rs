@@ -179,8 +179,7 @@ impl<T> Set<T> {
     /// The endpoint at `place`.
     #[inline]
     pub fn get(&self, place: Place) -> Option<&Slot<T>> {
-        let leaf = self.tiers.get(place.tier())?.leaves.get(place.leaf())?;
-        leaf.slots.get(place.slot())?.as_ref()
+        self.tiers.get(place.tier())?.get(place)
     }
 
     /// The tier that `place` is in.
@@ -296,6 +295,14 @@ impl<T> Tier<T> {
     #[inline]
     pub fn only(&self) -> Option<&Slot<T>> {
         if self.weights.count == 1 { self.at(0) } else { None }
+    }
+
+    /// The endpoint at `place`, if that is in this tier.
+    #[inline]
+    pub fn get(&self, place: Place) -> Option<&Slot<T>> {
+        // Of another tier it is beyond all leaves.
+        let leaf = (place.0 ^ ((self.index as u32) << 26)) >> 6;
+        self.leaves.get(leaf as usize)?.slots.get(place.slot())?.as_ref()
     }
 
     /// How near it is.

@@ -1,0 +1,188 @@
+//! What choosing an endpoint costs, alone and as a layer, from 10 to 10 000 endpoints, against tower's p2c with peak
+//! EWMA in the same run; and what one change of the endpoints costs.
+//!
+//! `cargo bench --bench balance -- --callgrind`
+
+#[path = "common/mod.rs"]
+mod common;
+
+use bytes::Bytes;
+use common::{Options, Row, measure, print};
+use enmesh::balance::cost::{Estimator, Formula, Power};
+use enmesh::balance::endpoint::Cell;
+use enmesh::balance::layer::Balance;
+use enmesh::balance::pick::{Ask, Picker, Rule};
+use enmesh::balance::ring::{Freed, Ring};
+use enmesh::balance::set::{Rank, Set, Slot};
+use enmesh::discover::endpoint::{Endpoint, EndpointSet};
+use enmesh::profile::settings::{Algorithm, BalancerSettings, BreakerSettings};
+use enmesh::stdx::moment::Moment;
+use enmesh::stdx::rng::Rng;
+use http::{Request, Response};
+use http_body_util::Empty;
+use std::convert::Infallible;
+use std::future::{Future, Ready, ready};
+use std::hint::black_box;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+use tower::Service;
+use tower::discover::ServiceList;
+use tower::load::{CompleteOnResponse, PeakEwma};
+
+const SIZES: [usize; 4] = [10, 100, 1_000, 10_000];
+
+#[derive(Debug, Clone)]
+struct Mock;
+
+impl Service<Request<()>> for Mock {
+    type Response = Response<Empty<Bytes>>;
+    type Error = Infallible;
+    type Future = Ready<Result<Response<Empty<Bytes>>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Request<()>) -> Self::Future {
+        ready(Ok(Response::new(Empty::new())))
+    }
+}
+
+fn address(index: usize) -> SocketAddr {
+    let [_, b, c, d] = (index as u32).to_be_bytes();
+    SocketAddr::from(([10, b, c, d], 80))
+}
+
+fn fleet(size: usize) -> EndpointSet {
+    EndpointSet::new((0..size).map(|index| Endpoint::new(address(index))))
+}
+
+/// One request through a service that is ready at once.
+fn send<S: Service<Request<()>>>(service: &mut S) {
+    let mut cx = Context::from_waker(Waker::noop());
+    while service.poll_ready(&mut cx).is_pending() {}
+    let mut future = pin!(service.call(Request::new(())));
+    while let Poll::Pending = future.as_mut().poll(&mut cx) {}
+}
+
+fn settings(algorithm: Algorithm) -> BalancerSettings {
+    BalancerSettings { algorithm: Some(algorithm), ..BalancerSettings::default() }
+}
+
+fn layer(size: usize, algorithm: Algorithm, breaker: Option<&BreakerSettings>) -> Balance<Mock> {
+    let balance = Balance::new("bench", &settings(algorithm), breaker, Rng::thread());
+    balance.update(&fleet(size), |_| Mock);
+    (0..size.max(100)).for_each(|_| send(&mut balance.clone()));
+    balance
+}
+
+/// The choice alone: no clock, no request, no completion.
+fn choice(size: usize, rule: Rule, formula: Formula) -> impl FnMut() {
+    let mut set = Set::default();
+    let mut ring = Ring::default();
+    let now = Moment::from_micros(10_000_000);
+    for index in 0..size {
+        let place = set.vacancy(Rank { priority: 0, far: false });
+        let cell = Cell::new(index as u32 + 1, index as u64, Moment::default(), 0.03);
+        cell.learn(&formula, now, 0.01 + index as f32 * 1e-6);
+        if index % 3 == 0 {
+            cell.begin(now);
+        }
+        set.put(place, Slot { cell: Arc::new(cell), weight: 1000, item: () });
+        ring.push(Freed { place, id: index as u32 + 1 });
+    }
+    set.seal();
+    let picker = Picker { rule, formula, slow_start: None, overflow_below: 0.7 };
+    let rng = Rng::thread();
+    move || {
+        let now = black_box(now);
+        let ask = Ask { now, rng: &rng, hash: None, ring: &ring, panic: false, avoid: |_: u32| false };
+        black_box(picker.pick(&set, &ask).map(|slot| slot.cell.id()));
+    }
+}
+
+fn choices(options: &Options) {
+    let peak = Formula::new(Estimator::Peak, Power::One, Duration::from_secs(10), Duration::ZERO);
+    let mut rows: Vec<Row> = Vec::new();
+    for size in SIZES {
+        let name = format!("peak EWMA of two, {size}");
+        if options.wants(&name) {
+            rows.extend(measure(options, &name, choice(size, Rule::Choices(2), peak)));
+        }
+    }
+    for size in SIZES {
+        let name = format!("recently freed, {size}");
+        if options.wants(&name) {
+            rows.extend(measure(options, &name, choice(size, Rule::Freed, Formula::default())));
+        }
+    }
+    print("The choice alone", "cargo bench --bench balance -- --callgrind", &rows);
+}
+
+fn layers(options: &Options) {
+    for size in SIZES {
+        let mut rows = Vec::new();
+        let name = format!("tower p2c, peak EWMA, {size}");
+        if options.wants(&name) {
+            let one = |_| {
+                let decay = Duration::from_secs(10).as_nanos() as f64;
+                PeakEwma::new(Mock, Duration::from_millis(30), decay, CompleteOnResponse::default())
+            };
+            let list = ServiceList::new((0..size).map(one).collect::<Vec<_>>());
+            let mut tower = tower::balance::p2c::Balance::new(list);
+            rows.extend(measure(options, &name, || send(&mut tower)));
+        }
+        for (what, algorithm) in [
+            ("peak EWMA", Algorithm::PeakEwma),
+            ("least request", Algorithm::LeastRequest { choices: 2 }),
+            ("round robin", Algorithm::RoundRobin),
+            ("recently freed", Algorithm::RecentlyFreed),
+        ] {
+            let name = format!("enmesh {what}, {size}");
+            if options.wants(&name) {
+                let balance = layer(size, algorithm, None);
+                rows.extend(measure(options, &name, || send(&mut balance.clone())));
+            }
+        }
+        let name = format!("enmesh recently freed and breaker, {size}");
+        if options.wants(&name) {
+            let balance = layer(size, Algorithm::RecentlyFreed, Some(&BreakerSettings::default()));
+            rows.extend(measure(options, &name, || send(&mut balance.clone())));
+        }
+        print("A request through the layer, to its end", "cargo bench --bench balance -- --callgrind", &rows);
+    }
+}
+
+fn changes(options: &Options) {
+    let mut rows = Vec::new();
+    for size in SIZES {
+        let name = format!("one put and removed of {size}");
+        if options.wants(&name) {
+            let balance = layer(size, Algorithm::RecentlyFreed, None);
+            let extra = Endpoint::new(address(1 << 20));
+            rows.extend(measure(options, &name, || {
+                balance.put(&extra, |_| Mock);
+                balance.remove(extra.addr);
+            }));
+        }
+    }
+    for size in SIZES {
+        let name = format!("the same {size} told again");
+        if options.wants(&name) {
+            let balance = layer(size, Algorithm::RecentlyFreed, None);
+            let fleet = fleet(size);
+            rows.extend(measure(options, &name, || balance.update(&fleet, |_| Mock)));
+        }
+    }
+    print("A change of the endpoints", "cargo bench --bench balance", &rows);
+}
+
+fn main() {
+    let options = Options::read();
+    choices(&options);
+    layers(&options);
+    changes(&options);
+}
