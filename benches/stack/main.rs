@@ -11,7 +11,7 @@ use enmesh::balance::layer::Balance;
 use enmesh::discover::endpoint::{Endpoint, EndpointSet};
 use enmesh::mesh::body::ReqBody;
 use enmesh::mesh::client::enter;
-use enmesh::mesh::stack::{self, AskAttempt, Backend};
+use enmesh::mesh::stack::{self, Backend};
 use enmesh::metrics::names::Direction;
 use enmesh::metrics::registry::Registry;
 use enmesh::metrics::set::MetricsSet;
@@ -20,7 +20,6 @@ use enmesh::profile::matching::{Condition, PathKind, PathMatch};
 use enmesh::profile::route::Route;
 use enmesh::profile::service::ServiceProfile;
 use enmesh::profile::settings::{BreakerSettings, Limit, RetryOn, RetrySettings, Timeouts};
-use enmesh::split::layer::Split;
 use enmesh::stdx::rng::Rng;
 use http::{Request, Response};
 use http_body_util::Empty;
@@ -116,7 +115,7 @@ fn enmesh_row(options: &Options, name: &str, routes: usize, endpoints: usize) ->
         return None;
     }
     let policy = policy(profile(routes), endpoints);
-    let stack = stack::around::<AskAttempt, _>(Rng::thread(), Split);
+    let stack = stack::outbound(Rng::thread());
     let path = format!("/api/r{}", routes - 1);
     let model = request(&path);
     measure(options, name, || {

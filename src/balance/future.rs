@@ -17,7 +17,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 use tokio::time::Sleep;
@@ -38,7 +38,7 @@ pub(crate) enum Pick<S> {
 pub struct BalanceFuture<S: Service<R>, R> {
     #[pin]
     state: State<S, R>,
-    classifier: Classifier,
+    classifier: Option<Arc<Classifier>>,
     /// The cookie that binds the caller to its endpoint; boxed, as few responses have one.
     cookie: Option<Box<HeaderValue>>,
 }
@@ -51,33 +51,39 @@ impl<S: Service<R>, R> fmt::Debug for BalanceFuture<S, R> {
 
 #[pin_project(project = Step)]
 enum State<S: Service<R>, R> {
-    /// Discovery has not answered.
-    Wait {
-        patience: Pin<Box<Sleep>>,
-        changed: Pin<Box<OwnedNotified>>,
-        balance: Balance<S>,
-        request: Option<R>,
-    },
-    /// The picked endpoint is not ready yet. `patience` is armed when it is first found so.
-    Ready {
-        service: S,
-        attempt: Option<(R, Ticket)>,
-        fail_fast: Duration,
-        patience: Option<Pin<Box<Sleep>>>,
-    },
     Call {
         #[pin]
         future: S::Future,
         ticket: Option<Ticket>,
     },
+    /// What few calls meet is in a box: all others then move a smaller future.
+    Wait(Box<Waiting<S, R>>),
+    Ready(Box<Unready<S, R>>),
     Failed(Option<Error>),
     Done,
+}
+
+/// Discovery has not answered.
+struct Waiting<S, R> {
+    patience: Pin<Box<Sleep>>,
+    changed: Pin<Box<OwnedNotified>>,
+    balance: Balance<S>,
+    request: Option<R>,
+}
+
+/// The picked endpoint is not ready yet. `patience` is armed when it is first found so.
+struct Unready<S, R> {
+    service: S,
+    attempt: Option<(R, Ticket)>,
+    fail_fast: Duration,
+    patience: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S, R, ResB> BalanceFuture<S, R>
 where
     R: MeshRequest,
     S: Service<R, Response = Response<ResB>> + Clone,
+    S::Error: Into<Error>,
 {
     #[inline]
     pub(crate) fn new(
@@ -86,10 +92,9 @@ where
         request: R,
         cookie: Option<Box<HeaderValue>>,
     ) -> Self {
-        let classifier =
-            request.route().map(|route| Classifier::clone(&route.classifier)).unwrap_or_default();
+        let classifier = request.route().map(|route| Arc::clone(&route.classifier));
         let state = match pick {
-            Pick::Sent(service, ticket) => State::ready(service, ticket, request, balance.fail_fast()),
+            Pick::Sent(service, ticket) => State::send(service, ticket, request, balance.fail_fast()),
             Pick::Refused(error) => State::Failed(Some(error)),
             Pick::Unknown => State::wait(balance, request),
         };
@@ -97,22 +102,47 @@ where
     }
 }
 
-impl<S: Service<R>, R> State<S, R> {
+impl<S, R> State<S, R>
+where
+    S: Service<R>,
+    S::Error: Into<Error>,
+{
+    /// Sends the request at once if the endpoint is ready, as all of this crate's are. One that is not is asked again by
+    /// the future, with a waker.
     #[inline]
-    fn ready(service: S, ticket: Ticket, request: R, fail_fast: Duration) -> Self {
-        Self::Ready { service, attempt: Some((request, ticket)), fail_fast, patience: None }
+    fn send(mut service: S, ticket: Ticket, request: R, fail_fast: Duration) -> Self {
+        match service.poll_ready(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(())) => Self::Call { future: service.call(request), ticket: Some(ticket) },
+            Poll::Ready(Err(error)) => {
+                let error = error.into();
+                ticket.settle(&Outcome::of_error(&error));
+                Self::Failed(Some(error))
+            }
+            Poll::Pending => Self::unready(service, ticket, request, fail_fast),
+        }
     }
 
+    #[cold]
+    fn unready(service: S, ticket: Ticket, request: R, fail_fast: Duration) -> Self {
+        Self::Ready(Box::new(Unready {
+            service,
+            attempt: Some((request, ticket)),
+            fail_fast,
+            patience: None,
+        }))
+    }
+
+    #[cold]
     fn wait(balance: &Balance<S>, request: R) -> Self {
         // Already told, so that the first poll looks again: an update may have come since the pick.
         let changed = Arc::new(Notify::new());
         changed.notify_one();
-        Self::Wait {
+        Self::Wait(Box::new(Waiting {
             patience: Box::pin(tokio::time::sleep(balance.fail_fast())),
             changed: Box::pin(changed.notified_owned()),
             balance: balance.clone(),
             request: Some(request),
-        }
+        }))
     }
 }
 
@@ -125,24 +155,27 @@ where
 {
     type Output = Result<Response<Served<ResB>>, Error>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         loop {
             let next = match this.state.as_mut().project() {
-                Step::Wait { patience, changed, balance, request } => {
+                Step::Wait(waiting) => {
+                    let Waiting { patience, changed, balance, request } = waiting.as_mut();
                     let found = match request {
                         Some(request) => ready!(poll_known(cx, (patience, changed), balance, request)),
                         None => Err(Error::Closed),
                     };
                     match (found, request.take()) {
                         (Ok((service, ticket)), Some(request)) => {
-                            State::ready(service, ticket, request, balance.fail_fast())
+                            State::send(service, ticket, request, balance.fail_fast())
                         }
                         (Err(error), _) => State::Failed(Some(error)),
                         (Ok(_), None) => State::Done,
                     }
                 }
-                Step::Ready { service, attempt, fail_fast, patience } => {
+                Step::Ready(unready) => {
+                    let Unready { service, attempt, fail_fast, patience } = unready.as_mut();
                     let ready = match service.poll_ready(cx) {
                         Poll::Ready(ready) => ready.map_err(Into::into),
                         Poll::Pending => Err(ready!(poll_patience(cx, patience, *fail_fast))),
@@ -162,7 +195,12 @@ where
                     let result = ready!(future.poll(cx)).map_err(Into::into);
                     let ticket = ticket.take();
                     this.state.set(State::Done);
-                    return Poll::Ready(finish(result, ticket, this.classifier, this.cookie.take()));
+                    return Poll::Ready(finish(
+                        result,
+                        ticket,
+                        this.classifier.as_deref(),
+                        this.cookie.take(),
+                    ));
                 }
                 Step::Failed(error) => {
                     let error = error.take().unwrap_or(Error::Closed);
@@ -212,13 +250,17 @@ fn poll_patience(
 fn finish<B: Body>(
     result: Result<Response<B>, Error>,
     ticket: Option<Ticket>,
-    classifier: &Classifier,
+    classifier: Option<&Classifier>,
     cookie: Option<Box<HeaderValue>>,
 ) -> Result<Response<Served<B>>, Error> {
     let Some(mut ticket) = ticket else { return Err(Error::Closed) };
     match result {
         Ok(mut response) => {
-            let head = classifier.head(response.status(), response.headers(), clock::wall_secs);
+            let (status, headers) = (response.status(), response.headers());
+            let head = match classifier {
+                Some(classifier) => classifier.head(status, headers, clock::wall_secs),
+                None => Classifier::default().head(status, headers, clock::wall_secs),
+            };
             ticket.head(clock::now(), head);
             if let Some(cookie) = cookie {
                 response.headers_mut().append(SET_COOKIE, *cookie);

@@ -1,11 +1,12 @@
 //! Floor 6: the client: finds a request's service and route, and gives it to the stack.
 
+use crate::balance::body::AskBody;
 use crate::error::{BoxError, Error};
 use crate::mesh::body::ReqBody;
 use crate::mesh::directory::Service as Destination;
 use crate::mesh::response::{ResBody, ResponseFuture};
 use crate::mesh::services::Services;
-use crate::mesh::stack::{self, AskAttempt, Outbound};
+use crate::mesh::stack::{self, Outbound};
 use crate::policy::call::{Call, CallOptions, CallScope, CallState};
 use crate::policy::compile::Policy;
 use crate::route::head::RequestHead;
@@ -21,7 +22,7 @@ use std::time::Duration;
 use tower_service::Service;
 
 /// The stack below a client's route.
-pub(crate) type ClientStack = Outbound<AskAttempt, Split>;
+pub(crate) type ClientStack = Outbound<AskBody, Split>;
 
 /// How long the first requests wait for a source to say whether it knows a service's profile: as long as a balancer
 /// waits for endpoints.

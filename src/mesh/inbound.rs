@@ -7,7 +7,7 @@ use crate::classify::respond::{Respond, RespondLayer};
 use crate::error::{BoxError, Error};
 use crate::mesh::client::enter;
 use crate::mesh::stack::{Plain, PlainLayer};
-use crate::metrics::layer::{Level, Meter, Metrics, MetricsLayer};
+use crate::metrics::layer::{Meter, Metrics, MetricsLayer};
 use crate::policy::call::Call;
 use crate::policy::compile::Policy;
 use crate::serve::http::Remote;
@@ -59,7 +59,7 @@ impl<S> Layer<S> for InboundLayer {
             .layer(RespondLayer)
             // writes what the rest read
             .layer_fn(|inner| Enter { inner, policy: Arc::clone(&policy) })
-            .layer(MetricsLayer::new(Level::Call))
+            .layer(MetricsLayer::default())
             .layer(PlainLayer)
             // below the metrics, so that what is refused is counted; last, so that it judges what the app sees
             .layer(authz)

@@ -26,7 +26,7 @@ use std::task::{Context, Poll, ready};
 use tower_service::Service;
 
 /// The body of an attempt, as the retries see it.
-type Attempt = Watched<Served<ResponseBody>, Meter>;
+type Attempt = Served<ResponseBody>;
 /// The body of a call.
 type Whole = Watched<RespondBody<TimedBody<Attempted<Attempt>>>, Meter>;
 type StackFuture = <ClientStack as Service<Call<ReqBody, Target>>>::Future;
@@ -141,7 +141,7 @@ fn info(body: &Whole, route: Arc<str>, latency: std::time::Duration) -> CallInfo
     let attempted = body.inner().inner().and_then(TimedBody::inner);
     let attempts = attempted.map_or(0, Attempted::attempts);
     let mut info = CallInfo::new(route, attempts, latency);
-    info.endpoint = attempted.and_then(|body| body.inner().inner().endpoint()).cloned();
+    info.endpoint = attempted.and_then(|body| body.inner().endpoint()).cloned();
     info
 }
 

@@ -1,11 +1,10 @@
 //! Floor 6: the whole client stack on one page, outermost first, and why each layer stands where it stands.
 
-use crate::balance::body::{AskBody, Served};
+use crate::balance::body::AskBody;
 use crate::balance::layer::Balance;
-use crate::classify::body::{Watch, Watched};
 use crate::error::Error;
-use crate::metrics::layer::{Level, Metrics, MetricsLayer};
-use crate::policy::call::{EndpointId, MeshRequest, ServedBy};
+use crate::metrics::layer::{Metrics, MetricsLayer};
+use crate::policy::call::MeshRequest;
 use crate::retry::layer::{Retry, RetryLayer};
 use crate::route::layer::{Act, ActLayer};
 use crate::split::layer::Split;
@@ -18,7 +17,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 /// What a request meets after it has met its route.
-pub type Outbound<W, S> = Metrics<Act<Timeout<Retry<Metrics<S>, W>>>>;
+pub type Outbound<W, S> = Metrics<Act<Timeout<Retry<S, W>>>>;
 
 /// What one replica is: its connections, below the timer of an attempt.
 pub type Replica<C> = Attempt<Plain<C>>;
@@ -29,33 +28,21 @@ pub type Backend<C> = Balance<Replica<C>>;
 /// The stack of [`Mesh::client`](crate::mesh::client) over connections `C`; `Call<B, Backend<C>>` in.
 ///
 /// *route* is above all of it, since it writes what the rest read (`mesh/client.rs`).
-pub fn outbound(rng: Rng) -> Outbound<AskAttempt, Split> {
+pub fn outbound(rng: Rng) -> Outbound<AskBody, Split> {
     around(rng, Split)
-}
-
-/// Asks the body of an attempt's response who served it, below the watch of its metrics.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct AskAttempt;
-
-impl<B, W: Watch> ServedBy<Watched<Served<B>, W>> for AskAttempt {
-    fn served_by(body: &Watched<Served<B>, W>) -> Option<EndpointId> {
-        AskBody::served_by(body.inner())
-    }
 }
 
 /// The stack around any service that a call can be given to.
 pub fn around<W, S>(rng: Rng, inner: S) -> Outbound<W, S> {
     ServiceBuilder::new()
         // above the timeout, so that a deadline shows as one
-        .layer(MetricsLayer::new(Level::Call))
+        .layer(MetricsLayer::default())
         // below the metrics, so that what a route answers by itself is counted
         .layer(ActLayer)
         // above the retries, because it is for all attempts together
         .layer(TimeoutLayer::request())
         // above split and balance, so that another attempt may go elsewhere
         .layer(RetryLayer::by_route(rng))
-        // below the retries, so that each attempt counts
-        .layer(MetricsLayer::new(Level::Attempt))
         // chooses the backend; below it stands one balancer per backend, not per route
         .service(inner)
 }
@@ -102,6 +89,7 @@ where
         self.inner.poll_ready(cx)
     }
 
+    #[inline]
     fn call(&mut self, request: R) -> S::Future {
         self.inner.call(request.into_http())
     }

@@ -1,4 +1,4 @@
-//! Floor 4: counts each call or attempt from its beginning to the end of its response's body.
+//! Floor 4: counts each call from its beginning to the end of its response's body.
 
 use crate::classify::body::{End, Watch, Watched};
 use crate::classify::classifier::{Classifier, Head, trailers};
@@ -17,28 +17,14 @@ use std::task::{Context, Poll, ready};
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// Whether a layer counts calls (outside retries) or attempts (inside).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Level {
-    /// Calls: `route_*`.
-    Call,
-    /// Attempts: `route_actual_*`.
-    Attempt,
-}
-
-/// Counts by the route's handles; requests that met no route count by `own`, if given.
-#[derive(Debug, Clone)]
+/// Counts calls by their route's handles, and of each its last attempt; the attempts before it are counted where they are
+/// given up, by the retries below. Requests that met no route count by `own`, if given.
+#[derive(Debug, Clone, Default)]
 pub struct MetricsLayer {
-    level: Level,
     own: Option<Arc<RouteMetrics>>,
 }
 
 impl MetricsLayer {
-    /// Counts `level` by the handles of each request's route.
-    pub fn new(level: Level) -> Self {
-        Self { level, own: None }
-    }
-
     /// Counts plain requests by `own`.
     #[must_use]
     pub fn with_own(mut self, own: Arc<RouteMetrics>) -> Self {
@@ -78,46 +64,34 @@ where
         self.inner.poll_ready(cx).map_err(Into::into)
     }
 
+    #[inline]
     fn call(&mut self, request: R) -> Self::Future {
         let route = request.route();
         let metrics = route.map(|route| &route.metrics).or(self.layer.own.as_ref());
         let meter = metrics.map(|metrics| {
-            let started = match (self.layer.level, request.state()) {
-                (Level::Call, Some(state)) => Some(state.started),
-                (Level::Call, None) => Some(clock::now()),
-                (Level::Attempt, _) => None,
-            };
-            Meter::begin(self.layer.level, metrics, started, route.map(|route| &route.classifier))
+            let started = request.state().map_or_else(clock::now, |state| state.started);
+            Meter::begin(metrics, started, route.map(|route| &route.classifier))
         });
         MetricsFuture { inner: self.inner.call(request), meter }
     }
 }
 
-/// What one call or attempt counts when it ends. Dropped without an end, it counts as cancelled.
+/// What one call counts when it ends. Dropped without an end, it counts as cancelled.
 #[derive(Debug)]
 pub struct Meter {
-    level: Level,
     metrics: Arc<RouteMetrics>,
     classifier: Option<Arc<Classifier>>,
-    /// For calls: their beginning, until the latency is recorded.
+    /// The beginning, until the latency is recorded.
     started: Option<Instant>,
     status: Option<u16>,
     head: Head,
 }
 
 impl Meter {
-    fn begin(
-        level: Level,
-        metrics: &Arc<RouteMetrics>,
-        started: Option<Instant>,
-        classifier: Option<&Arc<Classifier>>,
-    ) -> Self {
-        match level {
-            Level::Call => metrics.begin(),
-            Level::Attempt => metrics.begin_attempt(),
-        }
-        let classifier = classifier.cloned();
-        Self { level, metrics: Arc::clone(metrics), classifier, started, status: None, head: DROPPED }
+    fn begin(metrics: &Arc<RouteMetrics>, started: Instant, classifier: Option<&Arc<Classifier>>) -> Self {
+        metrics.begin();
+        let (classifier, started) = (classifier.cloned(), Some(started));
+        Self { metrics: Arc::clone(metrics), classifier, started, status: None, head: DROPPED }
     }
 
     fn judge<B>(&mut self, response: &Response<B>) {
@@ -131,10 +105,7 @@ impl Meter {
 
     fn settle(mut self, outcome: &Outcome) {
         self.record_latency();
-        match self.level {
-            Level::Call => self.metrics.end(self.status, outcome),
-            Level::Attempt => self.metrics.end_attempt(self.status, outcome),
-        }
+        self.metrics.end(self.status, outcome);
     }
 
     fn record_latency(&mut self) {
@@ -178,6 +149,7 @@ where
 {
     type Output = Result<Response<Watched<B, Meter>>, Error>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let result = ready!(this.inner.poll(cx)).map_err(Into::into);
@@ -228,7 +200,7 @@ mod tests {
             let response = Response::builder().status(status).body(Full::<Bytes>::from("x"));
             response.map_err(|error| Error::Inner(error.into()))
         });
-        let service = MetricsLayer::new(Level::Call).with_own(Arc::clone(metrics)).layer(inner);
+        let service = MetricsLayer::default().with_own(Arc::clone(metrics)).layer(inner);
         let response = service.oneshot(Request::new(())).await.unwrap();
         if read {
             response.into_body().collect().await.unwrap();
@@ -243,12 +215,12 @@ mod tests {
         call(&metrics, 503, true).await;
         let refuse =
             tower::service_fn(|_: Request<()>| async { Err::<Response<Full<Bytes>>, _>(Error::Closed) });
-        let service = MetricsLayer::new(Level::Call).with_own(Arc::clone(&metrics)).layer(refuse);
+        let service = MetricsLayer::default().with_own(Arc::clone(&metrics)).layer(refuse);
         assert!(service.oneshot(Request::new(())).await.is_err());
         let hang = tower::service_fn(|_: Request<()>| {
             std::future::pending::<Result<Response<Full<Bytes>>, Error>>()
         });
-        let mut service = MetricsLayer::new(Level::Call).with_own(Arc::clone(&metrics)).layer(hang);
+        let mut service = MetricsLayer::default().with_own(Arc::clone(&metrics)).layer(hang);
         drop(service.call(Request::new(())));
         let read = metrics.read();
         assert_eq!((read.requests, read.successes, read.failures, read.cancelled), (5, 2, 2, 1));

@@ -77,11 +77,12 @@ impl RouteMetrics {
         self.stat.read()
     }
 
-    /// A call began.
+    /// A call began, and with it its first attempt.
     #[inline]
     pub fn begin(&self) {
         self.requests.increment(1);
         self.stat.begin();
+        self.begin_attempt();
     }
 
     /// Its response's first frame, or its end, came after `latency`.
@@ -91,28 +92,39 @@ impl RouteMetrics {
         self.stat.latency(latency);
     }
 
-    /// It ended; `status` is that of its response, if there was one.
+    /// It ended, and with it its last attempt; `status` is that of its response, if there was one.
     #[inline]
     pub fn end(&self, status: Option<u16>, outcome: &Outcome) {
         self.stat.end(outcome);
         if outcome.verdict != Verdict::Cancelled {
             self.responses.increment(Ending::new(status, outcome));
         }
+        self.end_attempt(status, outcome);
     }
 
-    /// An attempt began.
+    /// An attempt ended and another begins.
+    pub fn retried(&self, status: Option<u16>, outcome: &Outcome) {
+        self.end_attempt(status, outcome);
+        self.begin_attempt();
+    }
+
+    /// One more attempt began beside or after others.
     #[inline]
     pub fn begin_attempt(&self) {
-        self.actual_requests.increment(1);
-        self.stat.begin_attempt();
+        if self.direction == Direction::Outbound {
+            self.actual_requests.increment(1);
+            self.stat.begin_attempt();
+        }
     }
 
-    /// An attempt ended.
+    /// One of several attempts ended.
     #[inline]
     pub fn end_attempt(&self, status: Option<u16>, outcome: &Outcome) {
-        self.stat.end_attempt(outcome);
-        if outcome.verdict != Verdict::Cancelled {
-            self.actual_responses.increment(Ending::new(status, outcome));
+        if self.direction == Direction::Outbound {
+            self.stat.end_attempt(outcome);
+            if outcome.verdict != Verdict::Cancelled {
+                self.actual_responses.increment(Ending::new(status, outcome));
+            }
         }
     }
 

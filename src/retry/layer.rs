@@ -263,6 +263,10 @@ impl<S, R: MeshRequest> Again<S, R> {
         let Some(body) = self.keep.as_ref().and_then(Keep::again) else {
             return ControlFlow::Break(self.give_up(number, Why::Body, end));
         };
+        if let Some(route) = self.head.route() {
+            let status = end.as_ref().ok().map(|response| response.status().as_u16());
+            route.metrics.retried(status, &outcome);
+        }
         if let (Some(state), Ok(response)) = (self.head.state_mut(), &end)
             && let Some(id) = W::served_by(response.body().inner())
         {
@@ -311,8 +315,8 @@ impl<S, R: MeshRequest> Again<S, R> {
 enum Stage<B, ResB: Body> {
     /// An attempt is under way.
     Attempt,
-    /// Its response came, and its trailers may follow.
-    Peek(End<ResB>, Outcome),
+    /// Its response came, and its trailers may follow. In a box, since most calls never come here.
+    Peek(Box<(End<ResB>, Outcome)>),
     /// The next attempt's body waits for the backoff to end.
     Wait(Replay<B>, Option<Pin<Box<Sleep>>>),
 }
@@ -384,17 +388,17 @@ where
                     match again.judge(&end) {
                         Judgement::Done(outcome) => (outcome, end),
                         Judgement::Peek(outcome) => {
-                            *this.stage = Stage::Peek(end, outcome);
+                            *this.stage = Stage::Peek(Box::new((end, outcome)));
                             continue;
                         }
                     }
                 }
-                Stage::Peek(end, outcome) => {
-                    if let Ok(response) = end {
+                Stage::Peek(peeked) => {
+                    if let Ok(response) = &mut peeked.0 {
                         ready!(response.body_mut().poll_peek(cx));
                     }
-                    let outcome = *outcome;
-                    let Stage::Peek(end, _) = std::mem::replace(this.stage, Stage::Attempt) else { continue };
+                    let Stage::Peek(peeked) = std::mem::replace(this.stage, Stage::Attempt) else { continue };
+                    let (end, outcome) = *peeked;
                     let found = end.as_ref().ok().and_then(|response| response.body().trailers());
                     (trailers(outcome, found), end)
                 }

@@ -48,6 +48,7 @@ where
         self.inner.poll_ready(cx).map_err(Into::into)
     }
 
+    #[inline]
     fn call(&mut self, mut request: R) -> Self::Future {
         if let Some(answer) = request.route().and_then(|route| route.answer.as_ref()) {
             return ActFuture::Answered(Some(answered(answer, &request)));
@@ -121,6 +122,7 @@ where
 {
     type Output = Result<Response<RespondBody<B>>, Error>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project() {
             Step::Answered(response) => Poll::Ready(response.take().ok_or(Error::Closed)),

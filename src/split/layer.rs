@@ -2,18 +2,19 @@
 
 use crate::error::Error;
 use crate::policy::call::Call;
-use futures::future::Either;
 use http::Response;
-use std::future::{Ready, ready};
+use pin_project::pin_project;
+use std::future::Future;
+use std::pin::Pin;
 use std::task::{Context, Poll};
 use tower_service::Service;
 
 /// Sends a [`Call`] to one of its route's backends. The innermost layer that knows of routes; below it, each
 /// backend balances for itself. It chooses anew for each attempt, so that a retry may leave a bad backend.
 ///
-/// A backend must wait inside its calls and not in `poll_ready`, as a [`Balance`](crate::balance::layer::Balance) does:
-/// which backend is asked is not known before the call, and holding the request until it is ready would cost every call
-/// two moves of it.
+/// A backend must wait inside its calls and not in `poll_ready`, as a [`Balance`](crate::balance::layer::Balance)
+/// does: which backend is asked is not known before the call, and holding the request until it is ready would cost
+/// every call two moves of it.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Split;
 
@@ -23,19 +24,45 @@ where
 {
     type Response = Response<ResB>;
     type Error = Error;
-    type Future = Either<T::Future, Ready<Result<Response<ResB>, Error>>>;
+    type Future = SplitFuture<T::Future>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
         Poll::Ready(Ok(()))
     }
 
+    #[inline]
     fn call(&mut self, call: Call<B, T>) -> Self::Future {
         match call.scope.entry.backend() {
             Ok(backend) => {
                 let mut backend = backend.clone();
-                Either::Left(backend.call(call))
+                SplitFuture::Sent(backend.call(call))
             }
-            Err(error) => Either::Right(ready(Err(error))),
+            Err(error) => SplitFuture::Failed(Some(error)),
+        }
+    }
+}
+
+/// The future of [`Split`].
+#[pin_project(project = Step)]
+#[derive(Debug)]
+pub enum SplitFuture<F> {
+    /// A backend was asked.
+    Sent(#[pin] F),
+    /// There was none to ask.
+    Failed(Option<Error>),
+}
+
+impl<F, T> Future for SplitFuture<F>
+where
+    F: Future<Output = Result<T, Error>>,
+{
+    type Output = F::Output;
+
+    #[inline]
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        match self.project() {
+            Step::Sent(inner) => inner.poll(cx),
+            Step::Failed(error) => Poll::Ready(Err(error.take().unwrap_or(Error::Closed))),
         }
     }
 }

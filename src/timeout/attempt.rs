@@ -67,6 +67,7 @@ where
         self.inner.poll_ready(cx).map_err(Into::into)
     }
 
+    #[inline]
     fn call(&mut self, request: R) -> Self::Future {
         let bound = self.layer.bound(&request);
         Timed::new(self.inner.call(request), bound)

@@ -82,6 +82,7 @@ where
         self.inner.poll_ready(cx).map_err(Into::into)
     }
 
+    #[inline]
     fn call(&mut self, request: R) -> Self::Future {
         let (head, limits) = self.layer.bounds(&request);
         TimeoutFuture { inner: Timed::new(self.inner.call(request), head), limits }
@@ -106,6 +107,7 @@ where
 {
     type Output = Result<Response<TimedBody<B>>, Error>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let response = ready!(this.inner.poll(cx))?;
