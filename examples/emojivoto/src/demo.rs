@@ -4,7 +4,7 @@
 use crate::args;
 use crate::bot::Bot;
 use crate::emoji::Emojis;
-use crate::mesh::Mesh;
+use crate::mesh::{self, Mesh, Mode, Surroundings};
 use crate::proto::emoji_service_server::EmojiServiceServer;
 use crate::proto::voting_service_server::VotingServiceServer;
 use crate::screen::Screen;
@@ -183,14 +183,15 @@ impl Running {
         dir: &RunDir,
         endpoints: &BTreeMap<&'static str, Vec<SocketAddr>>,
     ) -> Result<Self, String> {
-        let mesh = |name: &str| Mesh::new(name, profiles, &dir.endpoints(), DRAIN);
+        let (authority, directory) = (mesh::authority()?, dir.endpoints());
+        let here = Surroundings { profiles, endpoints: &directory, drain: DRAIN, authority: &authority };
         let mut tasks = JoinSet::new();
         let mut serve = |mesh: &Mesh, listener, app| {
             let mesh = mesh.clone();
             tasks.spawn(async move { mesh.serve(listener, app).await });
         };
 
-        let emoji = mesh(EMOJI)?;
+        let emoji = here.mesh(EMOJI, "emoji", Mode::Strict)?;
         serve(&emoji, listeners.emoji, Routes::new(EmojiServiceServer::new(Emojis)).into_axum_router());
 
         // The replicas count together, so that the leaderboard does not depend on which of them is asked.
@@ -202,17 +203,18 @@ impl Running {
             let (poll, rng, metrics) = (poll.clone(), Rng::thread(), Registry::global());
             let service = Voting { poll, failure_rate: demo.failure_rate, delay, rng, metrics };
             let label = endpoints[VOTING][i].to_string() + if slow { " slow" } else { "" };
-            let replica = Replica { label, mesh: mesh(VOTING)? };
+            let replica = Replica { label, mesh: here.mesh(VOTING, "voting", Mode::Strict)? };
             serve(&replica.mesh, listener, Routes::new(VotingServiceServer::new(service)).into_axum_router());
             voting.push(replica);
         }
 
-        let web = mesh(WEB)?;
+        // Browsers have no certificate of this mesh.
+        let web = here.mesh(WEB, "web", Mode::Permissive)?;
         let page =
             Page { message: std::env::var("MESSAGE_OF_THE_DAY").unwrap_or_default(), ..Page::default() };
         serve(&web, listeners.web, web::router(web.service(EMOJI)?, web.service(VOTING)?, page));
 
-        let bot = mesh(BOT)?;
+        let bot = here.mesh(BOT, "vote-bot", Mode::Strict)?;
         if let Some(rate) = demo.rate {
             let web = WEB.to_owned();
             let bot =
@@ -302,14 +304,14 @@ fn profiles(asked: Option<&Path>, dir: &RunDir) -> Result<PathBuf, String> {
 
 fn write_endpoints(dir: &RunDir, services: &BTreeMap<&'static str, Vec<SocketAddr>>) -> Result<(), String> {
     for (service, addrs) in services {
-        let mut text =
-            format!("apiVersion: enmesh.dev/v1\nkind: Endpoints\nmetadata:\n  name: {service}\nspec:\n");
-        text += "  endpoints:\n";
+        let account = service.split('-').next().unwrap_or(service);
+        let identity = mesh::identity(account);
+        let mut text = format!("apiVersion: enmesh.dev/v1\nkind: Endpoints\nmetadata:\n  name: {service}\n");
+        text += "spec:\n  endpoints:\n";
         for addr in addrs {
-            text += &format!("  - address: {addr}\n");
+            text += &format!("  - address: {addr}\n    identity: {identity}\n");
         }
-        let file = format!("{}.yaml", service.split('.').next().unwrap_or(service));
-        let path = dir.endpoints().join(file);
+        let path = dir.endpoints().join(format!("{account}.yaml"));
         std::fs::write(&path, text)
             .map_err(|error| format!("{} cannot be written: {error}", path.display()))?;
     }
@@ -322,6 +324,7 @@ fn notes(profiles: &Path, dir: &RunDir) -> Vec<(&'static str, String)> {
     vec![
         ("profiles", format!("{}: edit one, and the next request follows", shown.display())),
         ("endpoints", dir.endpoints().display().to_string()),
+        ("identity", "all services speak mutual TLS, by an authority of this run alone".to_owned()),
         ("Ctrl-C", "finishes the requests in flight and ends".to_owned()),
     ]
 }

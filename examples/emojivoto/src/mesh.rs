@@ -5,7 +5,12 @@ use enmesh::metrics::names::Direction;
 use enmesh::metrics::registry::Registry;
 use enmesh::metrics::stat::Reading;
 use enmesh::serve::settings::ServeSettings;
+use enmesh::stdx::rng::Rng;
+use enmesh::tls::authority::{Authority, AuthoritySettings};
+use enmesh::tls::renew::RenewalSettings;
 use enmesh::{MeshBuilder, ReqBody};
+
+pub use enmesh::tls::acceptor::Mode;
 use http::{HeaderValue, Request, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use std::collections::BTreeSet;
@@ -14,6 +19,8 @@ use std::path::Path;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tower::Layer;
+
+const TRUST_DOMAIN: &str = "emojivoto.example";
 
 /// A transport for generated gRPC clients. The mesh's own errors become gRPC statuses.
 pub type Client = Respond<enmesh::Client>;
@@ -36,15 +43,44 @@ pub struct RouteTotal {
     pub reading: Reading,
 }
 
-impl Mesh {
-    /// The mesh of the service called `name`, which reads profiles and endpoints from watched directories.
-    pub fn new(name: &str, profiles: &Path, endpoints: &Path, drain: Duration) -> Result<Self, String> {
-        let mut serving = ServeSettings::default();
-        serving.drain = drain;
-        let builder = enmesh::Mesh::builder().profiles_dir(profiles).endpoints_dir(endpoints).dns(false);
-        build(builder.name(name).serving(serving))
-    }
+/// What the meshes of one demo have in common.
+pub struct Surroundings<'a> {
+    /// A directory of profiles.
+    pub profiles: &'a Path,
+    /// A directory of endpoints.
+    pub endpoints: &'a Path,
+    /// How long requests in flight may take to end.
+    pub drain: Duration,
+    /// Who vouches for the services.
+    pub authority: &'a Authority,
+}
 
+impl Surroundings<'_> {
+    /// The mesh of the service called `name`, whose identity is that of the service account `account`. It serves what
+    /// `accepts` says, and calls others by mutual TLS.
+    pub fn mesh(&self, name: &str, account: &str, accepts: Mode) -> Result<Mesh, String> {
+        let mut serving = ServeSettings::default();
+        serving.drain = self.drain;
+        let identity = identity(account).parse().map_err(|error| text(&error))?;
+        let certificates = self.authority.source(identity, RenewalSettings::default(), Rng::thread());
+        let builder = enmesh::Mesh::builder().name(name).dns(false).serving(serving);
+        let builder = builder.profiles_dir(self.profiles).endpoints_dir(self.endpoints);
+        build(builder.identity(certificates).accepting(accepts))
+    }
+}
+
+/// The identity of a service account.
+pub fn identity(account: &str) -> String {
+    format!("spiffe://{TRUST_DOMAIN}/ns/emojivoto/sa/{account}")
+}
+
+/// A certificate authority for one run. It lives and dies with the process.
+pub fn authority() -> Result<Authority, String> {
+    let domain = TRUST_DOMAIN.parse().map_err(|error| text(&error))?;
+    Authority::new(domain, AuthoritySettings::default()).map_err(|error| text(&error))
+}
+
+impl Mesh {
     /// A mesh that the environment configures, called `name` unless that says another. It counts in `metrics`.
     pub fn from_env(name: &str, metrics: Registry) -> Result<Self, String> {
         let mut builder = MeshBuilder::from_env().registry(metrics);

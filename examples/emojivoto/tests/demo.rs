@@ -271,6 +271,21 @@ fn the_bot_votes_and_the_table_tells_the_failing_route() {
     assert_eq!(demo.interrupt(), Some(0));
 }
 
+#[test]
+fn a_service_of_the_demo_refuses_who_has_no_certificate() {
+    let (mut demo, addr) = Program::demo(&["--no-bot", "--failure-rate", "0"]);
+    let line = demo.after("replicas of voting-svc: ");
+    let replica = line.split(' ').next().unwrap();
+    let mut stream = TcpStream::connect(replica).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    write!(stream, "GET / HTTP/1.1\r\nhost: voting\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    // A reset is as good an end as any.
+    let _ = stream.read_to_end(&mut answer);
+    assert!(!answer.starts_with(b"HTTP"), "{}", String::from_utf8_lossy(&answer));
+    assert_eq!(get(&addr, "/api/vote?choice=:joy:").status, 200, "web has one");
+}
+
 /// What voting takes for a vote when services run apart: long enough to be caught in the act.
 const DELAY: (Duration, &str) = (Duration::from_millis(600), "600ms");
 
