@@ -3,4 +3,5 @@
 pub mod call;
 pub mod compile;
 pub mod defaults;
+pub mod explain;
 pub mod route;

@@ -80,6 +80,7 @@ pub struct RouteEntry<T> {
     /// What the layers read.
     pub policy: RoutePolicy,
     backends: Vec<Target<T>>,
+    weights: Box<[u32]>,
     schedule: Schedule,
 }
 
@@ -88,7 +89,7 @@ impl<T> RouteEntry<T> {
     pub fn new(policy: RoutePolicy, backends: Vec<(u32, Target<T>)>) -> Self {
         let weights: Vec<u32> = backends.iter().map(|(weight, _)| *weight).collect();
         let backends = backends.into_iter().map(|(_, target)| target).collect();
-        Self { policy, backends, schedule: Schedule::new(&weights) }
+        Self { policy, backends, schedule: Schedule::new(&weights), weights: weights.into() }
     }
 
     /// The backend whose turn it is.
@@ -111,5 +112,10 @@ impl<T> RouteEntry<T> {
     /// All backends, in order.
     pub fn backends(&self) -> &[Target<T>] {
         &self.backends
+    }
+
+    /// The weights of [`backends`](Self::backends), in the same order.
+    pub fn weights(&self) -> &[u32] {
+        &self.weights
     }
 }

@@ -147,6 +147,16 @@ impl RetryPolicy {
         }
     }
 
+    /// Attempts in all, the first one included.
+    pub fn attempts(&self) -> u32 {
+        self.attempts_max
+    }
+
+    /// Which ends are tried again.
+    pub fn on(&self) -> &RetryOn {
+        &self.on
+    }
+
     /// The budget it draws from.
     pub fn budget(&self) -> &Arc<Budget> {
         &self.budget

@@ -161,15 +161,20 @@ pub fn read_leaf(der: &[u8], rules: Names) -> Result<Leaf, Refusal> {
 
 /// What a signing certificate says about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Signer {
+pub struct Signer {
     /// The trust domain it names, if it names one.
-    pub(crate) domain: Option<TrustDomain>,
-    pub(crate) not_before: SystemTime,
-    pub(crate) not_after: SystemTime,
+    pub domain: Option<TrustDomain>,
+    /// When it begins to be valid.
+    pub not_before: SystemTime,
+    /// When it ends.
+    pub not_after: SystemTime,
 }
 
 /// Reads a signing certificate and holds it to the rules that need no chain.
-pub(crate) fn read_signer(der: &[u8]) -> Result<Signer, Refusal> {
+///
+/// # Errors
+/// [`Refusal`] by the first rule it breaks.
+pub fn read_signer(der: &[u8]) -> Result<Signer, Refusal> {
     let cert = read(der)?;
     if !is_ca(&cert)? {
         return Err(Refusal::Usage("a signing certificate is not a ca"));

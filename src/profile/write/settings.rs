@@ -66,6 +66,13 @@ fn backoff(backoff: &BackoffSettings) -> Value {
         .into()
 }
 
+impl RetryOn {
+    /// The words that `retry.on` of an `enmesh.dev/v1` document has for it: `5xx`, `connect-failure`, `unavailable`.
+    pub fn words(&self) -> Vec<Value> {
+        retry_on(self)
+    }
+}
+
 fn retry_on(on: &RetryOn) -> Vec<Value> {
     let flags = [
         ("failures", on.failures),

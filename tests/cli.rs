@@ -1,0 +1,269 @@
+//! The `enmesh` tool as it is run: exit status, results on standard output, faults on standard error.
+#![cfg(feature = "cli")]
+
+use serde_json::{Value, json};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+/// What a run of the tool gave.
+struct Ran {
+    status: i32,
+    out: String,
+    err: String,
+}
+
+fn enmesh(args: &[&str], input: &str) -> Ran {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_enmesh"))
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_owned();
+    // A child that answers while it is asked must not wait for us, nor we for it. One that stops reading may.
+    let writer = std::thread::spawn(move || stdin.write_all(input.as_bytes()));
+    let output = child.wait_with_output().unwrap();
+    let _ = writer.join().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    Ran { status: output.status.code().unwrap(), out: text(output.stdout), err: text(output.stderr) }
+}
+
+/// A directory that goes with its test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("enmesh-cli-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.join(name).to_str().unwrap().to_owned()
+    }
+
+    fn file(&self, name: &str, text: &str) -> String {
+        std::fs::write(self.0.join(name), text).unwrap();
+        self.path(name)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn explained(config: &str, requests: &[Value]) -> Vec<Value> {
+    let input: String = requests.iter().map(|request| format!("{request}\n")).collect();
+    let ran = enmesh(&["explain", "--config", config, "--requests", "-"], &input);
+    assert_eq!((ran.status, ran.err.as_str()), (0, ""), "{}", ran.out);
+    let answers: Vec<Value> = ran.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(answers.len(), requests.len());
+    answers
+}
+
+const SWAGGER: &str = "
+swagger: '2.0'
+info: {title: web, version: v1}
+paths:
+  /api/list: {get: {responses: {}}}
+  /api/vote: {get: {responses: {}}}
+";
+
+const PROFILE: &str = r"
+apiVersion: linkerd.io/v1alpha2
+kind: ServiceProfile
+metadata: {name: web-svc.emojivoto.svc.cluster.local, namespace: emojivoto}
+spec:
+  routes:
+  - name: GET /api/list
+    condition: {method: GET, pathRegex: /api/list}
+    isRetryable: true
+    timeout: 300ms
+  - name: GET /api/vote
+    condition: {method: GET, pathRegex: /api/vote}
+";
+
+const ROUTE: &str = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: canary, namespace: shop}
+spec:
+  parentRefs: [{group: '', kind: Service, name: cart, port: 80}]
+  rules:
+  - matches: [{path: {type: PathPrefix, value: /old}}]
+    filters:
+    - type: URLRewrite
+      urlRewrite: {hostname: new.test, path: {type: ReplacePrefixMatch, replacePrefixMatch: /new}}
+    - type: RequestHeaderModifier
+      requestHeaderModifier: {set: [{name: X-Set, value: a}], add: [{name: x-add, value: b}], remove: [x-gone]}
+    - type: ResponseHeaderModifier
+      responseHeaderModifier: {set: [{name: x-by, value: mesh}]}
+    timeouts: {request: 2s, backendRequest: 500ms}
+    backendRefs: [{name: cart-v1, port: 80, weight: 9}, {name: cart-v2, port: 8080, weight: 1}]
+  - matches: [{path: {type: Exact, value: /moved}}]
+    filters:
+    - type: RequestRedirect
+      requestRedirect: {scheme: https, hostname: cart.test, statusCode: 301}
+";
+
+#[test]
+fn the_tutorial_s_description_becomes_its_profile() {
+    let ran = enmesh(&["profile", "--open-api", "-", "-n", "emojivoto", "-o", "json", "web-svc"], SWAGGER);
+    assert_eq!((ran.status, ran.err.as_str()), (0, ""));
+    let route = |path: &str| json!({"condition": {"method": "GET", "pathRegex": path}, "name": format!("GET {path}")});
+    let expected = json!({
+        "apiVersion": "linkerd.io/v1alpha2",
+        "kind": "ServiceProfile",
+        "metadata": {"name": "web-svc.emojivoto.svc.cluster.local", "namespace": "emojivoto"},
+        "spec": {"routes": [route("/api/list"), route("/api/vote")]},
+    });
+    assert_eq!(serde_json::from_str::<Value>(&ran.out).unwrap(), expected);
+    let yaml = enmesh(&["profile", "--open-api", "-", "-n", "emojivoto", "web-svc"], SWAGGER);
+    let checked = enmesh(&["check", "-"], &yaml.out);
+    assert_eq!((checked.status, checked.err.as_str()), (0, ""));
+    let template = enmesh(&["profile", "--template", "-n", "emojivoto", "web-svc"], "");
+    assert_eq!((template.status, enmesh(&["check", "-"], &template.out).status), (0, 0));
+}
+
+#[test]
+fn exit_status_tells_wrong_use_from_bad_input_from_faults() {
+    let check = |args: &[&str], input: &str, status: i32, told: &str| {
+        let ran = enmesh(args, input);
+        assert_eq!(ran.status, status, "{args:?}: {}", ran.err);
+        assert!(ran.err.contains(told), "{args:?}: {}", ran.err);
+        assert_eq!(ran.out, "", "{args:?}");
+    };
+    let one = "You must specify exactly one of --template or --open-api or --proto";
+    check(&["profile", "a"], "", 2, one);
+    check(&["profile", "--template", "--proto", "x", "a"], "", 2, one);
+    check(
+        &["profile", "--template", "service.name"],
+        "",
+        2,
+        "invalid service \"service.name\": [a DNS-1035 label",
+    );
+    check(&["profile", "--template", "a", "-n", "a/b"], "", 2, "invalid namespace \"a/b\"");
+    check(&["profile", "--open-api", "/no/such", "a"], "", 3, "/no/such");
+    check(&["profile", "--open-api", "-", "a"], "a: [", 3, "is no YAML");
+    check(&["check"], "", 2, "FILE");
+    check(&["check", "/no/such.yaml"], "", 3, "/no/such.yaml");
+    check(&["chekc"], "", 2, "unrecognized");
+    for command in ["profile", "check", "convert", "explain", "ca"] {
+        let help = enmesh(&[command, "--help"], "");
+        assert!(help.status == 0 && help.out.contains("Example:"), "{command}: {}", help.out);
+    }
+}
+
+#[test]
+fn check_tells_every_fault_with_its_file_and_line() {
+    let folder = Folder::new("check");
+    let bad = PROFILE.replace("300ms", "300").replace("pathRegex: /api/vote", "pathRegex: /(");
+    let good = folder.file("a-good.yaml", &format!("{PROFILE}---\n{ROUTE}"));
+    let bad = folder.file(
+        "b-bad.yaml",
+        &format!("{ROUTE}---\n{bad}---\nkind: HTTPRout\napiVersion: gateway.networking.k8s.io/v1\n"),
+    );
+    let ran = enmesh(&["check", &good], "");
+    assert_eq!((ran.status, ran.err.as_str()), (0, ""));
+    let ran = enmesh(&["check", folder.0.to_str().unwrap(), "-o", "json"], "");
+    assert_eq!(ran.status, 1);
+    let lines: Vec<&str> = ran.err.lines().collect();
+    let number = |needle: &str| {
+        let text = std::fs::read_to_string(&bad).unwrap();
+        text.lines().position(|line| line.contains(needle)).unwrap() + 1
+    };
+    for (needle, told) in [
+        ("timeout: 300", "spec.routes[0].timeout: must be a duration"),
+        ("pathRegex: /(", "ignored: spec.routes[1].condition.pathRegex: must be a pattern"),
+    ] {
+        let begins = format!("{bad}:{}: {told}", number(needle));
+        assert!(lines.iter().any(|line| line.starts_with(&begins)), "{begins}\n{}", ran.err);
+    }
+    assert!(ran.err.contains("HTTPRoute"), "{}", ran.err);
+    let result: Value = serde_json::from_str(&ran.out).unwrap();
+    let refused: Vec<bool> =
+        result["documents"].as_array().unwrap().iter().map(|one| one["refused"].as_bool().unwrap()).collect();
+    assert_eq!(refused, [false, false, false, true, true]);
+}
+
+#[test]
+fn explain_says_what_a_linkerd_profile_does() {
+    let folder = Folder::new("linkerd");
+    let config = folder.file("web.yaml", PROFILE);
+    let host = "web-svc.emojivoto:80";
+    let answers = explained(
+        &config,
+        &[
+            json!({"id": "a", "host": host, "path": "/api/list?x=1"}),
+            json!({"id": 2, "host": host, "path": "/other"}),
+            json!({"path": "/api/vote", "to": {"service": "web-svc", "namespace": "emojivoto"}}),
+            json!({"host": host, "path": "/api/list", "method": "POST"}),
+            json!({"host": "unknown.ns", "path": "/api/list"}),
+            json!({"host": host, "path": "no slash"}),
+        ],
+    );
+    let [first, second, third, post, unknown, bad] = &answers[..] else { panic!("{answers:?}") };
+    assert_eq!(
+        (&first["id"], &first["outcome"], &first["route"]),
+        (&json!("a"), &json!("forward"), &json!("GET /api/list"))
+    );
+    assert_eq!(first["timeouts"]["request"], "300ms");
+    assert_eq!(first["retry"]["budget"], json!({"ratio": 0.2, "min_per_second": 10, "ttl": "10s"}));
+    assert_eq!(first["request"]["path"], "/api/list?x=1");
+    assert_eq!(first["rule"], format!("{config}#0:routes[0]"));
+    let backend = &first["backends"][0];
+    assert_eq!((&backend["service"], &backend["namespace"]), (&json!("web-svc"), &json!("emojivoto")));
+    assert_eq!((&backend["port"], &backend["share"]), (&json!(80), &json!(1.0)));
+    assert_eq!((&second["id"], &second["route"], &second["retry"]), (&json!(2), &Value::Null, &Value::Null));
+    assert!(second["why"].as_array().unwrap().len() == 3, "{second}");
+    assert_eq!(third["route"], "GET /api/vote");
+    assert_eq!(post["route"], Value::Null);
+    assert_eq!(
+        (&unknown["outcome"], &unknown["backends"][0]["service"]),
+        (&json!("forward"), &json!("unknown"))
+    );
+    assert_eq!((&bad["outcome"], &bad["status"]), (&json!("reject"), &json!(400)));
+}
+
+#[test]
+fn explain_says_what_an_http_route_does() {
+    let folder = Folder::new("gateway");
+    let config = folder.file("cart.yaml", ROUTE);
+    let host = "cart.shop.svc.cluster.local";
+    let answers = explained(
+        &config,
+        &[
+            json!({"host": host, "path": "/old/a?q", "headers": {"x-gone": ["1", "2"]}}),
+            json!({"host": host, "path": "/moved"}),
+            json!({"host": host, "path": "/else"}),
+            json!({"host": host, "path": "/pkg.Svc/Do", "protocol": "grpc"}),
+        ],
+    );
+    let [old, moved, other, grpc] = &answers[..] else { panic!("{answers:?}") };
+    assert_eq!(old["outcome"], "forward");
+    assert_eq!(
+        old["request"],
+        json!({
+            "host": "new.test", "path": "/new/a?q", "method": "GET",
+            "set_headers": {"x-set": "a"}, "added_headers": {"x-add": "b"}, "removed_headers": ["x-gone"],
+        })
+    );
+    assert_eq!(old["response"]["set_headers"], json!({"x-by": "mesh"}));
+    assert_eq!((&old["timeouts"]["request"], &old["timeouts"]["attempt"]), (&json!("2s"), &json!("500ms")));
+    let shares: Vec<_> =
+        old["backends"].as_array().unwrap().iter().map(|one| (&one["service"], &one["share"])).collect();
+    assert_eq!(shares, [(&json!("cart-v1"), &json!(0.9)), (&json!("cart-v2"), &json!(0.1))]);
+    assert_eq!((&moved["outcome"], &moved["status"]), (&json!("redirect"), &json!(301)));
+    assert_eq!(moved["redirect"], json!({"location": "https://cart.test/moved", "status": 301}));
+    assert_eq!(
+        (&other["outcome"], &other["status"], &other["grpc_status"]),
+        (&json!("no_route"), &json!(404), &Value::Null)
+    );
+    assert_eq!(grpc["grpc_status"], 12);
+    assert_eq!(grpc["why"].as_array().unwrap().len(), 3);
+}
