@@ -2,6 +2,7 @@
 
 use crate::control::answers::Answers;
 use crate::control::answers::Reply;
+use crate::control::literal::Literal;
 use crate::control::screen::Screen;
 use crate::control::source::Rejections;
 use crate::control::source::Snapshot;
@@ -113,13 +114,8 @@ impl Dns {
 
 impl Source<EndpointSet> for Dns {
     fn watch(&self, service: &ServiceName) -> Updates<EndpointSet> {
-        if let Ok(ip) = service.host().parse::<IpAddr>() {
-            let endpoint = Endpoint::new(SocketAddr::new(ip, service.port().unwrap_or(PORT)));
-            let (set, faults) = self.screen.sift("", [endpoint]);
-            let origin: Arc<str> = service.host().into();
-            let faults =
-                faults.into_iter().map(|fault| SourceFault::new(Arc::clone(&origin), fault)).collect();
-            return stream::iter([Snapshot { value: Some(set), faults }]).boxed();
+        if service.host().parse::<IpAddr>().is_ok() {
+            return Literal.watch(service);
         }
         let watch = Watch::new(self.clone(), service);
         stream::unfold((watch, None), |(mut watch, told)| async move {
