@@ -8,6 +8,7 @@ pub mod header;
 pub mod layer;
 pub mod linkerd;
 pub mod network;
+pub mod parse;
 pub mod path;
 pub mod rules;
 pub mod settings;

@@ -1,5 +1,6 @@
 //! Floor 5: reads the documents of one file: ServiceProfiles and Endpoints.
 
+use crate::authz::parse as authz;
 use crate::discover::endpoint::EndpointSet;
 use crate::discover::parse as endpoints;
 use crate::profile::invalid::Fault;
@@ -39,7 +40,11 @@ pub fn parse(name: &str, text: &str) -> Result<Parsed, Invalid> {
     let mut faults = Vec::new();
     let mut refused = false;
     for object in object::read(text, name) {
-        if endpoints::is_endpoints(&object) {
+        if authz::is_authorization(&object) {
+            let problem = "an Authorization is not read from here";
+            let remedy = "give it to `MeshBuilder::authorize`, or keep it elsewhere to silence this";
+            faults.push(Fault::new(Severity::Ignored, "kind", problem, remedy));
+        } else if endpoints::is_endpoints(&object) {
             let document = endpoints::endpoints(object);
             refused |= document.endpoints.is_none();
             parsed.endpoints.extend(document.endpoints);
