@@ -200,6 +200,43 @@ fn check_tells_every_fault_with_its_file_and_line() {
 }
 
 #[test]
+fn certificates_are_made_shown_and_gathered() {
+    let folder = Folder::new("ca");
+    let dir = folder.path("ca");
+    let run = |args: &[&str]| enmesh(&[&["ca"], args].concat(), "");
+    assert_eq!(run(&["init", "--trust-domain", "dev.test", "--dir", &dir]).status, 0);
+    assert_eq!(
+        run(&["init", "--trust-domain", "dev.test", "--dir", &dir]).status,
+        2,
+        "a root is overwritten"
+    );
+    let (web, id) = (folder.path("web"), "spiffe://dev.test/ns/emojivoto/sa/web");
+    assert_eq!(run(&["issue", "--dir", &dir, "--out", &web, id]).status, 0);
+    let foreign = run(&["issue", "--dir", &dir, "--out", &folder.path("x"), "spiffe://other.test/a"]);
+    assert!(foreign.status == 2 && foreign.err.contains("dev.test"), "{}", foreign.err);
+    let svid = format!("{web}/svid.pem");
+    let shown = run(&["inspect", &svid, "-o", "json"]);
+    let shown: Value = serde_json::from_str(&shown.out).unwrap();
+    assert_eq!((&shown[0]["role"], &shown[0]["identity"]), (&json!("workload"), &json!([id])));
+    assert_eq!(shown[1]["role"], "signer");
+    let bundle = run(&["bundle", &format!("{dir}/root.pem"), &format!("{web}/bundle.pem")]);
+    assert_eq!((bundle.status, bundle.out.matches("BEGIN CERTIFICATE").count()), (0, 1));
+    assert_eq!(run(&["bundle", &format!("{web}/svid.key")]).status, 3);
+}
+
+#[test]
+fn what_another_mesh_says_is_converted_and_loads_again() {
+    let converted = enmesh(&["convert", "-"], ROUTE);
+    assert_eq!((converted.status, converted.err.as_str()), (0, ""));
+    assert!(converted.out.contains("apiVersion: enmesh.dev/v1"), "{}", converted.out);
+    assert_eq!(enmesh(&["check", "--strict", "-"], &converted.out).status, 0);
+    let linkerd = enmesh(&["convert", "--to", "linkerd", "-"], ROUTE);
+    assert!(linkerd.status == 1 && linkerd.out.is_empty() && !linkerd.err.is_empty(), "{}", linkerd.out);
+    let foreign = enmesh(&["convert", "--from", "smi", "-"], ROUTE);
+    assert!(foreign.status == 1 && foreign.err.contains("is of another dialect"), "{}", foreign.err);
+}
+
+#[test]
 fn explain_says_what_a_linkerd_profile_does() {
     let folder = Folder::new("linkerd");
     let config = folder.file("web.yaml", PROFILE);
@@ -274,6 +311,50 @@ fn explain_says_what_an_http_route_does() {
     );
     assert_eq!(grpc["grpc_status"], 12);
     assert_eq!(grpc["why"].as_array().unwrap().len(), 3);
+}
+
+#[test]
+fn explain_asks_the_authorization_documents() {
+    let folder = Folder::new("authz");
+    let documents = "
+apiVersion: policy.linkerd.io/v1beta3
+kind: Server
+metadata: {name: web-http, namespace: emojivoto}
+spec: {podSelector: {matchLabels: {app: web}}, port: 8080, proxyProtocol: HTTP/1}
+---
+apiVersion: policy.linkerd.io/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: web-users, namespace: emojivoto}
+spec:
+  targetRef: {group: policy.linkerd.io, kind: Server, name: web-http}
+  requiredAuthenticationRefs: [{group: policy.linkerd.io, kind: MeshTLSAuthentication, name: users}]
+---
+apiVersion: policy.linkerd.io/v1alpha1
+kind: MeshTLSAuthentication
+metadata: {name: users, namespace: emojivoto}
+spec: {identities: ['spiffe://cluster.local/ns/emojivoto/sa/vote-bot']}
+";
+    let config = folder.file("authz.yaml", documents);
+    let ask = |identity: Option<&str>, port: u16, path: &str| {
+        json!({
+            "path": path, "port": port, "from": {"identity": identity, "ip": "10.0.0.9"},
+            "to": {"service": "web-svc", "namespace": "emojivoto", "labels": {"app": "web"}},
+        })
+    };
+    let (bot, other) =
+        (Some("spiffe://cluster.local/ns/emojivoto/sa/vote-bot"), Some("spiffe://cluster.local/ns/x/sa/y"));
+    let answers = explained(
+        &config,
+        &[
+            ask(bot, 8080, "/"),
+            ask(other, 8080, "/"),
+            ask(None, 8080, "/"),
+            ask(None, 9090, "/"),
+            ask(bot, 8080, "/a/../b"),
+        ],
+    );
+    let decisions: Vec<&str> = answers.iter().map(|one| one["authz"]["decision"].as_str().unwrap()).collect();
+    assert_eq!(decisions, ["allow", "deny", "deny", "allow", "deny"]);
 }
 
 /// A route of random rules over few paths, methods and headers, each of which says who it is by a header or a redirect.

@@ -1,5 +1,6 @@
 //! Floor 7: `enmesh explain`: each request is given to the policy that the running stack would give it to.
 
+use crate::authorize::Authorizer;
 use crate::catalog::{Catalog, Found};
 use crate::config;
 use crate::output::{self, Done, Format, Verdict};
@@ -51,6 +52,7 @@ pub(crate) fn run(args: &Args) -> Done {
     let config = config::read(&args.config, &settings)?;
     config.tell();
     let mut faulty = config.any_refused();
+    let authorizer = Authorizer::new(config.authz, &args.cluster_domain)?;
     let mut catalog = Catalog::new(config.profiles, &args.cluster_domain);
     let mut text = String::new();
     for (number, line) in (1..).zip(config::text(&args.requests)?.lines()) {
@@ -60,7 +62,8 @@ pub(crate) fn run(args: &Args) -> Done {
         let answer = match serde_json::from_str::<Asked>(line) {
             Ok(asked) => {
                 let found = catalog.find(&asked, args.service.as_deref());
-                let answered = found.and_then(|found| answer(&asked, &found, &args.cluster_domain));
+                let answered =
+                    found.and_then(|found| answer(&asked, &found, &authorizer, &args.cluster_domain));
                 answered.unwrap_or_else(|why| unusable(&asked.id, &why))
             }
             Err(error) => {
@@ -105,7 +108,7 @@ fn silent() -> Map<String, Value> {
     }
 }
 
-fn answer(asked: &Asked, found: &Found, domain: &str) -> Result<Value, String> {
+fn answer(asked: &Asked, found: &Found, authorizer: &Authorizer, domain: &str) -> Result<Value, String> {
     let request = asked.http(&found.name)?;
     let caller = asked.caller();
     let head = RequestHead::of_request(&request).from_caller(&caller);
@@ -139,7 +142,7 @@ fn answer(asked: &Asked, found: &Found, domain: &str) -> Result<Value, String> {
         "timeouts": entry.map(timeouts),
         "retry": entry.and_then(retry),
         "fault": decision.route.and_then(|route| route.fault.as_ref()).map(fault),
-        "authz": {"decision": "none", "rule": null},
+        "authz": authorizer.decide(asked, &found.name, &head),
         "why": why(&decision, entry),
     }))
 }

@@ -1,5 +1,6 @@
 //! Floor 7: `enmesh`, the command line tool: what the process does online, asked offline.
 
+mod authorize;
 mod ca;
 mod catalog;
 mod check;
