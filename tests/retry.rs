@@ -1,5 +1,6 @@
 //! Retries on a paused clock, over a service that answers by a script.
 
+#[expect(dead_code, reason = "each test uses a part of it")]
 #[path = "support/upstream.rs"]
 mod upstream;
 

@@ -13,6 +13,8 @@ use crate::route::head::RequestHead;
 use crate::split::layer::Split;
 use crate::stdx::clock;
 use crate::stdx::rng::Rng;
+use crate::timeout::deadline;
+use crate::timeout::inherited;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
@@ -121,9 +123,12 @@ pub fn enter<B, T>(policy: &Policy<T>, mut request: Request<B>) -> Result<Call<B
         state.hedge = options.hedge;
         state.priority = options.priority;
     }
-    if let Some(deadline) = timeout.and_then(|timeout| state.started.checked_add(timeout)) {
-        state.deadline = Some(state.deadline.map_or(deadline, |earlier| earlier.min(deadline)));
-    }
+    // What the request itself says, and what the request says that this process is serving, can only tighten it.
+    let handed_down = [state.deadline, inherited::current().deadline].into_iter().flatten().min();
+    let said = deadline::read(request.headers()).left;
+    state.deadline = deadline::effective(state.started, said, timeout, handed_down);
+    state.is_deadline_told =
+        said.is_some() || handed_down.is_some() || timeout != entry.policy.timeouts.request;
     Ok(Call { http: request, scope: CallScope { entry, state } })
 }
 

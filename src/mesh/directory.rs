@@ -21,6 +21,7 @@ use crate::profile::name::ServiceName;
 use crate::profile::service::ServiceProfile;
 use crate::retry::replay::Replay;
 use crate::stdx::rng::Rng;
+use crate::timeout::body::Sending;
 use arc_swap::ArcSwap;
 use futures::{FutureExt, StreamExt};
 use std::collections::BTreeMap;
@@ -30,7 +31,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::Notify;
 
 /// The connections to a replica in a running mesh.
-pub type Connection = Wire<Replay<ReqBody>, Secure>;
+pub type Connection = Wire<Sending<Replay<ReqBody>>, Secure>;
 
 /// What a backend is in a running mesh.
 pub type Target = Backend<Connection>;

@@ -11,6 +11,8 @@ use crate::metrics::layer::{Meter, Metrics, MetricsLayer};
 use crate::policy::call::Call;
 use crate::policy::compile::Policy;
 use crate::serve::http::Remote;
+use crate::timeout::arrival::{Arrival, ArrivalLayer, Inheriting};
+use crate::timeout::body::TimedBody;
 use arc_swap::ArcSwap;
 use futures::future::Either;
 use http::{Extensions, Request, Response};
@@ -60,6 +62,9 @@ impl<S> Layer<S> for InboundLayer {
             // writes what the rest read
             .layer_fn(|inner| Enter { inner, policy: Arc::clone(&policy) })
             .layer(MetricsLayer::default())
+            // below the metrics, so that what has no time left is counted; hands the deadline down to what the
+            // application sends meanwhile
+            .layer(ArrivalLayer::new())
             .layer(PlainLayer)
             // below the metrics, so that what is refused is counted; last, so that it judges what the app sees
             .layer(authz)
@@ -68,10 +73,10 @@ impl<S> Layer<S> for InboundLayer {
 }
 
 /// The service of [`InboundLayer`].
-pub type Inbound<S> = Respond<Enter<Metrics<Plain<Authz<S>>>>>;
+pub type Inbound<S> = Respond<Enter<Metrics<Arrival<Plain<Authz<S>>>>>>;
 
 /// The body of its responses.
-pub type InboundBody<B> = RespondBody<Watched<B, Meter>>;
+pub type InboundBody<B> = RespondBody<Watched<Inheriting<TimedBody<B>>, Meter>>;
 
 /// Gives each request its route.
 #[derive(Debug, Clone)]

@@ -26,7 +26,7 @@ use std::task::{Context, Poll, ready};
 use tower_service::Service;
 
 /// The body of an attempt, as the retries see it.
-type Attempt = Served<ResponseBody>;
+type Attempt = Served<TimedBody<ResponseBody>>;
 /// The body of a call.
 type Whole = Watched<RespondBody<TimedBody<Attempted<Attempt>>>, Meter>;
 type StackFuture = <ClientStack as Service<Call<ReqBody, Target>>>::Future;

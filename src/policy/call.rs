@@ -116,12 +116,16 @@ pub struct CallState {
     pub started: Instant,
     /// When the whole call must have ended.
     pub deadline: Option<Instant>,
+    /// Whether the caller gave the deadline, or the request that it serves did, and not just the route.
+    pub is_deadline_told: bool,
     /// The number of this attempt, from 0.
     pub attempt: u32,
     /// The endpoints tried before.
     pub tried: Tried,
     /// What hashing balancers hash.
     pub hash: Option<u64>,
+    /// How long this attempt may take to its response's headers, because another may follow.
+    pub patience: Option<Duration>,
     /// The caller's own limit of retries.
     pub retries_max: Option<u8>,
     /// Whether the caller allows or forbids hedging.
@@ -136,9 +140,11 @@ impl CallState {
         Self {
             started,
             deadline: None,
+            is_deadline_told: false,
             attempt: 0,
             tried: Tried::default(),
             hash: None,
+            patience: None,
             retries_max: None,
             hedge: None,
             priority: None,
@@ -169,6 +175,10 @@ pub trait MeshRequest: Sized {
     fn split(self) -> (Self::Rest, Parts, Self::Body);
     /// Puts it together.
     fn join<B>(rest: Self::Rest, parts: Parts, body: B) -> Self::With<B>;
+    /// The same request with another body; moves less than taking it apart.
+    fn map_body<B>(self, map: impl FnOnce(Self::Body) -> B) -> Self::With<B>;
+    /// A copy of all but the body.
+    fn copy_head(&self) -> Self::With<()>;
     /// The HTTP request alone.
     fn into_http(self) -> Request<Self::Body>;
 }
@@ -207,9 +217,27 @@ impl<B0> MeshRequest for Request<B0> {
         Request::from_parts(parts, body)
     }
 
+    fn map_body<B>(self, map: impl FnOnce(B0) -> B) -> Request<B> {
+        self.map(map)
+    }
+
+    fn copy_head(&self) -> Request<()> {
+        copy_head(self)
+    }
+
     fn into_http(self) -> Self {
         self
     }
+}
+
+fn copy_head<B>(request: &Request<B>) -> Request<()> {
+    let mut copy = Request::new(());
+    copy.method_mut().clone_from(request.method());
+    copy.uri_mut().clone_from(request.uri());
+    *copy.version_mut() = request.version();
+    copy.headers_mut().clone_from(request.headers());
+    copy.extensions_mut().clone_from(request.extensions());
+    copy
 }
 
 /// A request that has met its route. `T` is what a backend is in this stack.
@@ -268,6 +296,14 @@ impl<B0, T> MeshRequest for Call<B0, T> {
 
     fn join<B>(scope: CallScope<T>, parts: Parts, body: B) -> Call<B, T> {
         Call { http: Request::from_parts(parts, body), scope }
+    }
+
+    fn map_body<B>(self, map: impl FnOnce(B0) -> B) -> Call<B, T> {
+        Call { http: self.http.map(map), scope: self.scope }
+    }
+
+    fn copy_head(&self) -> Call<(), T> {
+        Call { http: copy_head(&self.http), scope: self.scope.clone() }
     }
 
     fn into_http(self) -> Request<B0> {

@@ -139,6 +139,9 @@ pub struct RetrySettings {
     pub body_bytes_max: Option<usize>,
     /// How attempts are marked for the next hops.
     pub hops: HopMarks,
+    /// How long an attempt may take, from the end of the request's body to its response's headers, while another may
+    /// follow; the last one is not limited by it (Linkerd `retry.linkerd.io/timeout`).
+    pub patience: Option<Duration>,
 }
 
 /// What bounds all retries of a service together. There is no retry without one.

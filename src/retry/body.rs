@@ -2,6 +2,7 @@
 
 use crate::classify::peek::Peeked;
 use crate::retry::budget::Stake;
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -12,12 +13,19 @@ use std::task::{Context, Poll};
 pub struct Attempted<B: Body> {
     inner: Peeked<B>,
     attempts: u32,
-    _stake: Stake,
+    stake: Stake,
 }
 
 impl<B: Body> Attempted<B> {
-    pub(crate) fn new(inner: Peeked<B>, attempts: u32, stake: Stake) -> Self {
-        Self { inner, attempts, _stake: stake }
+    /// The body of a first attempt.
+    pub(crate) fn new(inner: B) -> Self {
+        Self { inner: Peeked::new(inner), attempts: 1, stake: Stake::default() }
+    }
+
+    /// It is the body that the caller gets, after so many attempts.
+    pub(crate) fn finish(&mut self, attempts: u32, stake: Stake) {
+        self.attempts = attempts;
+        self.stake = stake;
     }
 
     /// The attempts, the first one included.
@@ -28,6 +36,18 @@ impl<B: Body> Attempted<B> {
     /// The body within.
     pub fn inner(&self) -> &B {
         self.inner.inner()
+    }
+
+    /// The trailers, if they were looked at.
+    pub(crate) fn trailers(&self) -> Option<&HeaderMap> {
+        self.inner.trailers()
+    }
+}
+
+impl<B: Body + Unpin> Attempted<B> {
+    /// See [`Peeked::poll_peek`].
+    pub(crate) fn poll_peek(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.inner.poll_peek(cx)
     }
 }
 

@@ -33,6 +33,7 @@ pub struct RetryPolicy {
     idempotent: bool,
     body_bytes_max: usize,
     hops: HopMarks,
+    patience: Option<Duration>,
     hedge: Option<HedgeSettings>,
     budget: Arc<Budget>,
 }
@@ -142,6 +143,7 @@ impl RetryPolicy {
             idempotent: settings.idempotent,
             body_bytes_max: settings.body_bytes_max.unwrap_or(BODY_BYTES_DEFAULT).min(BODY_BYTES_MAX),
             hops: settings.hops,
+            patience: settings.patience,
             hedge: settings.hedge.clone(),
             budget,
         }
@@ -170,6 +172,11 @@ impl RetryPolicy {
     /// How attempts are marked for the next hops.
     pub fn hops(&self) -> HopMarks {
         self.hops
+    }
+
+    /// How long an attempt may take while another may follow.
+    pub fn patience(&self) -> Option<Duration> {
+        self.patience
     }
 
     /// When to hedge.

@@ -2,7 +2,6 @@
 
 use crate::classify::classifier::{Classifier, Head, trailers};
 use crate::classify::outcome::{Cause, Outcome, Verdict as Judged};
-use crate::classify::peek::Peeked;
 use crate::error::{BoxError, Error};
 use crate::policy::call::{MeshRequest, Nobody, ServedBy};
 use crate::profile::settings::HopMarks;
@@ -13,6 +12,7 @@ use crate::retry::marks;
 use crate::retry::replay::{Keep, Replay, Replayable};
 use crate::stdx::clock::{self, Duration};
 use crate::stdx::rng::Rng;
+use crate::timeout::inherited;
 use http::header::CONTENT_TYPE;
 use http::{Response, Version};
 use http_body::Body;
@@ -20,7 +20,6 @@ use pin_project::pin_project;
 use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
-use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -102,29 +101,32 @@ where
         self.inner.poll_ready(cx).map_err(Into::into)
     }
 
-    fn call(&mut self, request: R) -> Self::Future {
+    fn call(&mut self, mut request: R) -> Self::Future {
         let (policy, own) = match request.route() {
             Some(route) => (route.retry.as_ref(), None),
             None => (self.layer.own.as_deref(), self.layer.own.as_ref()),
         };
         let retries_max = request.state().and_then(|state| state.retries_max);
         let Some(policy) = policy.filter(|policy| policy.may_repeat(retries_max)) else {
-            let (rest, parts, body) = request.split();
-            let attempt = self.inner.call(R::join(rest, parts, Replay::through(body)));
-            return RetryFuture::new(attempt, None);
+            return RetryFuture::new(self.inner.call(request.map_body(Replay::through)), None);
         };
-        let (bytes_max, hops, stake) = (policy.body_bytes_max(), policy.hops(), policy.budget().enter());
-        let own = own.cloned();
-        let (rest, mut parts, body) = request.split();
-        if hops == HopMarks::Strip {
-            marks::strip(&mut parts.headers);
+        let (bytes_max, hops, patience) = (policy.body_bytes_max(), policy.hops(), policy.patience());
+        let (stake, own) = (policy.budget().enter(), own.cloned());
+        if let Some(state) = request.state_mut() {
+            state.patience = patience;
         }
-        let (body, keep) = Replay::record(body, bytes_max);
+        if hops == HopMarks::Strip {
+            marks::strip(request.http_mut().headers_mut());
+        }
         // The inner service that is ready is called; its clone is what the next request asks whether it is ready.
         let clone = self.inner.clone();
         let mut service = std::mem::replace(&mut self.inner, clone);
-        let head = R::join(rest.clone(), parts.clone(), ());
-        let attempt = service.call(R::join(rest, parts, body));
+        let (head, mut keep) = (request.copy_head(), None);
+        let attempt = service.call(request.map_body(|body| {
+            let (body, kept) = Replay::record(body, bytes_max);
+            keep = kept;
+            body
+        }));
         let rng = self.layer.rng.clone();
         RetryFuture::new(attempt, Some(Again { service, head, keep, own, stake, rng, free: 0 }))
     }
@@ -142,10 +144,7 @@ struct Again<S, R: MeshRequest> {
 }
 
 /// How an attempt ended.
-type End<ResB> = Result<Response<Peeked<ResB>>, Error>;
-
-/// What the caller gets.
-type Answer<ResB> = Result<Response<Attempted<ResB>>, Error>;
+type End<ResB> = Result<Response<Attempted<ResB>>, Error>;
 
 enum Judgement {
     Done(Outcome),
@@ -180,7 +179,7 @@ impl<S, R: MeshRequest> Again<S, R> {
 
     /// Whether the trailers may tell more: gRPC over HTTP/2 (linkerd.md §3.1). Of another response, waiting for the
     /// first frame would hold back its headers for nothing.
-    fn may_peek<ResB: Body>(&self, response: &Response<Peeked<ResB>>) -> bool {
+    fn may_peek<ResB: Body>(&self, response: &Response<Attempted<ResB>>) -> bool {
         let headers = response.headers();
         response.version() == Version::HTTP_2
             && (marks::is_grpc(headers) || !headers.contains_key(CONTENT_TYPE))
@@ -225,7 +224,9 @@ impl<S, R: MeshRequest> Again<S, R> {
             [Some(response.headers()), response.body().trailers()].into_iter().flatten()
         });
         // Later attempts carry our own mark.
-        let mut forbidden = trusted && number == 0 && marks::is_repeated(request.headers());
+        let mut forbidden = trusted
+            && number == 0
+            && (inherited::current().repeated || marks::is_repeated(request.headers()));
         for headers in said {
             forbidden |= marks::forbids(headers) || trusted && marks::is_in_vain(headers);
         }
@@ -245,23 +246,27 @@ impl<S, R: MeshRequest> Again<S, R> {
         policy.decide(&ended, stake, clock::now(), &self.rng)
     }
 
-    /// Decides what follows attempt `number`: the wait for another one, or the end.
+    /// Decides what follows attempt `number`: the wait for another one; or nothing, and `end` is what the caller gets.
     fn settle<ResB, W>(
         &mut self,
         number: u32,
         outcome: Outcome,
-        end: End<ResB>,
-    ) -> ControlFlow<Answer<ResB>, Stage<R::Body, ResB>>
+        end: &mut End<ResB>,
+    ) -> Option<Stage<R::Body, ResB>>
     where
         ResB: Body,
         W: ServedBy<ResB>,
     {
-        let after = match self.decide(number, outcome, &end) {
-            Verdict::Return(why) => return ControlFlow::Break(self.give_up(number, why, end)),
+        let after = match self.decide(number, outcome, end) {
             Verdict::Retry { after, .. } => after,
+            Verdict::Return(why) => {
+                self.give_up(number, why, end);
+                return None;
+            }
         };
         let Some(body) = self.keep.as_ref().and_then(Keep::again) else {
-            return ControlFlow::Break(self.give_up(number, Why::Body, end));
+            self.give_up(number, Why::Body, end);
+            return None;
         };
         if let Some(route) = self.head.route() {
             let status = end.as_ref().ok().map(|response| response.status().as_u16());
@@ -273,13 +278,17 @@ impl<S, R: MeshRequest> Again<S, R> {
             state.tried.push(id);
         }
         let sleep = (!after.is_zero()).then(|| Box::pin(tokio::time::sleep(after)));
-        ControlFlow::Continue(Stage::Wait(body, sleep))
+        Some(Stage::Wait(body, sleep))
     }
 
-    /// What the caller gets: the last attempt's end, marked for the hop before.
-    fn give_up<ResB: Body>(&mut self, number: u32, why: Why, end: End<ResB>) -> Answer<ResB> {
-        let mut response = end?;
-        match self.policy().map_or(HopMarks::Off, RetryPolicy::hops) {
+    /// Marks the last attempt's end for the hop before, and for the caller.
+    fn give_up<ResB: Body>(&mut self, number: u32, why: Why, end: &mut End<ResB>) {
+        let hops = self.policy().map_or(HopMarks::Off, RetryPolicy::hops);
+        if hops != HopMarks::Off && why.is_in_vain() {
+            inherited::note_in_vain();
+        }
+        let Ok(response) = end else { return };
+        match hops {
             HopMarks::Off => {}
             HopMarks::Strip if !why.is_in_vain() => marks::strip(response.headers_mut()),
             HopMarks::Trust | HopMarks::Strip if why.is_in_vain() => {
@@ -287,8 +296,7 @@ impl<S, R: MeshRequest> Again<S, R> {
             }
             HopMarks::Trust | HopMarks::Strip => {}
         }
-        let stake = std::mem::take(&mut self.stake);
-        Ok(response.map(|body| Attempted::new(body, number + 1, stake)))
+        response.body_mut().finish(number + 1, std::mem::take(&mut self.stake));
     }
 
     /// The request for attempt `number`, and what is kept to send it yet again.
@@ -302,6 +310,7 @@ impl<S, R: MeshRequest> Again<S, R> {
         let Self { service, mut head, keep, own, stake, rng, free } = self;
         if let Some(state) = head.state_mut() {
             state.attempt = number;
+            state.patience = state.patience.filter(|_| !last);
         }
         if marked {
             marks::repeated(head.http_mut().headers_mut(), number, last);
@@ -380,11 +389,8 @@ where
                     };
                     let end = ready!(attempt.poll(cx)).map_err(Into::into);
                     this.attempt.set(None);
-                    let end = end.map(|response| response.map(Peeked::new));
-                    let Some(again) = this.again else {
-                        let attempted = |body| Attempted::new(body, 1, Stake::default());
-                        return Poll::Ready(end.map(|response| response.map(attempted)));
-                    };
+                    let end = end.map(|response| response.map(Attempted::new));
+                    let Some(again) = this.again else { return Poll::Ready(end) };
                     match again.judge(&end) {
                         Judgement::Done(outcome) => (outcome, end),
                         Judgement::Peek(outcome) => {
@@ -421,9 +427,10 @@ where
                 }
             };
             let Some(again) = this.again else { return Poll::Ready(Err(Error::Closed)) };
-            match again.settle::<ResB, W>(*this.number, outcome, end) {
-                ControlFlow::Continue(wait) => *this.stage = wait,
-                ControlFlow::Break(answer) => return Poll::Ready(answer),
+            let mut end = end;
+            match again.settle::<ResB, W>(*this.number, outcome, &mut end) {
+                Some(wait) => *this.stage = wait,
+                None => return Poll::Ready(end),
             }
         }
     }

@@ -1,20 +1,37 @@
-//! Floor 4: ends attempts that take too long to their response's headers.
+//! Floor 4: ends attempts that take too long or fall silent, and tells the peer how long it has.
 
-use crate::error::{Error, Scope};
-use crate::policy::call::MeshRequest;
+use crate::error::{BoxError, Error, Scope};
+use crate::policy::call::{CallState, MeshRequest};
 use crate::stdx::clock::{self, Duration};
-use crate::timeout::timed::{Bound, Timed};
-use std::task::{Context, Poll};
+use crate::timeout::body::{Sending, TimedBody};
+use crate::timeout::deadline;
+use crate::timeout::plan::{Bound, Pace, PaceLimits};
+use crate::timeout::timed::Timed;
+use http::Response;
+use http_body::Body;
+use pin_project::pin_project;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// Ends attempts by their route's limit with [`Error::Timeout`]; those of requests that met no route by `own`.
+/// Ends attempts by their routes' limits, with [`Error::Timeout`]: `attempt` from its beginning to its response's
+/// headers; `response` from the end of the request's body to the end of the response's; `idle` between two frames in
+/// either direction; and, while another attempt may follow, the retries' `patience` from the end of the request's body
+/// to the headers (linkerd.md §3.5). Attempts of requests that met no route end by `own`.
 ///
-/// It stands below the balancer's ticket, so that a slow replica is seen as slow. Where the whole call must end sooner it
-/// arms no timer of its own: one suffices.
+/// It stands below the balancer's ticket, so that a slow replica is seen as slow. Where the whole call must end sooner
+/// than the attempt it arms no timer of its own: one suffices.
+///
+/// An attempt for which no time is left is not begun. A gRPC request with a deadline tells the peer what is left of it by
+/// `grpc-timeout`; another one by [`deadline::HEADER`] if the deadline is the caller's or was handed down. A route's own
+/// limit it does not tell: the peer has it from the same profile, and a first header costs two allocations.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct AttemptLayer {
     own: Option<Duration>,
+    margin: Duration,
 }
 
 impl AttemptLayer {
@@ -25,16 +42,41 @@ impl AttemptLayer {
         self
     }
 
-    fn bound<R: MeshRequest>(&self, request: &R) -> Option<Bound> {
-        let Some((route, state)) = request.route().zip(request.state()) else {
-            let after = self.own?;
-            return Some(Bound { at: clock::now().checked_add(after)?, after, scope: Scope::Attempt });
+    /// Tells the peer that it has so much less, for the way back. Default 0.
+    #[must_use]
+    pub fn with_margin(mut self, margin: Duration) -> Self {
+        self.margin = margin;
+        self
+    }
+
+    /// Writes what is left of the deadline.
+    ///
+    /// # Errors
+    /// When nothing is.
+    fn tell<R: MeshRequest>(&self, request: &mut R) -> Result<(), Error> {
+        let Some(&CallState { deadline: Some(at), is_deadline_told, started, .. }) = request.state() else {
+            return Ok(());
         };
-        let after = route.timeouts.attempt?;
-        let begun = if state.attempt == 0 { state.started } else { clock::now() };
-        let at = begun.checked_add(after)?;
-        let sooner = state.deadline.is_some_and(|deadline| deadline <= at);
-        (!sooner).then_some(Bound { at, after, scope: Scope::Attempt })
+        let left = at.saturating_duration_since(clock::now()).saturating_sub(self.margin);
+        if left.is_zero() {
+            let after = at.saturating_duration_since(started);
+            return Err(Error::Timeout { scope: Scope::Request, after });
+        }
+        deadline::write(request.http_mut().headers_mut(), left, is_deadline_told);
+        Ok(())
+    }
+
+    fn limits<R: MeshRequest>(&self, request: &R) -> (Option<Bound>, Option<Arc<Pace>>) {
+        let Some((route, state)) = request.route().zip(request.state()) else {
+            return (self.own.and_then(|own| Bound::new(clock::now(), own, Scope::Attempt)), None);
+        };
+        let limits = &route.timeouts;
+        // The first attempt begins with the call, which spares a look at the clock.
+        let begun = || if state.attempt == 0 { state.started } else { clock::now() };
+        let bound = limits.attempt.and_then(|after| Bound::new(begun(), after, Scope::Attempt));
+        let bound = bound.filter(|bound| state.deadline.is_none_or(|deadline| bound.at < deadline));
+        let limits = PaceLimits { idle: limits.idle, response: limits.response, patience: state.patience };
+        (bound, Pace::new(limits, clock::now).map(Arc::new))
     }
 }
 
@@ -53,23 +95,53 @@ pub struct Attempt<S> {
     layer: AttemptLayer,
 }
 
-impl<S, R> Service<R> for Attempt<S>
+impl<S, R, B> Service<R> for Attempt<S>
 where
     R: MeshRequest,
-    S: Service<R>,
+    R::Body: Body,
+    S: Service<R::With<Sending<R::Body>>, Response = Response<B>>,
     S::Error: Into<Error>,
+    B: Body,
+    B::Error: Into<BoxError>,
 {
-    type Response = S::Response;
+    type Response = Response<TimedBody<B>>;
     type Error = Error;
-    type Future = Timed<S::Future>;
+    type Future = AttemptFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         self.inner.poll_ready(cx).map_err(Into::into)
     }
 
     #[inline]
-    fn call(&mut self, request: R) -> Self::Future {
-        let bound = self.layer.bound(&request);
-        Timed::new(self.inner.call(request), bound)
+    fn call(&mut self, mut request: R) -> Self::Future {
+        if let Err(error) = self.layer.tell(&mut request) {
+            return AttemptFuture(Timed::refused(error));
+        }
+        let (bound, pace) = self.layer.limits(&request);
+        let sent = pace.clone();
+        let inner = self.inner.call(request.map_body(|body| Sending::new(body, sent)));
+        AttemptFuture(Timed::paced(inner, bound, pace))
+    }
+}
+
+/// The future of [`Attempt`].
+#[pin_project]
+#[derive(Debug)]
+pub struct AttemptFuture<F>(#[pin] Timed<F>);
+
+impl<F, B, E> Future for AttemptFuture<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    E: Into<Error>,
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    type Output = Result<Response<TimedBody<B>>, Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut inner = self.project().0;
+        let response = ready!(inner.as_mut().poll(cx))?;
+        let pace = inner.take_pace();
+        Poll::Ready(Ok(response.map(|body| TimedBody::limited(body, None, pace))))
     }
 }

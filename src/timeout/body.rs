@@ -1,13 +1,14 @@
-//! Floor 4: a response body that must end by a deadline, and may not be silent for long.
+//! Floor 4: bodies whose time is limited.
 
-use crate::error::{BoxError, Error, Scope};
+use crate::error::{BoxError, Scope};
 use crate::stdx::clock::{self, Duration, Instant};
+use crate::timeout::plan::{Bound, Pace, PaceLimits, Part};
+use crate::timeout::timed::Timer;
 use http_body::{Body, Frame, SizeHint};
-use pin_project::pin_project;
-use std::future::Future;
+use pin_project::{pin_project, pinned_drop};
 use std::pin::Pin;
-use std::task::{Context, Poll};
-use tokio::time::Sleep;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 /// The limits of a body.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -18,23 +19,33 @@ pub struct Limits {
     pub idle: Option<Duration>,
 }
 
-/// A body with [`Limits`]. When one passes, it ends with [`Error::Timeout`] and the body within is dropped.
+/// A response's body whose time is limited. When it has passed, the body ends with
+/// [`Error::Timeout`](crate::error::Error::Timeout), and what is within is dropped, which cancels it.
 #[pin_project]
 #[derive(Debug)]
 pub struct TimedBody<B> {
     #[pin]
     inner: Option<B>,
-    limits: Limits,
-    /// Armed when the body is pending. In a box, so that a body is small and may be moved.
-    sleep: Option<Pin<Box<Sleep>>>,
+    /// In a box, so that a body without limits stays small and every one may be moved.
+    timer: Option<Pin<Box<Timer>>>,
+}
+
+impl<B: Body> TimedBody<B> {
+    /// Limits `inner`. A body at its end needs none.
+    pub fn new(inner: B, limits: Limits) -> Self {
+        let bound = limits.deadline.map(|(at, after)| Bound { at, after, scope: Scope::Request });
+        let limits = PaceLimits { idle: limits.idle, ..PaceLimits::default() };
+        Self::limited(inner, bound, Pace::new(limits, clock::now).map(Arc::new))
+    }
+
+    pub(crate) fn limited(inner: B, bound: Option<Bound>, pace: Option<Arc<Pace>>) -> Self {
+        let needed = (bound.is_some() || pace.is_some()) && !inner.is_end_stream();
+        let timer = needed.then(|| Box::pin(Timer::new(bound, pace, Part::Body)));
+        Self { inner: Some(inner), timer }
+    }
 }
 
 impl<B> TimedBody<B> {
-    /// Limits `inner`.
-    pub fn new(inner: B, limits: Limits) -> Self {
-        Self { inner: Some(inner), limits, sleep: None }
-    }
-
     /// The body within, unless its time has passed.
     pub fn inner(&self) -> Option<&B> {
         self.inner.as_ref()
@@ -56,33 +67,15 @@ where
         let mut this = self.project();
         let Some(inner) = this.inner.as_mut().as_pin_mut() else { return Poll::Ready(None) };
         if let Poll::Ready(frame) = inner.poll_frame(cx) {
-            // The next silence begins now; the timer is armed again when there is one.
-            if this.limits.idle.is_some() {
-                *this.sleep = None;
+            if let Some(pace) = this.timer.as_ref().and_then(|timer| timer.pace()) {
+                pace.frame(clock::now());
             }
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
-        let Limits { deadline, idle } = *this.limits;
-        let whole = deadline.map(|(at, after)| (at, after, Scope::Request));
-        if this.sleep.is_none() {
-            let silent = idle.and_then(|idle| Some((clock::now().checked_add(idle)?, idle, Scope::Idle)));
-            let first = [whole, silent].into_iter().flatten().map(|(at, ..)| at).min();
-            let Some(at) = first else { return Poll::Pending };
-            *this.sleep = Some(Box::pin(tokio::time::sleep_until(at.into())));
-        }
-        match this.sleep.as_mut().map(|sleep| sleep.as_mut().poll(cx)) {
-            Some(Poll::Ready(())) => {
-                this.inner.set(None);
-                let past = |(at, ..): &(Instant, Duration, Scope)| clock::now() >= *at;
-                let (after, scope) = match (whole.filter(past), idle) {
-                    (Some((_, after, scope)), _) => (after, scope),
-                    (None, Some(idle)) => (idle, Scope::Idle),
-                    (None, None) => (Duration::ZERO, Scope::Request),
-                };
-                Poll::Ready(Some(Err(Box::new(Error::Timeout { scope, after }))))
-            }
-            Some(Poll::Pending) | None => Poll::Pending,
-        }
+        let Some(timer) = this.timer else { return Poll::Pending };
+        let bound = ready!(timer.as_mut().poll(cx));
+        this.inner.set(None);
+        Poll::Ready(Some(Err(Box::new(bound.error()))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -91,5 +84,63 @@ where
 
     fn size_hint(&self) -> SizeHint {
         self.inner.as_ref().map(Body::size_hint).unwrap_or_default()
+    }
+}
+
+/// A request's body that notes when its frames go, if a limit depends on it.
+#[pin_project(PinnedDrop)]
+#[derive(Debug)]
+pub struct Sending<B> {
+    #[pin]
+    inner: B,
+    pace: Option<Arc<Pace>>,
+}
+
+impl<B: Body> Sending<B> {
+    pub(crate) fn new(inner: B, pace: Option<Arc<Pace>>) -> Self {
+        if let Some(pace) = pace.as_ref().filter(|_| inner.is_end_stream()) {
+            pace.sent(clock::now());
+        }
+        Self { inner, pace }
+    }
+}
+
+impl<B: Body> Body for Sending<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        let mut this = self.project();
+        let frame = ready!(this.inner.as_mut().poll_frame(cx));
+        if let Some(pace) = this.pace {
+            let now = clock::now();
+            pace.frame(now);
+            let more = matches!(&frame, Some(Ok(frame)) if frame.is_data()) && !this.inner.is_end_stream();
+            if !more {
+                pace.sent(now);
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+#[pinned_drop]
+impl<B> PinnedDrop for Sending<B> {
+    /// What is dropped before its end is not sent any further: the peer has all it will get.
+    fn drop(self: Pin<&mut Self>) {
+        if let Some(pace) = self.project().pace {
+            pace.sent(clock::now());
+        }
     }
 }

@@ -3,8 +3,10 @@
 use crate::error::{BoxError, Error, Scope};
 use crate::policy::call::MeshRequest;
 use crate::stdx::clock::{self, Duration};
-use crate::timeout::body::{Limits, TimedBody};
-use crate::timeout::timed::{Bound, Timed};
+use crate::timeout::body::TimedBody;
+use crate::timeout::deadline;
+use crate::timeout::plan::Bound;
+use crate::timeout::timed::Timed;
 use http::Response;
 use http_body::Body;
 use pin_project::pin_project;
@@ -16,7 +18,7 @@ use tower_service::Service;
 
 /// Ends calls that take too long with [`Error::Timeout`]: by the deadline of the call, which holds to the end of the
 /// response's body (the body then ends with an error), and by its route's limit to the response's headers (`timeout` of a
-/// ServiceProfile) and between two frames (`idle`). Requests that met no route are limited by `own`.
+/// ServiceProfile). Requests that met no route are limited by `own`, or by what their headers say if that is less.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct TimeoutLayer {
     own: Option<Duration>,
@@ -35,19 +37,21 @@ impl TimeoutLayer {
         self
     }
 
-    fn bounds<R: MeshRequest>(&self, request: &R) -> (Option<Bound>, Limits) {
-        let (whole, headers, idle) = match request.route().zip(request.state()) {
-            Some((route, state)) => {
-                let whole = state.deadline.map(|at| (at, at.saturating_duration_since(state.started)));
-                let headers = route.timeouts.response_headers;
-                let headers = headers.and_then(|after| Some((state.started.checked_add(after)?, after)));
-                (whole, headers, route.timeouts.idle)
-            }
-            None => (self.own.and_then(|after| Some((clock::now().checked_add(after)?, after))), None, None),
+    /// What ends a call before its response's headers, and what ends it after them.
+    fn bounds<R: MeshRequest>(&self, request: &R) -> (Option<Bound>, Option<Bound>) {
+        let Some((route, state)) = request.route().zip(request.state()) else {
+            let said = deadline::read(request.http().headers()).left;
+            let limit = [self.own, said].into_iter().flatten().min();
+            let whole = limit.and_then(|after| Bound::new(clock::now(), after, Scope::Request));
+            return (whole, whole);
         };
-        let first = [whole, headers].into_iter().flatten().min();
-        let head = first.map(|(at, after)| Bound { at, after, scope: Scope::Request });
-        (head, Limits { deadline: whole, idle })
+        let whole = state.deadline.map(|at| {
+            let after = at.saturating_duration_since(state.started);
+            Bound { at, after, scope: Scope::Request }
+        });
+        let headers = route.timeouts.response_headers;
+        let headers = headers.and_then(|after| Bound::new(state.started, after, Scope::Request));
+        (Bound::earlier(whole, headers), whole)
     }
 }
 
@@ -84,8 +88,8 @@ where
 
     #[inline]
     fn call(&mut self, request: R) -> Self::Future {
-        let (head, limits) = self.layer.bounds(&request);
-        TimeoutFuture { inner: Timed::new(self.inner.call(request), head), limits }
+        let (head, whole) = self.layer.bounds(&request);
+        TimeoutFuture::new(self.inner.call(request), head, whole)
     }
 }
 
@@ -95,7 +99,19 @@ where
 pub struct TimeoutFuture<F> {
     #[pin]
     inner: Timed<F>,
-    limits: Limits,
+    whole: Option<Bound>,
+}
+
+impl<F> TimeoutFuture<F> {
+    /// `head` ends it before its response's headers, `whole` after them.
+    pub(crate) fn new(inner: F, head: Option<Bound>, whole: Option<Bound>) -> Self {
+        Self { inner: Timed::new(inner, head), whole }
+    }
+
+    /// Its time had passed before it began.
+    pub(crate) fn refused(error: Error) -> Self {
+        Self { inner: Timed::refused(error), whole: None }
+    }
 }
 
 impl<F, B, E> Future for TimeoutFuture<F>
@@ -111,6 +127,6 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let response = ready!(this.inner.poll(cx))?;
-        Poll::Ready(Ok(response.map(|body| TimedBody::new(body, *this.limits))))
+        Poll::Ready(Ok(response.map(|body| TimedBody::limited(body, *this.whole, None))))
     }
 }

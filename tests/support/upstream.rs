@@ -2,9 +2,10 @@
 
 use bytes::Bytes;
 use enmesh::error::{BoxError, Error};
+use enmesh::policy::call::{CallState, MeshRequest};
 use futures::StreamExt;
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, Version};
 use http_body::{Body, Frame};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, StreamBody};
@@ -96,6 +97,7 @@ impl Reply {
 pub(crate) struct Seen {
     pub(crate) at: tokio::time::Instant,
     pub(crate) parts: Parts,
+    pub(crate) state: Option<CallState>,
     /// The body; `None` while it is not read to its end.
     pub(crate) body: Option<Vec<u8>>,
     pub(crate) trailers: Option<HeaderMap>,
@@ -154,10 +156,11 @@ impl Upstream {
     }
 }
 
-impl<B> Service<Request<B>> for Upstream
+impl<R> Service<R> for Upstream
 where
-    B: Body<Data = Bytes> + Send + Unpin + 'static,
-    B::Error: Into<BoxError>,
+    R: MeshRequest,
+    R::Body: Body<Data = Bytes> + Send + Unpin + 'static,
+    <R::Body as Body>::Error: Into<BoxError>,
 {
     type Response = Response<Bytestream>;
     type Error = Error;
@@ -169,9 +172,10 @@ where
     }
 
     #[expect(clippy::disallowed_methods, reason = "the paused clock of the test")]
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    fn call(&mut self, request: R) -> Self::Future {
         assert!(std::mem::take(&mut self.ready), "called without being asked whether it is ready");
-        let (parts, mut body) = request.into_parts();
+        let state = request.state().copied();
+        let (parts, mut body) = request.into_http().into_parts();
         let reply = {
             let mut script = self.script.lock().unwrap();
             let first = script.pop_front().expect("a script");
@@ -183,7 +187,7 @@ where
         let (seen, alive) = (Arc::clone(&self.seen), Alive::new(&self.alive));
         let index = {
             let mut seen = seen.lock().unwrap();
-            seen.push(Seen { at: tokio::time::Instant::now(), parts, body: None, trailers: None });
+            seen.push(Seen { at: tokio::time::Instant::now(), parts, state, body: None, trailers: None });
             seen.len() - 1
         };
         Box::pin(async move {

@@ -109,6 +109,7 @@ pub(crate) fn retry(field: &Field<'_>) -> Option<RetrySettings> {
             hedge: hedge(&f.get("hedge")),
             body_bytes_max: f.get("maxBodyBytes").integer(0..=REPLAY_BYTES_MAX),
             hops: f.get("hopMarks").word(HOP_MARKS).unwrap_or_default(),
+            patience: words::some_time(&f.get("patience")),
         }
     })
 }

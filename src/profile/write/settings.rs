@@ -55,6 +55,7 @@ pub(crate) fn retry(retry: &RetrySettings) -> Value {
         .maybe("hedge", hedge)
         .maybe("maxBodyBytes", retry.body_bytes_max)
         .maybe("hopMarks", hops)
+        .maybe("patience", retry.patience.map(tree::time))
         .into()
 }
 
