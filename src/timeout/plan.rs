@@ -133,8 +133,8 @@ mod tests {
     #[test]
     fn the_earliest_limit_is_due() {
         let start = clock::now();
-        let pace =
-            Pace { response: Some(MS(50)), patience: Some(MS(40)), idle: Some(MS(70)), ..Pace::new(start) };
+        let limits = PaceLimits { response: Some(MS(50)), patience: Some(MS(40)), idle: Some(MS(70)) };
+        let pace = Pace::new(limits, || start).unwrap();
         let whole = Bound::new(start, MS(100), Scope::Request);
         let due = |part, ms| pace.due(part, whole, || start + MS(ms));
         let passes =
