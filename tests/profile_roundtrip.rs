@@ -191,10 +191,10 @@ fn retry() -> impl Strategy<Value = RetrySettings> {
     let hedge =
         prop_oneof![time().prop_map(HedgeSettings::After), (1..=999_u16).prop_map(HedgeSettings::Quantile)];
     let hops = select(vec![HopMarks::Off, HopMarks::Trust, HopMarks::Strip]);
-    let rest = (any::<bool>(), of(budget().boxed()), of(hedge), of(0..=(1_usize << 20)), hops);
+    let rest = (any::<bool>(), of(budget().boxed()), of(hedge), of(0..=(1_usize << 20)), hops, of(time()));
     (of(1..=10_u32), on, of(backoff), rest).prop_map(|(attempts_max, on, backoff, rest)| {
-        let (idempotent, budget, hedge, body_bytes_max, hops) = rest;
-        RetrySettings { attempts_max, on, backoff, idempotent, budget, hedge, body_bytes_max, hops }
+        let (idempotent, budget, hedge, body_bytes_max, hops, patience) = rest;
+        RetrySettings { attempts_max, on, backoff, idempotent, budget, hedge, body_bytes_max, hops, patience }
     })
 }
 
