@@ -626,6 +626,9 @@ impl MeshRequest for Stateful {
     fn state_mut(&mut self) -> Option<&mut CallState> {
         Some(&mut self.state)
     }
+    fn rest(&self) -> CallState {
+        self.state
+    }
     fn split(self) -> (CallState, Parts, Full<Bytes>) {
         let (parts, body) = self.http.into_parts();
         (self.state, parts, body)
@@ -657,6 +660,9 @@ impl<B0> MeshRequest for Other<B0> {
     }
     fn state_mut(&mut self) -> Option<&mut CallState> {
         Some(&mut self.1)
+    }
+    fn rest(&self) -> CallState {
+        self.1
     }
     fn split(self) -> (CallState, Parts, B0) {
         let (parts, body) = self.0.into_parts();

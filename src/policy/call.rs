@@ -175,10 +175,18 @@ pub trait MeshRequest: Sized {
     fn split(self) -> (Self::Rest, Parts, Self::Body);
     /// Puts it together.
     fn join<B>(rest: Self::Rest, parts: Parts, body: B) -> Self::With<B>;
-    /// The same request with another body; moves less than taking it apart.
-    fn map_body<B>(self, map: impl FnOnce(Self::Body) -> B) -> Self::With<B>;
+    /// What travels beside the HTTP request.
+    fn rest(&self) -> Self::Rest;
+    /// The same request with another body.
+    fn map_body<B>(self, map: impl FnOnce(Self::Body) -> B) -> Self::With<B> {
+        let (rest, parts, body) = self.split();
+        Self::join(rest, parts, map(body))
+    }
     /// A copy of all but the body.
-    fn copy_head(&self) -> Self::With<()>;
+    fn copy_head(&self) -> Self::With<()> {
+        let (parts, ()) = copy_head(self.http()).into_parts();
+        Self::join(self.rest(), parts, ())
+    }
     /// The HTTP request alone.
     fn into_http(self) -> Request<Self::Body>;
 }
@@ -216,6 +224,8 @@ impl<B0> MeshRequest for Request<B0> {
     fn join<B>((): (), parts: Parts, body: B) -> Request<B> {
         Request::from_parts(parts, body)
     }
+
+    fn rest(&self) {}
 
     fn map_body<B>(self, map: impl FnOnce(B0) -> B) -> Request<B> {
         self.map(map)
@@ -296,6 +306,10 @@ impl<B0, T> MeshRequest for Call<B0, T> {
 
     fn join<B>(scope: CallScope<T>, parts: Parts, body: B) -> Call<B, T> {
         Call { http: Request::from_parts(parts, body), scope }
+    }
+
+    fn rest(&self) -> CallScope<T> {
+        self.scope.clone()
     }
 
     fn map_body<B>(self, map: impl FnOnce(B0) -> B) -> Call<B, T> {
