@@ -1,86 +1,30 @@
 //! The gate before an application: who gets through, what the application sees, and policies that change.
 
+#[path = "support/authz.rs"]
+mod support;
+
 use enmesh::authz::layer::AuthzLayer;
 use enmesh::authz::layer::Gate;
-use enmesh::authz::rules::AuthzPolicy;
 use enmesh::authz::settings::Action;
-use enmesh::authz::settings::AuthzSettings;
 use enmesh::authz::settings::Clients;
 use enmesh::authz::settings::IdentityMatch;
 use enmesh::authz::settings::NetworkMatch;
 use enmesh::authz::settings::RuleSettings;
-use enmesh::classify::respond::RespondLayer;
 use enmesh::error::Error;
-use enmesh::profile::matching::Condition;
-use enmesh::profile::matching::PathKind;
-use enmesh::profile::matching::PathMatch;
-use enmesh::tls::identity::PeerIdentity;
 use futures::FutureExt;
-use http::Extensions;
-use http::HeaderMap;
 use http::Request;
 use http::Response;
 use std::convert::Infallible;
-use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use support::*;
 use tower::Layer;
 use tower::Service;
 use tower::ServiceExt;
 use tower::service_fn;
-
-fn peer(name: &str) -> PeerIdentity {
-    PeerIdentity {
-        identity: name.parse().unwrap(),
-        trust_domain: "mesh.example".parse().unwrap(),
-        not_after: std::time::SystemTime::UNIX_EPOCH,
-    }
-}
-
-fn compile(rules: Vec<RuleSettings>, otherwise: Action) -> AuthzPolicy {
-    let trust_domain = Some("mesh.example".parse().unwrap());
-    AuthzPolicy::compile(&AuthzSettings { rules, otherwise, trust_domain }).unwrap()
-}
-
-/// The policy of the corpus's paths.
-fn by_paths() -> AuthzPolicy {
-    let prefix = |text: &str| Condition::Path(PathMatch::new(PathKind::PrefixElement, text));
-    let admin = IdentityMatch::Exact("spiffe://mesh.example/admin".parse().unwrap());
-    compile(
-        vec![
-            RuleSettings::new("public", Action::Allow, Clients::Identity(IdentityMatch::AnyLocal))
-                .on(prefix("/public")),
-            RuleSettings::new("admin", Action::Allow, Clients::Identity(admin)).on(prefix("/admin")),
-        ],
-        Action::Deny,
-    )
-}
-
-fn address(extensions: &Extensions) -> Option<IpAddr> {
-    extensions.get::<SocketAddr>().map(SocketAddr::ip)
-}
-
-/// An application that answers with the path and client id it saw, behind a gate.
-async fn ask(gate: &Gate, request: Request<()>) -> (u16, HeaderMap) {
-    let app = service_fn(|request: Request<()>| async move {
-        let mut response = Response::new(());
-        response.headers_mut().insert("x-path", request.uri().path().parse().unwrap());
-        for (name, value) in request.headers() {
-            response.headers_mut().append(name.clone(), value.clone());
-        }
-        Ok::<_, Infallible>(response)
-    });
-    let app = RespondLayer.layer(AuthzLayer::new(gate.clone(), address).layer(app));
-    let response = app.oneshot(request).await.unwrap();
-    (response.status().as_u16(), response.headers().clone())
-}
-
-fn from(name: &str, uri: &str) -> Request<()> {
-    Request::get(uri).extension(peer(name)).body(()).unwrap()
-}
 
 #[tokio::test]
 async fn ambiguous_paths_get_400_refused_ones_403_and_the_others_arrive_as_they_are() {
@@ -115,66 +59,6 @@ async fn ambiguous_paths_get_400_refused_ones_403_and_the_others_arrive_as_they_
         .unwrap();
     let (status, headers) = ask(&gate, grpc).await;
     assert_eq!((status, &headers["grpc-status"]), (200, &"7".parse().unwrap()));
-}
-
-#[tokio::test]
-async fn the_paths_of_the_corpus_get_their_answers() {
-    let Ok(root) = std::env::var("ENMESH_CORPUS") else {
-        eprintln!("skipped: ENMESH_CORPUS is not set");
-        return;
-    };
-    let text = std::fs::read_to_string(format!("{root}/vectors/security-cases.json")).unwrap();
-    let cases: serde_json::Value = serde_json::from_str(&text).unwrap();
-    let gate = Gate::new(by_paths());
-    let (mut seen, mut of_the_server) = (0, Vec::new());
-    for case in cases["cases"].as_array().unwrap() {
-        let id = case["id"].as_str().unwrap();
-        if !id.starts_with("path/") {
-            continue;
-        }
-        let path = case["vector"]["path"].as_str().unwrap();
-        let status = case["vector"]["status"].as_u64().unwrap() as u16;
-        // What is no request target for the `http` crate, and lengths and authorities, the server answers before us.
-        let Ok(uri) = path.parse::<http::Uri>() else {
-            assert!(status >= 400, "{id}");
-            of_the_server.push(id);
-            continue;
-        };
-        if status == 414 || uri.authority().is_some() || path.contains('#') {
-            of_the_server.push(id);
-            continue;
-        }
-        seen += 1;
-        let (answer, _) = ask(&gate, from("spiffe://mesh.example/web", path)).await;
-        assert_eq!(answer, status, "{id} {path}");
-    }
-    eprintln!("answered by the server before the gate: {of_the_server:?}");
-    assert!(seen >= 18, "only {seen} cases");
-}
-
-#[tokio::test]
-async fn linkerds_authorization_cases_hold() {
-    let Ok(root) = std::env::var("ENMESH_CORPUS") else {
-        eprintln!("skipped: ENMESH_CORPUS is not set");
-        return;
-    };
-    let text = std::fs::read_to_string(format!("{root}/vectors/linkerd-identity.json")).unwrap();
-    let cases: serde_json::Value = serde_json::from_str(&text).unwrap();
-    let list = |value: &serde_json::Value| -> Vec<String> {
-        value.as_array().unwrap().iter().map(|text| text.as_str().unwrap().to_owned()).collect()
-    };
-    for case in cases["authorization"].as_array().unwrap() {
-        let client = case["client"].as_str().unwrap();
-        let client = if client == "any DNS id" { "any.dns.id" } else { client };
-        let exact =
-            list(&case["identities"]).into_iter().map(|text| IdentityMatch::Exact(text.parse().unwrap()));
-        let suffixes = list(&case["suffixes"]);
-        let suffixes = suffixes.iter().map(|text| IdentityMatch::dns_suffix(text.trim_start_matches('*')));
-        let clients = Clients::Any(exact.chain(suffixes).map(Clients::Identity).collect());
-        let gate = Gate::new(compile(vec![RuleSettings::new("r", Action::Allow, clients)], Action::Deny));
-        let (status, _) = ask(&gate, from(client, "/")).await;
-        assert_eq!(status == 200, case["ok"].as_bool().unwrap(), "{case}");
-    }
 }
 
 #[tokio::test]

@@ -242,3 +242,71 @@ async fn called_by(case: &Case, identities: &enmesh::tls::rotate::Identities) ->
     let (_, outcome) = tokio::join!(client.connect(name, far), acceptor.accept(near));
     outcome.err().unwrap()
 }
+
+/// A certificate with these names, `kind:value`, under a root of its own; `None` if it cannot be made.
+fn named(sans: &Value) -> (Vec<CertificateDer<'static>>, CertificateDer<'static>) {
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+    let root = rcgen::CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate().unwrap()).unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    let san = |san: &Value| {
+        let (kind, value) = san.as_str().unwrap().split_once(':').unwrap();
+        match kind {
+            "dns" => rcgen::SanType::DnsName(value.try_into().unwrap()),
+            "uri" => rcgen::SanType::URI(value.try_into().unwrap()),
+            "email" => rcgen::SanType::Rfc822Name(value.try_into().unwrap()),
+            "ip" => rcgen::SanType::IpAddress(value.parse().unwrap()),
+            other => panic!("{other}"),
+        }
+    };
+    params.subject_alt_names = sans.as_array().unwrap().iter().map(san).collect();
+    params.key_usages = vec![rcgen::KeyUsagePurpose::DigitalSignature];
+    let leaf = params.signed_by(&rcgen::KeyPair::generate().unwrap(), &root).unwrap();
+    (vec![leaf.der().clone()], root.der().clone())
+}
+
+/// Who Linkerd's rules make of a certificate with these names, if `expected` is looked for.
+fn linkerd_name(sans: &Value, expected: Option<&str>, side: Side) -> Option<String> {
+    let (chain, root) = named(sans);
+    let first = sans.as_array().unwrap().first().and_then(Value::as_str).unwrap_or_default();
+    let first = first.split_once(':').map_or("", |(_, value)| value);
+    let named = first.parse::<enmesh::tls::identity::Identity>().ok();
+    let domain = named.as_ref().and_then(|id| id.trust_domain()).unwrap_or("cluster.local");
+    let domain: TrustDomain = domain.parse().unwrap();
+    let mut bundles = TrustBundles::new(domain.clone());
+    bundles.add(root, &domain).unwrap();
+    let verifier =
+        Verifier::new(bundles, VerifySettings { names: Names::Linkerd, ..VerifySettings::default() });
+    let expected = expected.map(|text| Expected::Is(text.parse().unwrap()));
+    let peer = verifier.verify(&chain[0], &[], side, UnixTime::now(), expected.as_ref());
+    peer.ok().map(|peer| peer.identity.to_string())
+}
+
+#[test]
+fn linkerds_rules_of_names_and_renewal_hold() {
+    let Some(cases) = corpus("linkerd-identity.json") else { return };
+    for case in cases["server_id_check"].as_array().unwrap() {
+        let mut expected = case["expected"].as_str().unwrap().to_owned();
+        if expected.ends_with("...") {
+            // Shortened in the corpus: the certificate has it whole.
+            let whole = case["sans"][0].as_str().unwrap().split_once(':').unwrap().1;
+            assert!(whole.starts_with(expected.trim_end_matches('.')));
+            expected = whole.to_owned();
+        }
+        let found = linkerd_name(&case["sans"], Some(&expected), Side::Server);
+        assert_eq!(found.is_some(), case["ok"].as_bool().unwrap(), "{case}");
+    }
+    for case in cases["client_id_extraction"].as_array().unwrap() {
+        let id = match case["id"].as_str() {
+            Some("first usable") => case["sans"][0].as_str().unwrap().split_once(':').map(|(_, value)| value),
+            other => other,
+        };
+        assert_eq!(linkerd_name(&case["sans"], None, Side::Client).as_deref(), id, "{case}");
+    }
+    for case in cases["refresh_seconds"]["cases"].as_array().unwrap() {
+        let remaining = u64::try_from(case["remaining"].as_i64().unwrap()).unwrap_or(0);
+        let wait = enmesh::tls::renew::RenewalSettings::linkerd().wait(Duration::from_secs(remaining));
+        assert_eq!(wait.as_secs(), case["sleep"].as_u64().unwrap(), "{case}");
+    }
+}

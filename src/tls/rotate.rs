@@ -4,6 +4,7 @@ use crate::stdx::clock;
 use crate::stdx::rng::Rng;
 use crate::tls::epoch::Epoch;
 use crate::tls::epoch::EpochSettings;
+use crate::tls::identity::TrustDomain;
 use crate::tls::material::BadMaterial;
 use crate::tls::material::Material;
 use crate::tls::material::Source;
@@ -11,6 +12,7 @@ use crate::tls::renew::Alarm;
 use crate::tls::session::Session;
 use crate::tls::session::TlsError;
 use crate::tls::svid::Refusal;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
@@ -198,7 +200,8 @@ pub fn rotation(
 ) -> (Identities, impl Future<Output = ()> + Send + 'static) {
     let (sender, state) = watch::channel(State::default());
     let settings = Arc::new(settings);
-    let mut publisher = Publisher { sender, settings: Arc::clone(&settings), alarm: None };
+    let mut publisher =
+        Publisher { sender, settings: Arc::clone(&settings), alarm: None, warned: BTreeSet::new() };
     let task = async move {
         loop {
             let mut next = source.next();
@@ -232,6 +235,8 @@ struct Publisher {
     sender: watch::Sender<State>,
     settings: Arc<EpochSettings>,
     alarm: Option<Alarm>,
+    /// The trust domains of which an anchor has expired and was told of.
+    warned: BTreeSet<TrustDomain>,
 }
 
 impl Publisher {
@@ -284,6 +289,17 @@ impl Publisher {
         let alarm = Alarm::at(now, epoch.not_before(), end);
         let left = end.duration_since(now).unwrap_or_default();
         metrics::gauge!("control_identity_cert_seconds_left").set(left.as_secs_f64());
+        for (domain, bundle) in epoch.verifier().bundles().iter() {
+            let Some(end) = bundle.first_expiry() else { continue };
+            let left = end
+                .duration_since(now)
+                .map_or_else(|late| -late.duration().as_secs_f64(), |left| left.as_secs_f64());
+            metrics::gauge!("control_identity_anchor_seconds_left", "trust_domain" => domain.to_string())
+                .set(left);
+            if left <= 0.0 && self.warned.insert(domain.clone()) {
+                tracing::warn!(trust_domain = %domain, "a trust anchor has expired");
+            }
+        }
         if self.alarm.replace(alarm) == Some(alarm) {
             return;
         }
