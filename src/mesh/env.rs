@@ -1,5 +1,6 @@
 //! Floor 6: a mesh configured from outside, as an injected sidecar would be.
 
+use crate::authz::settings::AuthzSettings;
 use crate::mesh::builder::MeshBuilder;
 use crate::profile::duration;
 use crate::profile::invalid::Fault;
@@ -7,7 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 /// Every variable that [`Mesh::from_env`](crate::mesh::runtime::Mesh::from_env) reads, and what it sets.
-pub const VARIABLES: [(&str, &str); 8] = [
+pub const VARIABLES: [(&str, &str); 11] = [
     ("ENMESH_NAME", "this process's own service, name.namespace[:port]"),
     ("ENMESH_PROFILES", "a directory of profiles, watched"),
     ("ENMESH_ENDPOINTS", "a directory of Endpoints documents, watched; may be the same"),
@@ -16,6 +17,12 @@ pub const VARIABLES: [(&str, &str); 8] = [
     ("ENMESH_CLUSTER_DOMAIN", "the suffix of Kubernetes service names; default cluster.local"),
     ("ENMESH_CONNECT_TIMEOUT", "how long opening a connection may take, such as 1s"),
     ("ENMESH_DRAIN_TIMEOUT", "how long requests under way may take at shutdown, such as 30s"),
+    (
+        "ENMESH_IDENTITY",
+        "a directory with tls.crt, tls.key and ca.crt, or unix:///path of a SPIFFE Workload API",
+    ),
+    ("ENMESH_ACCEPT", "what a server with an identity takes: strict (default), permissive or off"),
+    ("ENMESH_AUTHORIZATION", "a file with an Authorization document"),
 ];
 
 /// Reads every variable by `get`. A variable that is unset or empty says nothing; one that starts with `ENMESH_` and is
@@ -58,6 +65,8 @@ fn set(mut builder: MeshBuilder, key: &str, value: &str) -> MeshBuilder {
             }
             builder
         }
+        "ENMESH_AUTHORIZATION" => authorization(builder, key, value),
+        "ENMESH_IDENTITY" | "ENMESH_ACCEPT" => tls(builder, key, value),
         _ => {
             let known: Vec<&str> = VARIABLES.iter().map(|(name, _)| *name).collect();
             let remedy = format!("known are {}", known.join(", "));
@@ -65,6 +74,53 @@ fn set(mut builder: MeshBuilder, key: &str, value: &str) -> MeshBuilder {
             builder
         }
     }
+}
+
+/// A policy that cannot be read stops the process: without it everything would be allowed.
+fn authorization(mut builder: MeshBuilder, key: &str, path: &str) -> MeshBuilder {
+    let settings = match std::fs::read_to_string(path) {
+        Ok(text) => AuthzSettings::from_yaml(&text).map_err(|invalid| invalid.faults),
+        Err(error) => {
+            let problem = format!("cannot be read (`{path}`: {error})");
+            Err(vec![Fault::rejected(key, problem, "name a file with an Authorization document")])
+        }
+    };
+    match settings {
+        Ok(settings) => builder.authorize(settings),
+        Err(faults) => {
+            builder.faults.extend(faults);
+            builder
+        }
+    }
+}
+
+#[cfg(feature = "tls")]
+fn tls(mut builder: MeshBuilder, key: &str, value: &str) -> MeshBuilder {
+    use crate::stdx::rng::Rng;
+    use crate::tls::acceptor::Mode;
+    use crate::tls::files::{FileSettings, Files};
+    use crate::tls::workload_api::{WorkloadApi, WorkloadApiSettings};
+    match (key, value) {
+        ("ENMESH_ACCEPT", "strict") => builder.accepting(Mode::Strict),
+        ("ENMESH_ACCEPT", "permissive") => builder.accepting(Mode::Permissive),
+        ("ENMESH_ACCEPT", "off") => builder.accepting(Mode::Off),
+        ("ENMESH_ACCEPT", _) => {
+            let problem = format!("cannot be read (`{value}`)");
+            builder.faults.push(Fault::rejected(key, problem, "write strict, permissive or off"));
+            builder
+        }
+        _ if value.starts_with("unix:") => {
+            builder.identity(WorkloadApi::new(WorkloadApiSettings::at(value), Rng::thread()))
+        }
+        _ => builder.identity(Files::new(FileSettings::directory(value))),
+    }
+}
+
+#[cfg(not(feature = "tls"))]
+fn tls(mut builder: MeshBuilder, key: &str, _: &str) -> MeshBuilder {
+    let remedy = "build it with feature `tls`";
+    builder.faults.push(Fault::rejected(key, "needs mutual TLS, which is not built in", remedy));
+    builder
 }
 
 fn parsed<T: FromStr>(faults: &mut Vec<Fault>, key: &str, value: &str, remedy: &str) -> Option<T> {
@@ -86,5 +142,47 @@ fn time(faults: &mut Vec<Fault>, key: &str, value: &str) -> Option<Duration> {
             ));
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(variables: &[(&str, &str)], fault: Option<&str>) {
+        let owned = variables.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        let faults = read(owned).faults;
+        let text: Vec<String> = faults.iter().map(ToString::to_string).collect();
+        assert_eq!(text.is_empty(), fault.is_none(), "{variables:?}: {text:?}");
+        assert!(fault.is_none_or(|fault| text[0].contains(fault)), "{variables:?}: {text:?}");
+    }
+
+    #[test]
+    fn a_policy_that_cannot_be_read_is_a_fault_and_not_an_open_door() {
+        check(&[("ENMESH_AUTHORIZATION", "/nowhere/at-all.yaml")], Some("cannot be read"));
+        check(&[("ENMESH_AUTHORIZATION", "")], None);
+        check(&[("ENMESH_AUTORIZATION", "x")], Some("is not known"));
+    }
+
+    #[cfg(feature = "tls")]
+    #[test]
+    fn identities_come_from_a_directory_or_a_socket() {
+        check(&[("ENMESH_IDENTITY", "/var/run/identity"), ("ENMESH_ACCEPT", "permissive")], None);
+        check(&[("ENMESH_IDENTITY", "unix:///run/spire/agent.sock")], None);
+        check(&[("ENMESH_ACCEPT", "Permissive")], Some("strict, permissive or off"));
+        let of = |value: &str| {
+            let builder = read([("ENMESH_IDENTITY".to_owned(), value.to_owned())].into_iter());
+            builder.identity.map(|own| own.source.name())
+        };
+        assert_eq!(
+            (of("/run/identity"), of("unix:///run/agent.sock")),
+            (Some("files"), Some("workload_api"))
+        );
+    }
+
+    #[cfg(not(feature = "tls"))]
+    #[test]
+    fn identity_without_tls_is_a_fault_and_not_plaintext() {
+        check(&[("ENMESH_IDENTITY", "/var/run/identity")], Some("not built in"));
     }
 }
