@@ -355,6 +355,16 @@ spec: {identities: ['spiffe://cluster.local/ns/emojivoto/sa/vote-bot']}
     );
     let decisions: Vec<&str> = answers.iter().map(|one| one["authz"]["decision"].as_str().unwrap()).collect();
     assert_eq!(decisions, ["allow", "deny", "deny", "allow", "deny"]);
+    let own = "apiVersion: enmesh.dev/v1\nkind: Authorization\nmetadata: {name: a}\nspec:\n  rules:\n  \
+               - {name: readers, request: {methods: [GET]}}\n";
+    let config = folder.file("own.yaml", own);
+    let answers = explained(
+        &config,
+        &[json!({"host": "a", "path": "/"}), json!({"host": "a", "path": "/", "method": "PUT"})],
+    );
+    assert_eq!(answers[0]["authz"], json!({"decision": "allow", "rule": "readers"}));
+    assert_eq!(answers[1]["authz"]["decision"], "deny");
+    assert_eq!(enmesh(&["check", "-"], &own.replace("request:", "requets:")).status, 1);
 }
 
 /// A route of random rules over few paths, methods and headers, each of which says who it is by a header or a redirect.

@@ -7,7 +7,7 @@ use enmesh::authz::linkerd::compile::{Cluster, Workload};
 use enmesh::authz::linkerd::words::{Access, Documents};
 use enmesh::authz::path;
 use enmesh::authz::rules::AuthzPolicy;
-use enmesh::authz::settings::{Action, NetworkMatch};
+use enmesh::authz::settings::{Action, AuthzSettings, NetworkMatch};
 use enmesh::profile::name::ServiceName;
 use enmesh::route::head::RequestHead;
 use enmesh::tls::identity::{Identity, PeerIdentity, TrustDomain};
@@ -20,41 +20,38 @@ const NETWORKS: [&str; 5] = ["10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "19
 /// What files say about who may call whom.
 #[derive(Debug)]
 pub(crate) struct Authorizer {
+    /// Of the process that is asked, in our own words: it comes before all others.
+    own: Option<AuthzSettings>,
     documents: Documents,
     cluster: Cluster,
 }
 
 impl Authorizer {
     /// For a cluster of Linkerd's defaults, whose trust domain is named as its DNS domain.
-    pub(crate) fn new(documents: Documents, domain: &str) -> Result<Self, Failure> {
+    pub(crate) fn new(
+        own: Option<AuthzSettings>,
+        documents: Documents,
+        domain: &str,
+    ) -> Result<Self, Failure> {
         let trust_domain: TrustDomain =
             domain.parse().map_err(|bad| Failure::Usage(format!("--cluster-domain: {bad}")))?;
         let network = |text: &&str| text.parse().ok().map(|cidr| NetworkMatch { cidr, except: Vec::new() });
         let networks = NETWORKS.iter().filter_map(network).collect();
         let default = Access::AllUnauthenticated;
         let cluster = Cluster { trust_domain, networks, probe_networks: Vec::new(), default };
-        Ok(Self { documents, cluster })
+        Ok(Self { own, documents, cluster })
     }
 
     /// The decision about a request to `name`. `none`: no document speaks of authorization.
     pub(crate) fn decide(&self, asked: &Asked, name: &ServiceName, head: &RequestHead<'_>) -> Value {
-        if self.documents == Documents::default() {
+        let Some(settings) = self.settings(asked, name) else {
             return json!({"decision": "none", "rule": null});
-        }
+        };
         let denied = |why: String| json!({"decision": "deny", "rule": why});
         if let Err(ambiguity) = path::check(head.path()) {
             return denied(format!("the path can be read in more than one way: {ambiguity}"));
         }
-        let namespace = asked.to.namespace.as_deref().or_else(|| name.host().split('.').nth(1));
-        let workload = Workload {
-            namespace: namespace.unwrap_or("default").into(),
-            labels: asked.to.labels.clone(),
-            port: asked.port(),
-            port_name: None,
-            probe_paths: Vec::new(),
-        };
-        let policy = AuthzPolicy::compile(&self.documents.compile(&workload, &self.cluster).settings);
-        let policy = match policy {
+        let policy = match AuthzPolicy::compile(&settings) {
             Ok(policy) => policy,
             Err(invalid) => return denied(invalid.to_string()),
         };
@@ -68,6 +65,22 @@ impl Authorizer {
             Action::Deny | Action::NotFound => "deny",
         };
         json!({"decision": word, "rule": &**decision.rule})
+    }
+
+    /// What holds at the port that is asked; `None`: no document speaks of authorization.
+    fn settings(&self, asked: &Asked, name: &ServiceName) -> Option<AuthzSettings> {
+        if self.own.is_some() || self.documents == Documents::default() {
+            return self.own.clone();
+        }
+        let namespace = asked.to.namespace.as_deref().or_else(|| name.host().split('.').nth(1));
+        let workload = Workload {
+            namespace: namespace.unwrap_or("default").into(),
+            labels: asked.to.labels.clone(),
+            port: asked.port(),
+            port_name: None,
+            probe_paths: Vec::new(),
+        };
+        Some(self.documents.compile(&workload, &self.cluster).settings)
     }
 
     /// Who calls, as the handshake would have proved it.

@@ -2,6 +2,9 @@
 
 use crate::output::{Failure, fault_line};
 use enmesh::authz::linkerd::words::Documents;
+use enmesh::authz::parse as authorization;
+use enmesh::authz::rules::AuthzPolicy;
+use enmesh::authz::settings::AuthzSettings;
 use enmesh::discover::parse as endpoints;
 use enmesh::metrics::names::Direction;
 use enmesh::metrics::set::MetricsSet;
@@ -50,6 +53,8 @@ impl Note {
 pub(crate) struct Config {
     pub(crate) profiles: Vec<Arc<ServiceProfile>>,
     pub(crate) authz: Documents,
+    /// The last `Authorization` of our own: whom the process that is asked lets in.
+    pub(crate) own: Option<AuthzSettings>,
     /// Every document in order.
     pub(crate) notes: Vec<Note>,
 }
@@ -139,6 +144,12 @@ pub(crate) fn read_only(
                 note.faults.push(Fault::rejected("apiVersion", problem, "use --from auto"));
             } else if endpoints::is_endpoints(&object) {
                 note.faults = endpoints::endpoints(object).faults;
+            } else if authorization::is_authorization(&object) {
+                let (settings, faults) = authorization::read(&object);
+                let compiled = settings.as_ref().map(AuthzPolicy::compile).transpose();
+                let refused = compiled.err().map(|invalid| invalid.faults).unwrap_or_default();
+                note.faults = faults.into_iter().chain(refused).collect();
+                config.own = settings.or(config.own);
             } else if is_authorization(&object) {
                 let (_, faults) = Documents::read(std::slice::from_ref(&object), &settings.namespace);
                 note.faults = faults.into_iter().map(|fault| below(fault, &note.origin)).collect();
