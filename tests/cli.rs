@@ -464,7 +464,7 @@ fn said(answer: &Value) -> Value {
 }
 
 /// Answers with what it was asked.
-fn mirror(request: &Request<enmesh::retry::replay::Replay<Full<Bytes>>>) -> Response<Full<Bytes>> {
+fn mirror<B>(request: &Request<B>) -> Response<Full<Bytes>> {
     let mut response = Response::builder()
         .header("seen-host", request.uri().authority().unwrap().as_str())
         .header("seen-path", request.uri().path_and_query().unwrap().as_str());
