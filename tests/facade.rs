@@ -225,3 +225,105 @@ async fn an_edit_on_disk_changes_behaviour_and_a_bad_one_keeps_the_last_good() {
     assert_eq!(route_now().await, "after");
     std::fs::remove_dir_all(&dir).unwrap();
 }
+
+#[tokio::test]
+async fn a_grpc_caller_gets_a_grpc_status_and_another_an_error() {
+    let mesh = Mesh::builder().dns(false).build().unwrap();
+    let request = || Request::post("http://nobody.ns/pkg.Service/Method");
+    let error = mesh.client().send(request().body(()).unwrap()).await.unwrap_err();
+    assert!(matches!(error, Error::NoEndpoints { .. }), "{error:?}");
+    let grpc = request().header("content-type", "application/grpc").body(()).unwrap();
+    let response = mesh.client().send(grpc).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(response.headers()["grpc-status"], "14");
+    assert_eq!(response.headers()["grpc-message"], "no endpoint of nobody.ns:80 is known");
+}
+
+/// Tells what a test sends.
+struct Told<T>(tokio::sync::watch::Receiver<T>);
+
+impl<T: Clone + Send + Sync + 'static> enmesh::control::source::Source<T> for Told<T> {
+    fn watch(&self, _: &enmesh::profile::name::ServiceName) -> enmesh::control::source::Updates<T> {
+        let stream = futures::stream::unfold((self.0.clone(), true), |(mut told, first)| async move {
+            if !first {
+                told.changed().await.ok()?;
+            }
+            let value = told.borrow_and_update().clone();
+            Some((enmesh::control::source::Snapshot::good(Some(value)), (told, false)))
+        });
+        Box::pin(stream)
+    }
+}
+
+#[tokio::test]
+async fn updates_under_load_drop_no_request_and_lose_no_memory() {
+    use enmesh::discover::endpoint::{Endpoint, EndpointSet};
+    let ((a, a_calls), (b, b_calls)) = (named("a").await, named("b").await);
+    let both = EndpointSet::new([Endpoint::new(a), Endpoint::new(b)]);
+    let one = EndpointSet::new([Endpoint::new(a)]);
+    let route = |name: &str| {
+        let text = profile(&format!(
+            "  routes:\n  - name: {name}\n    condition: {{pathRegex: /.*}}\n    isRetryable: true\n"
+        ));
+        Arc::new(enmesh::ServiceProfile::from_yaml(&text).unwrap())
+    };
+    let (endpoints, watched) = tokio::sync::watch::channel(both.clone());
+    let (profiles, told) = tokio::sync::watch::channel(route("r0"));
+    let mesh =
+        Mesh::builder().profile_source(Told(told)).endpoint_source(Told(watched)).dns(false).build().unwrap();
+    let load = (0..4).map(|_| {
+        let client = mesh.client();
+        tokio::spawn(async move {
+            for _ in 0..250 {
+                let response = client.get("http://web.ns/").await.unwrap();
+                assert_eq!(response.status(), StatusCode::OK);
+                read(response).await;
+            }
+        })
+    });
+    let load: Vec<_> = load.collect();
+    for round in 1..=100 {
+        endpoints.send_replace(if round % 2 == 0 { both.clone() } else { one.clone() });
+        profiles.send_replace(route(&format!("r{}", round % 3)));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    for task in load {
+        task.await.unwrap();
+    }
+    assert_eq!(
+        a_calls.load(Ordering::Relaxed) + b_calls.load(Ordering::Relaxed),
+        1000,
+        "each call was sent once"
+    );
+    let stats = mesh.stats();
+    let total = |f: fn(&enmesh::metrics::stat::Reading) -> u64| {
+        stats.routes.iter().map(|r| f(&r.reading)).sum::<u64>()
+    };
+    assert_eq!((total(|r| r.requests), total(|r| r.successes), total(|r| r.failures)), (1000, 1000, 0));
+}
+
+#[cfg(feature = "prometheus")]
+#[tokio::test]
+async fn metrics_have_linkerds_names_and_labels() {
+    let (addr, _) = named("x").await;
+    let routes = "  routes:\n  - name: list\n    condition: {pathRegex: /.*}\n";
+    let mesh = Mesh::builder()
+        .profile_yaml(&profile(routes))
+        .endpoints("web.ns:80", [addr.to_string()])
+        .build()
+        .unwrap();
+    read(mesh.client().get("http://web.ns/").await.unwrap()).await;
+    let text = mesh.metrics_text().unwrap();
+    let labels = "direction=\"outbound\",dst=\"web.ns.svc.cluster.local:80\",rt_route=\"list\"";
+    let ended = "status_code=\"200\",classification=\"success\",grpc_status=\"\",error=\"\"";
+    for line in [
+        format!("route_request_total{{{labels}}} 1"),
+        format!("route_response_total{{{labels},{ended}}} 1"),
+        format!("route_actual_request_total{{{labels}}} 1"),
+        format!("route_actual_response_total{{{labels},{ended}}} 1"),
+        format!("route_response_latency_ms_count{{{labels}}} 1"),
+        format!("route_response_latency_ms_bucket{{{labels},le=\"50000\"}} 1"),
+    ] {
+        assert!(text.lines().any(|seen| seen == line), "{line}\n{text}");
+    }
+}

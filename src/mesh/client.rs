@@ -1,6 +1,7 @@
 //! Floor 6: the client: finds a request's service and route, and gives it to the stack.
 
 use crate::balance::body::AskBody;
+use crate::classify::answer::is_grpc;
 use crate::error::{BoxError, Error};
 use crate::mesh::body::ReqBody;
 use crate::mesh::directory::Service as Destination;
@@ -70,6 +71,11 @@ impl Client {
     }
 
     fn dispatch(&self, request: Request<ReqBody>) -> ResponseFuture {
+        let grpc = is_grpc(request.headers());
+        self.send_on(request).by_grpc(grpc)
+    }
+
+    fn send_on(&self, request: Request<ReqBody>) -> ResponseFuture {
         let found = match &self.pinned {
             Some(service) => Ok(Arc::clone(service)),
             None => self.services.find(request.uri(), request.headers()),

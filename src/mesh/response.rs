@@ -1,7 +1,7 @@
 //! Floor 6: a call's future, and its response's body.
 
 use crate::balance::body::Served;
-use crate::classify::answer::RespondBody;
+use crate::classify::answer::{self, RespondBody};
 use crate::classify::body::Watched;
 use crate::connect::http::ResponseBody;
 use crate::error::{BoxError, Error};
@@ -73,11 +73,14 @@ impl Body for ResBody {
 }
 
 /// The future of a call. Dropping it cancels the call.
+///
+/// A gRPC call gets its error as a response with `grpc-status`, as its caller expects; all others get it as `Err`.
 #[must_use = "futures do nothing unless polled"]
 #[pin_project]
 pub struct ResponseFuture {
     #[pin]
     state: State,
+    grpc: bool,
 }
 
 #[expect(
@@ -99,15 +102,21 @@ enum State {
 
 impl ResponseFuture {
     pub(crate) fn sent(inner: StackFuture, route: Arc<str>, started: Instant) -> Self {
-        Self { state: State::Sent { inner, route, started } }
+        Self { state: State::Sent { inner, route, started }, grpc: false }
     }
 
     pub(crate) fn failed(error: Error) -> Self {
-        Self { state: State::Failed(Some(error)) }
+        Self { state: State::Failed(Some(error)), grpc: false }
     }
 
     pub(crate) fn waits(future: BoxFuture<'static, Result<Response<ResBody>, Error>>) -> Self {
-        Self { state: State::Waits(future) }
+        Self { state: State::Waits(future), grpc: false }
+    }
+
+    /// The same call, made by gRPC.
+    pub(crate) fn by_grpc(mut self, grpc: bool) -> Self {
+        self.grpc = grpc;
+        self
     }
 }
 
@@ -121,19 +130,30 @@ impl Future for ResponseFuture {
     type Output = Result<Response<ResBody>, Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.project().state.project() {
-            Step::Sent { inner, route, started } => {
-                let response = ready!(inner.poll(cx))?;
-                Poll::Ready(Ok(response.map(|inner| {
+        let this = self.project();
+        let result = match this.state.project() {
+            Step::Sent { inner, route, started } => ready!(inner.poll(cx)).map(|response| {
+                response.map(|inner| {
                     let latency = clock::now().saturating_duration_since(*started);
                     let info = info(&inner, Arc::clone(route), latency);
                     ResBody { inner, info }
-                })))
-            }
-            Step::Failed(error) => Poll::Ready(Err(error.take().unwrap_or(Error::Closed))),
-            Step::Waits(future) => future.as_mut().poll(cx),
-        }
+                })
+            }),
+            Step::Failed(error) => Err(error.take().unwrap_or(Error::Closed)),
+            Step::Waits(future) => ready!(future.as_mut().poll(cx)),
+        };
+        Poll::Ready(match result {
+            Err(error) if *this.grpc => Ok(grpc_status(&error)),
+            result => result,
+        })
     }
+}
+
+/// The response that tells a gRPC caller of `error`.
+fn grpc_status(error: &Error) -> Response<ResBody> {
+    let info = CallInfo::new("".into(), 0, std::time::Duration::ZERO);
+    let inner = Watched::maybe(RespondBody::default(), None);
+    answer::response::<()>(error, true).map(|()| ResBody { inner, info })
 }
 
 fn info(body: &Whole, route: Arc<str>, latency: std::time::Duration) -> CallInfo {
