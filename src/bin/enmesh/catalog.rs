@@ -65,9 +65,9 @@ impl Catalog {
         if let Some(at) = self.gateway(asked).filter(|_| !explicit) {
             return self.policy_of_profile(at, asked.port());
         }
-        let spellings = self.spellings(&name, namespace, asked.port());
-        let own = if explicit { spellings.into_iter().next_back() } else { None };
-        self.policy(&own.unwrap_or_else(|| name.short(&self.domain).or_port(asked.port())), None)
+        // Nobody speaks of the service: it is called as it is, in the caller's namespace if it names none.
+        let own = self.spellings(&name, namespace, asked.port()).pop();
+        self.policy(&own.unwrap_or(name), None)
     }
 
     /// What `name` may mean: itself, and in the caller's namespace.
