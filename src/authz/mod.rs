@@ -3,6 +3,7 @@
 //! [`settings`] are the words, [`path`], [`header`] and [`client`] decide parts, [`rules`] are settings compiled for
 //! requests, [`layer`] stands before the application.
 
+mod clarity;
 pub mod client;
 pub mod header;
 pub mod layer;

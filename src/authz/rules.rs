@@ -1,7 +1,7 @@
 //! Floor 3: authorization settings compiled for requests to read, and the decision.
 
+use crate::authz::clarity::Looks;
 use crate::authz::client::Client;
-use crate::authz::path::has_lower_case_encoding;
 use crate::authz::settings::Action;
 use crate::authz::settings::AuthzSettings;
 use crate::authz::settings::Clients;
@@ -12,7 +12,6 @@ use crate::profile::matching::Condition;
 use crate::route::head::RequestHead;
 use crate::route::matcher::Matcher;
 use crate::tls::identity::TrustDomain;
-use http::HeaderName;
 use http::Method;
 use http::header;
 use std::sync::Arc;
@@ -39,10 +38,8 @@ struct Rule {
     clients: Clients,
     /// `None`: every request.
     request: Option<Matcher>,
-    /// The headers that the request's condition looks at.
-    headers: Vec<HeaderName>,
-    /// Whether a path with encodings is compared.
-    encoded: bool,
+    /// What the request's condition looks at.
+    looks: Looks,
     upgrades: bool,
 }
 
@@ -113,9 +110,8 @@ fn is_tunnel(head: &RequestHead<'_>) -> bool {
 impl Rule {
     fn compile(settings: &RuleSettings) -> Result<Self, Vec<Fault>> {
         let mut faults = Vec::new();
-        let mut seen = Seen::default();
-        look_at(&settings.request, 0, &mut seen, &mut faults);
-        look_at_clients(&settings.clients, 0, &mut faults);
+        check_request(&settings.request, 0, &mut faults);
+        check_clients(&settings.clients, 0, &mut faults);
         let request = match &settings.request {
             Condition::Always => None,
             condition => match Matcher::compile([condition]) {
@@ -137,8 +133,7 @@ impl Rule {
             action: settings.action,
             clients: settings.clients.clone(),
             request,
-            headers: seen.headers,
-            encoded: seen.encoded,
+            looks: Looks::of(&settings.request),
             upgrades: settings.upgrades,
         })
     }
@@ -158,7 +153,7 @@ impl Rule {
         }
         let Some(request) = &self.request else { return true };
         // What cannot be read for certain never helps the caller: it holds for refusals and for nothing else.
-        if self.is_unclear(head) {
+        if self.looks.are_unclear(head) {
             return self.refuses();
         }
         request.find(head).is_some()
@@ -167,25 +162,10 @@ impl Rule {
     fn refuses(&self) -> bool {
         matches!(self.action, Action::Deny | Action::NotFound)
     }
-
-    fn is_unclear(&self, head: &RequestHead<'_>) -> bool {
-        let unclear = |name: &HeaderName| {
-            let mut values = head.headers().get_all(name).iter();
-            let first = values.next();
-            values.next().is_some() || first.is_some_and(|value| value.to_str().is_err())
-        };
-        self.headers.iter().any(unclear) || (self.encoded && has_lower_case_encoding(head.path()))
-    }
 }
 
-/// What a condition looks at.
-#[derive(Default)]
-struct Seen {
-    headers: Vec<HeaderName>,
-    encoded: bool,
-}
-
-fn look_at(condition: &Condition, depth: usize, seen: &mut Seen, faults: &mut Vec<Fault>) {
+/// Conditions that authorization cannot keep.
+fn check_request(condition: &Condition, depth: usize, faults: &mut Vec<Fault>) {
     if depth > DEPTH_MAX {
         faults.push(Fault::rejected(
             "request",
@@ -197,15 +177,10 @@ fn look_at(condition: &Condition, depth: usize, seen: &mut Seen, faults: &mut Ve
     match condition {
         Condition::All(all) | Condition::Any(all) => {
             for condition in all {
-                look_at(condition, depth + 1, seen, faults);
+                check_request(condition, depth + 1, faults);
             }
         }
-        Condition::Not(not) => look_at(not, depth + 1, seen, faults),
-        Condition::Header(header) => {
-            // A name that is none is a fault that the matcher tells.
-            seen.headers.extend(HeaderName::try_from(&*header.name));
-        }
-        Condition::Path(path) => seen.encoded |= path.value.contains('%'),
+        Condition::Not(not) => check_request(not, depth + 1, faults),
         Condition::Caller(_) => {
             faults.push(Fault::rejected(
                 "request",
@@ -214,14 +189,13 @@ fn look_at(condition: &Condition, depth: usize, seen: &mut Seen, faults: &mut Ve
             ));
         }
         Condition::Fraction(_) => {
-            faults.push(Fault::rejected(
-                "request",
-                "holds by chance",
-                "leave the fraction out: who may, may always",
-            ));
+            let remedy = "leave the fraction out: who may, may always";
+            faults.push(Fault::rejected("request", "holds by chance", remedy));
         }
         Condition::Always
         | Condition::Method(_)
+        | Condition::Path(_)
+        | Condition::Header(_)
         | Condition::Query(_)
         | Condition::Host(_)
         | Condition::Scheme(_)
@@ -230,7 +204,7 @@ fn look_at(condition: &Condition, depth: usize, seen: &mut Seen, faults: &mut Ve
     }
 }
 
-fn look_at_clients(clients: &Clients, depth: usize, faults: &mut Vec<Fault>) {
+fn check_clients(clients: &Clients, depth: usize, faults: &mut Vec<Fault>) {
     if depth > DEPTH_MAX {
         faults.push(Fault::rejected("clients", "nest too deep", format!("nest {DEPTH_MAX} at most")));
         return;
@@ -238,10 +212,10 @@ fn look_at_clients(clients: &Clients, depth: usize, faults: &mut Vec<Fault>) {
     match clients {
         Clients::All(all) | Clients::Any(all) => {
             for clients in all {
-                look_at_clients(clients, depth + 1, faults);
+                check_clients(clients, depth + 1, faults);
             }
         }
-        Clients::Not(not) => look_at_clients(not, depth + 1, faults),
+        Clients::Not(not) => check_clients(not, depth + 1, faults),
         Clients::Anyone | Clients::Identity(_) | Clients::Networks(_) => {}
     }
 }
@@ -376,6 +350,24 @@ mod tests {
             check(&deny, None, &with(unclear), (Action::Deny, "no-admin"));
             check(&allow, None, &with(unclear), (Action::Deny, "default"));
         }
+    }
+
+    #[test]
+    fn a_host_that_is_not_said_slips_past_no_rule() {
+        let host = Condition::Host(vec![HostMatch::Exact("admin.example".into())]);
+        let rule = |action| vec![RuleSettings::new("r", action, Clients::Anyone).on(host.clone())];
+        let (deny, allow) =
+            (policy(rule(Action::Deny), Action::Allow), policy(rule(Action::Allow), Action::Deny));
+        let unreadable = || {
+            let mut request = get("/");
+            request.headers_mut().insert("host", HeaderValue::from_bytes(b"adm\xffin").unwrap());
+            request
+        };
+        for request in [get("/"), unreadable()] {
+            check(&deny, None, &request, (Action::Deny, "r"));
+            check(&allow, None, &request, (Action::Deny, "default"));
+        }
+        check(&deny, None, &get("http://other.example/"), (Action::Allow, "default"));
     }
 
     #[test]
