@@ -25,7 +25,7 @@ use tower_service::Service;
 /// refuses what has none left without calling the application, and ends what takes longer.
 ///
 /// What the application sends while it serves a request inherits its deadline and its hop marks
-/// ([`inherited`](crate::timeout::inherited)). A failure that was repeated in vain on the way down is marked so.
+/// ([`inherited`]). A failure that was repeated in vain on the way down is marked so.
 #[derive(Debug, Clone, Default)]
 pub struct ArrivalLayer {
     max: Option<Duration>,
