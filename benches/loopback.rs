@@ -1,4 +1,4 @@
-//! Throughput and latency over loopback: `Connection` beside hyper-util's legacy client and a raw hyper sender.
+//! Throughput and latency over loopback: a mesh's client and `Connection` alone beside hyper-util's legacy client and a raw hyper sender.
 //!
 //! `cargo bench --bench loopback`; `-- --smoke` for a run of a few seconds, `-- --seconds 5` for longer rounds.
 //! The server is one hyper in a thread of its own; each client has a current-thread runtime. Rounds of the
@@ -10,6 +10,8 @@ use enmesh::connect::handshake::Plain;
 use enmesh::connect::http::Connection;
 use enmesh::connect::settings::ConnectSettings;
 use enmesh::discover::endpoint::Endpoint;
+use enmesh::mesh::client::Client;
+use enmesh::mesh::runtime::Mesh;
 use enmesh::stdx::clock;
 use http::Request;
 use http::Response;
@@ -23,6 +25,7 @@ use hyper_util::rt::TokioIo;
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::net::TcpStream;
@@ -51,6 +54,29 @@ impl Contestant for Ours {
 
     async fn call(&mut self, request: Request<Body>) {
         finish(self.0.call(request).await.expect("a response")).await;
+    }
+}
+
+/// The whole client: routes, metrics, timeouts, retries, balancing, and then the connection.
+#[derive(Clone)]
+struct Meshed {
+    client: Client,
+    /// Its tasks end with it.
+    _mesh: Rc<Mesh>,
+}
+
+impl Contestant for Meshed {
+    fn name() -> &'static str {
+        "enmesh mesh"
+    }
+
+    async fn connect(addr: SocketAddr, _http2: bool) -> Self {
+        let mesh = Mesh::builder().endpoints("bench.test:80", [addr.to_string()]).build().expect("a mesh");
+        Self { client: mesh.service("bench.test:80").expect("a service"), _mesh: Rc::new(mesh) }
+    }
+
+    async fn call(&mut self, request: Request<Body>) {
+        finish(self.client.call(request).await.expect("a response")).await;
     }
 }
 
@@ -267,14 +293,15 @@ fn main() {
     let addr = server();
     println!("cargo bench --bench loopback -- --seconds {}   ({rounds} rounds each)", time.as_secs_f64());
     println!(
-        "{:<18} {:>8} {:>9} {:>9} {:>9} | ratio to legacy: {:>6} {:>6} {:>6}",
+        "{:<19} {:>8} {:>9} {:>9} {:>9} | ratio to legacy: {:>6} {:>6} {:>6}",
         "", "req/s", "p50", "p99", "cpu", "req/s", "1/p50", "1/cpu"
     );
     for http2 in [false, true] {
         for concurrent in [1, 32] {
             let case = Case { http2, concurrent, time };
-            let (mut ours, mut legacy, mut raw) = (None, None, None);
+            let (mut meshed, mut ours, mut legacy, mut raw) = (None, None, None, None);
             for _ in 0..rounds {
+                meshed = best(meshed, round::<Meshed>(case, addr));
                 ours = best(ours, round::<Ours>(case, addr));
                 legacy = best(legacy, round::<Legacy>(case, addr));
                 raw = best(raw, round::<Raw>(case, addr));
@@ -282,11 +309,13 @@ fn main() {
             let Some(base) = legacy.as_ref().map(|round| (round.per_second, round.p50, round.cpu)) else {
                 continue;
             };
-            for (name, round) in [(Ours::name(), ours), (Legacy::name(), legacy), (Raw::name(), raw)] {
+            for (name, round) in
+                [(Meshed::name(), meshed), (Ours::name(), ours), (Legacy::name(), legacy), (Raw::name(), raw)]
+            {
                 let Some(round) = round else { continue };
                 let micros = |time: Duration| format!("{:.1}us", time.as_secs_f64() * 1e6);
                 println!(
-                    "{:<18} {:>8.0} {:>9} {:>9} {:>9} | {:>23.3} {:>6.3} {:>6.3}",
+                    "{:<19} {:>8.0} {:>9} {:>9} {:>9} | {:>23.3} {:>6.3} {:>6.3}",
                     format!("{} x{concurrent} {name}", if http2 { "h2" } else { "h1" }),
                     round.per_second,
                     micros(round.p50),
