@@ -217,7 +217,7 @@ impl Formula {
         1.0 - (1.0 - health.secs) * (-(health.age_ms(now) as f32) / FORGIVE_MS).exp()
     }
 
-    /// A count that fades with the time constant of [`FADE_MS`].
+    /// A count that fades with the time constant of `FADE_MS`.
     #[inline]
     pub fn faded(count: Latency, now: Moment) -> f32 {
         count.secs * (-(count.age_ms(now) as f32) / FADE_MS).exp()

@@ -57,7 +57,7 @@ pub fn replica<C>(connection: C) -> Replica<C> {
         .service(connection)
 }
 
-/// Takes the HTTP request out of a [`Call`].
+/// Takes the HTTP request out of a [`Call`](crate::policy::call::Call).
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PlainLayer;
 

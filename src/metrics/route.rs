@@ -12,7 +12,7 @@ use std::time::Duration;
 /// Everything that is counted for one route in one direction.
 ///
 /// Conservation: at rest, `requests = successes + failures + cancelled`. A request is counted when it is called,
-/// whatever becomes of its body (Linkerd counts it when its body is first polled, linkerd.md §8.2 **[Q]**).
+/// whatever becomes of its body (Linkerd counts it when its body is first polled, linkerd.md §8.2).
 #[derive(Debug)]
 pub struct RouteMetrics {
     direction: Direction,
