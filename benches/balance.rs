@@ -65,7 +65,7 @@ fn send<S: Service<Request<()>>>(service: &mut S) {
     let mut cx = Context::from_waker(Waker::noop());
     while service.poll_ready(&mut cx).is_pending() {}
     let mut future = pin!(service.call(Request::new(())));
-    while let Poll::Pending = future.as_mut().poll(&mut cx) {}
+    while future.as_mut().poll(&mut cx).is_pending() {}
 }
 
 fn settings(algorithm: Algorithm) -> BalancerSettings {

@@ -279,7 +279,7 @@ impl Picker {
             false => contest.explore_far(set, ask).unwrap_or(first),
         };
         let none = contest.best.is_none();
-        contest.enter_all(OWN_POWER, &[first, second], random % 5 == 0);
+        contest.enter_all(OWN_POWER, &[first, second], random.is_multiple_of(5));
         if none {
             let more = || self.explore(tier, ask).unwrap_or(first);
             contest.enter_all(OWN_POWER, &[more(), more()], false);
