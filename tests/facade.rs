@@ -239,6 +239,18 @@ async fn a_grpc_caller_gets_a_grpc_status_and_another_an_error() {
     assert_eq!(response.headers()["grpc-message"], "no endpoint of nobody.ns:80 is known");
 }
 
+#[tokio::test]
+async fn a_replica_that_cannot_be_reached_costs_no_caller_a_failure() {
+    let (good, _) = named("good").await;
+    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let addrs = [good.to_string(), gone.to_string()];
+    let mesh = Mesh::builder().endpoints("web.ns:80", addrs).build().unwrap();
+    for _ in 0..50 {
+        let request = Request::post("http://web.ns/").body("not idempotent").unwrap();
+        assert_eq!(read(mesh.client().send(request).await.unwrap()).await, "good");
+    }
+}
+
 /// Tells what a test sends.
 struct Told<T>(tokio::sync::watch::Receiver<T>);
 

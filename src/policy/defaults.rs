@@ -26,28 +26,24 @@ pub fn budget(defaults: DefaultsProfile) -> BudgetSettings {
     }
 }
 
-/// The retries when none are said: none but in Istio and App Mesh, which retry twice unasked.
+/// The retries when none are said. Everywhere, what a peer certainly did not process is tried elsewhere, within the
+/// budget: a replica that cannot be reached costs no caller a failure. Istio and App Mesh retry more unasked; Consul, as
+/// Envoy does, nothing.
 pub fn retry(defaults: DefaultsProfile) -> Option<RetrySettings> {
+    let unsent = RetryOn { connect_failure: true, refused: true, ..RetryOn::default() };
     let on = match defaults {
-        DefaultsProfile::Istio => {
-            RetryOn { connect_failure: true, refused: true, grpc: vec![1, 14], ..RetryOn::default() }
-        }
-        DefaultsProfile::AppMesh => RetryOn {
-            connect_failure: true,
-            refused: true,
-            statuses: vec![503..=503],
-            grpc: vec![14],
-            ..RetryOn::default()
-        },
+        DefaultsProfile::Istio => RetryOn { grpc: vec![1, 14], ..unsent },
+        DefaultsProfile::AppMesh => RetryOn { statuses: vec![503..=503], grpc: vec![14], ..unsent },
         DefaultsProfile::Enmesh
         | DefaultsProfile::Linkerd
         | DefaultsProfile::GatewayApi
-        | DefaultsProfile::Consul
         | DefaultsProfile::ServiceFabric
-        | DefaultsProfile::Smi => return None,
+        | DefaultsProfile::Smi => unsent,
+        DefaultsProfile::Consul => return None,
     };
+    let idempotent = matches!(defaults, DefaultsProfile::Istio | DefaultsProfile::AppMesh);
     let backoff = Some(BackoffSettings::default());
-    Some(RetrySettings { attempts_max: Some(3), on, backoff, idempotent: true, ..RetrySettings::default() })
+    Some(RetrySettings { attempts_max: Some(3), on, backoff, idempotent, ..RetrySettings::default() })
 }
 
 /// The timeouts, from the route, the service, and the dialect: Envoy's 15 s in Consul and App Mesh, else none.
