@@ -15,7 +15,7 @@ use crate::timeout::arrival::{Arrival, ArrivalLayer, Inheriting};
 use crate::timeout::body::TimedBody;
 use arc_swap::ArcSwap;
 use futures::future::Either;
-use http::{Extensions, Request, Response};
+use http::{Extensions, HeaderName, Request, Response, header};
 use http_body::Body;
 use std::convert::Infallible;
 use std::future::{Ready, ready};
@@ -23,6 +23,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use tower::ServiceBuilder;
+use tower_http::sensitive_headers::{SetSensitiveRequestHeaders, SetSensitiveRequestHeadersLayer};
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -34,11 +35,14 @@ use tower_service::Service;
 pub struct InboundLayer {
     policy: Arc<ArcSwap<Policy<()>>>,
     gate: Option<Gate>,
+    /// Headers whose values `Debug` hides.
+    secret: Arc<[HeaderName]>,
 }
 
 impl InboundLayer {
     pub(crate) fn new(policy: Arc<ArcSwap<Policy<()>>>, gate: Option<Gate>) -> Self {
-        Self { policy, gate }
+        let secret = [header::AUTHORIZATION, header::PROXY_AUTHORIZATION, header::COOKIE];
+        Self { policy, gate, secret: Arc::from(secret) }
     }
 }
 
@@ -59,6 +63,8 @@ impl<S> Layer<S> for InboundLayer {
         ServiceBuilder::new()
             // outermost, since every layer below may fail
             .layer(RespondLayer)
+            // before anybody looks at a request, so that nobody prints what is secret in it
+            .layer(SetSensitiveRequestHeadersLayer::from_shared(Arc::clone(&self.secret)))
             // writes what the rest read
             .layer_fn(|inner| Enter { inner, policy: Arc::clone(&policy) })
             .layer(MetricsLayer::default())
@@ -73,7 +79,7 @@ impl<S> Layer<S> for InboundLayer {
 }
 
 /// The service of [`InboundLayer`].
-pub type Inbound<S> = Respond<Enter<Metrics<Arrival<Plain<Authz<S>>>>>>;
+pub type Inbound<S> = Respond<SetSensitiveRequestHeaders<Enter<Metrics<Arrival<Plain<Authz<S>>>>>>>;
 
 /// The body of its responses.
 pub type InboundBody<B> = RespondBody<Watched<Inheriting<TimedBody<B>>, Meter>>;
