@@ -130,6 +130,45 @@ async fn weights_are_exact_and_a_backend_has_its_own_endpoints() {
 }
 
 #[tokio::test]
+async fn filters_of_one_backend_hold_for_it_alone() {
+    use enmesh::profile::matching::Condition;
+    use enmesh::profile::route::{Action, Backend, Filter, Forward, HeaderMods, Route, WeightedBackend};
+    let echo = server(|request| {
+        let seen = request.headers().get("x-for").map_or("none", |value| value.to_str().unwrap());
+        text(200, seen)
+    });
+    let addr = echo.await;
+    let set = |value: &str| HeaderMods { set: vec![("x-for".into(), value.into())], ..HeaderMods::default() };
+    let to = |name: &str, filters| WeightedBackend {
+        backend: Backend::Service { name: name.parse().unwrap(), subset: None },
+        weight: 1,
+        filters,
+    };
+    let own = vec![Filter::RequestHeaders(set("a")), Filter::ResponseHeaders(set("from a"))];
+    let backends = vec![to("a.ns:80", own), to("b.ns:80", Vec::new())];
+    let action = Action::Forward(Forward { backends, ..Forward::default() });
+    let route = Route { name: "r".into(), condition: Condition::Always, action, ..Route::default() };
+    let profile = enmesh::ServiceProfile {
+        routes: vec![route],
+        ..enmesh::ServiceProfile::new("web.ns".parse().unwrap())
+    };
+    let mesh = Mesh::builder()
+        .profile(profile)
+        .endpoints("a.ns:80", [addr.to_string()])
+        .endpoints("b.ns:80", [addr.to_string()])
+        .build()
+        .unwrap();
+    let mut seen = Vec::new();
+    for _ in 0..2 {
+        let response = mesh.client().get("http://web.ns/").await.unwrap();
+        let marked = response.headers().contains_key("x-for");
+        seen.push((read(response).await, marked));
+    }
+    seen.sort();
+    assert_eq!(seen, [("a".to_owned(), true), ("none".to_owned(), false)]);
+}
+
+#[tokio::test]
 async fn unknown_names_and_bad_uris_are_errors_with_a_remedy() {
     let mesh = Mesh::builder().dns(false).build().unwrap();
     let error = mesh.client().get("/no-host").await.unwrap_err();

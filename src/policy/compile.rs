@@ -17,6 +17,7 @@ use crate::route::filter::Filters;
 use crate::route::head::RequestHead;
 use crate::route::matcher::Matcher;
 use crate::route::redirect::Redirection;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A service's policy: its routes, ready to be read. Immutable; an update makes a new one.
@@ -102,12 +103,14 @@ impl Compiler<'_> {
         let matcher = matcher.map_err(|faults| invalid(&profile.routes, faults))?;
         let settings = profile.retry_budget.unwrap_or_else(|| defaults::budget(profile.defaults));
         let budget = keep(before.map(|before| &before.budget), settings);
+        let budgets =
+            Budgets { shared: Arc::clone(&budget), own: before.map(own_budgets).unwrap_or_default() };
         let mut faults = Vec::new();
         let mut compile = |index: usize, route: &Route| {
-            let policy = self.route(&profile, route, &budget);
-            let policy = policy.inspect_err(|fault| faults.push((index, fault.clone()))).ok()?;
-            let backends = self.backends(&profile, route, &mut target);
-            Some(Arc::new(RouteEntry::new(policy, backends)))
+            let entry = self
+                .route(&profile, route, &budgets)
+                .and_then(|policy| Ok(RouteEntry::new(policy, self.backends(&profile, route, &mut target)?)));
+            entry.map(Arc::new).map_err(|fault| faults.push((index, fault))).ok()
         };
         let routes =
             profile.routes.iter().enumerate().filter_map(|(index, route)| compile(index, route)).collect();
@@ -127,13 +130,13 @@ impl Compiler<'_> {
         &self,
         profile: &ServiceProfile,
         route: &Route,
-        budget: &Arc<Budget>,
+        budgets: &Budgets,
     ) -> Result<RoutePolicy, Fault> {
         let fallback = defaults::retry(profile.defaults);
         let retry = route.retry.as_ref().or(profile.retry.as_ref()).or(fallback.as_ref());
         let own_budget = |settings: &RetrySettings| match settings.budget {
-            Some(own) => Arc::new(Budget::new(&own)),
-            None => Arc::clone(budget),
+            Some(own) => keep(budgets.own.get(&route.name), own),
+            None => Arc::clone(&budgets.shared),
         };
         let (filters, answer) = actions(route)?;
         Ok(RoutePolicy {
@@ -153,28 +156,49 @@ impl Compiler<'_> {
         profile: &ServiceProfile,
         route: &Route,
         target: &mut impl FnMut(&ServiceName) -> T,
-    ) -> Vec<(u32, Target<T>)> {
+    ) -> Result<Vec<(u32, Target<T>)>, Fault> {
         let said = match &route.action {
             Action::Forward(forward) if !forward.backends.is_empty() => &forward.backends,
             Action::Forward(_) | Action::Redirect(_) | Action::Respond(_) => &profile.backends,
         };
         if said.iter().all(|backend| backend.weight == 0) && std::ptr::eq(said, &profile.backends) {
-            return vec![(1, Target::Service(target(&self.own)))];
+            return Ok(vec![(1, Target::Service(target(&self.own), None))]);
         }
-        said.iter().map(|backend| (backend.weight, self.target(backend, target))).collect()
+        let one = |backend: &WeightedBackend| Ok((backend.weight, self.target(route, backend, target)?));
+        said.iter().map(one).collect()
     }
 
-    fn target<T>(&self, backend: &WeightedBackend, target: &mut impl FnMut(&ServiceName) -> T) -> Target<T> {
-        match &backend.backend {
+    fn target<T>(
+        &self,
+        route: &Route,
+        backend: &WeightedBackend,
+        target: &mut impl FnMut(&ServiceName) -> T,
+    ) -> Result<Target<T>, Fault> {
+        Ok(match &backend.backend {
             Backend::Service { name, .. } => {
                 let name = self.own.port().map_or_else(|| name.clone(), |port| name.or_port(port));
-                Target::Service(target(&name))
+                let filters = Filters::compile(&backend.filters, &route.condition)?;
+                Target::Service(target(&name), (!filters.is_empty()).then(|| Arc::new(filters)))
             }
             Backend::Invalid { status, grpc, reason } => {
                 Target::Invalid { status: *status, grpc: *grpc, reason: Arc::clone(reason) }
             }
-        }
+        })
     }
+}
+
+/// The budgets of a compilation: the service's, and those that routes had of their own before.
+struct Budgets {
+    shared: Arc<Budget>,
+    own: BTreeMap<Arc<str>, Arc<Budget>>,
+}
+
+/// The budgets of routes by name, but for the service's, which they share.
+fn own_budgets<T>(before: &Policy<T>) -> BTreeMap<Arc<str>, Arc<Budget>> {
+    let retries =
+        before.routes.iter().filter_map(|entry| Some((&entry.policy.name, entry.policy.retry.as_ref()?)));
+    let own = retries.filter(|(_, retry)| !Arc::ptr_eq(retry.budget(), &before.budget));
+    own.map(|(name, retry)| (Arc::clone(name), Arc::clone(retry.budget()))).collect()
 }
 
 /// What a route changes, and what it answers by itself.
@@ -258,6 +282,26 @@ mod tests {
     }
 
     #[test]
+    fn a_routes_own_budget_is_kept_too() {
+        let own = |ratio_ppm| ServiceProfile {
+            routes: vec![Route {
+                retry: Some(RetrySettings {
+                    budget: Some(BudgetSettings::ActiveShare { ratio_ppm, min_concurrent: 1 }),
+                    ..RetrySettings::default()
+                }),
+                ..path(PathKind::Exact, "/a")
+            }],
+            ..profile()
+        };
+        let budget =
+            |policy: &Policy<String>| Arc::clone(policy.routes()[0].policy.retry.as_ref().unwrap().budget());
+        let first = compile(own(1), None).unwrap();
+        let second = compile(own(1), Some(&first)).unwrap();
+        assert!(Arc::ptr_eq(&budget(&first), &budget(&second)));
+        assert!(!Arc::ptr_eq(&budget(&second), &budget(&compile(own(2), Some(&second)).unwrap())));
+    }
+
+    #[test]
     fn backends_come_from_the_route_then_the_service_and_all_zero_is_the_service_itself() {
         let to = |name: &str, weight| WeightedBackend {
             backend: Backend::Service { name: name.parse().unwrap(), subset: None },
@@ -268,7 +312,7 @@ mod tests {
             let policy: Policy<String> = compile(profile, None).unwrap();
             let entry = Arc::clone(policy.routes().first().or(policy.default_route()).unwrap());
             (0..4)
-                .map(|_| entry.backend().cloned().unwrap_or_else(|error| error.to_string()))
+                .map(|_| entry.backend().map_or_else(|error| error.to_string(), |(name, _)| name.clone()))
                 .collect::<Vec<_>>()
         };
         assert_eq!(targets(profile()), ["web.ns:80"; 4]);

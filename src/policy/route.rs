@@ -61,8 +61,8 @@ pub enum Answer {
 /// A backend in a running stack, or what stands for one that cannot be.
 #[derive(Debug, Clone)]
 pub enum Target<T> {
-    /// A service that sends.
-    Service(T),
+    /// A service that sends, and what is changed for it alone.
+    Service(T, Option<Arc<Filters>>),
     /// Its share of requests gets this answer.
     Invalid {
         /// The HTTP status.
@@ -92,14 +92,14 @@ impl<T> RouteEntry<T> {
         Self { policy, backends, schedule: Schedule::new(&weights), weights: weights.into() }
     }
 
-    /// The backend whose turn it is.
+    /// The backend whose turn it is, and what is changed for it alone, after the route's own changes.
     ///
     /// # Errors
     /// When it is one that cannot be, or when none has a weight.
     #[inline]
-    pub fn backend(&self) -> Result<&T, Error> {
+    pub fn backend(&self) -> Result<(&T, Option<&Arc<Filters>>), Error> {
         match self.schedule.next().and_then(|index| self.backends.get(index)) {
-            Some(Target::Service(service)) => Ok(service),
+            Some(Target::Service(service, filters)) => Ok((service, filters.as_ref())),
             Some(Target::Invalid { status, grpc, reason }) => {
                 Err(Error::InvalidBackend { status: *status, grpc: *grpc, reason: Arc::clone(reason) })
             }

@@ -5,7 +5,7 @@ use crate::profile::matching::{Condition, PathKind};
 use crate::profile::route::{Filter, HeaderMods, PathRewrite, Rewrite};
 use http::header::{HOST, HeaderName};
 use http::uri::{Authority, PathAndQuery};
-use http::{HeaderMap, HeaderValue, Uri};
+use http::{HeaderMap, HeaderValue, Request, Uri};
 use regex::Regex;
 use std::sync::Arc;
 
@@ -226,6 +226,13 @@ impl Filters {
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.request.is_empty() && self.response.is_empty() && self.rewrites.is_empty()
+    }
+
+    /// Changes a request in place.
+    pub fn apply<B>(&self, request: &mut Request<B>) {
+        let mut uri = std::mem::take(request.uri_mut());
+        self.request(&mut uri, request.headers_mut());
+        *request.uri_mut() = uri;
     }
 
     /// Changes a request.

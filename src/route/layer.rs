@@ -56,10 +56,7 @@ where
         let filters =
             request.route().filter(|route| !route.filters.is_empty()).map(|route| Arc::clone(&route.filters));
         if let Some(filters) = &filters {
-            let http = request.http_mut();
-            let mut uri = std::mem::take(http.uri_mut());
-            filters.request(&mut uri, http.headers_mut());
-            *http.uri_mut() = uri;
+            filters.apply(request.http_mut());
         }
         ActFuture::Sent { inner: self.inner.call(request), filters }
     }

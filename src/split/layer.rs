@@ -2,11 +2,13 @@
 
 use crate::error::Error;
 use crate::policy::call::Call;
+use crate::route::filter::Filters;
 use http::Response;
 use pin_project::pin_project;
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use tower_service::Service;
 
 /// Sends a [`Call`] to one of its route's backends. The innermost layer that knows of routes; below it, each
@@ -31,14 +33,15 @@ where
     }
 
     #[inline]
-    fn call(&mut self, call: Call<B, T>) -> Self::Future {
-        match call.scope.entry.backend() {
-            Ok(backend) => {
-                let mut backend = backend.clone();
-                SplitFuture::Sent(backend.call(call))
-            }
-            Err(error) => SplitFuture::Failed(Some(error)),
+    fn call(&mut self, mut call: Call<B, T>) -> Self::Future {
+        let (mut backend, filters) = match call.scope.entry.backend() {
+            Ok((backend, filters)) => (backend.clone(), filters.cloned()),
+            Err(error) => return SplitFuture::Failed(Some(error)),
+        };
+        if let Some(filters) = &filters {
+            filters.apply(&mut call.http);
         }
+        SplitFuture::Sent(backend.call(call), filters)
     }
 }
 
@@ -46,22 +49,27 @@ where
 #[pin_project(project = Step)]
 #[derive(Debug)]
 pub enum SplitFuture<F> {
-    /// A backend was asked.
-    Sent(#[pin] F),
+    /// A backend was asked; what is changed in its response.
+    Sent(#[pin] F, Option<Arc<Filters>>),
     /// There was none to ask.
     Failed(Option<Error>),
 }
 
-impl<F, T> Future for SplitFuture<F>
+impl<F, B> Future for SplitFuture<F>
 where
-    F: Future<Output = Result<T, Error>>,
+    F: Future<Output = Result<Response<B>, Error>>,
 {
     type Output = F::Output;
 
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         match self.project() {
-            Step::Sent(inner) => inner.poll(cx),
+            Step::Sent(inner, None) => inner.poll(cx),
+            Step::Sent(inner, Some(filters)) => {
+                let mut response = ready!(inner.poll(cx))?;
+                filters.response(response.headers_mut());
+                Poll::Ready(Ok(response))
+            }
             Step::Failed(error) => Poll::Ready(Err(error.take().unwrap_or(Error::Closed))),
         }
     }

@@ -163,7 +163,7 @@ fn outcome(
         return ("reject", Some(500), Some(14));
     }
     let mut refusals = asked.map(|candidate| match candidate.target {
-        Target::Service(_) => None,
+        Target::Service(..) => None,
         Target::Invalid { status, grpc, .. } => Some((*status, *grpc)),
     });
     let first = refusals.next().flatten();
@@ -185,7 +185,7 @@ fn backends(candidates: &[Candidate<'_, ServiceName>], domain: &str) -> Vec<Valu
     let share = |weight: u32| if total == 0 { 0.0 } else { f64::from(weight) / total as f64 };
     let backend = |candidate: &Candidate<'_, ServiceName>| {
         let (place, status, reason) = match candidate.target {
-            Target::Service(name) => (place(name, domain), None, None),
+            Target::Service(name, _) => (place(name, domain), None, None),
             Target::Invalid { status, reason, .. } => {
                 ([Value::Null, Value::Null, Value::Null], Some(*status), Some(&**reason))
             }
