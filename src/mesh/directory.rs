@@ -16,6 +16,7 @@ use crate::mesh::stack::{self, Backend};
 use crate::metrics::names::Direction;
 use crate::metrics::set::MetricsSet;
 use crate::policy::compile::{Compiler, Policy};
+use crate::policy::unhonoured::unhonoured;
 use crate::profile::invalid::{Fault, Invalid};
 use crate::profile::name::ServiceName;
 use crate::profile::service::ServiceProfile;
@@ -297,12 +298,16 @@ impl Directory {
 
     fn apply_profile(&mut self, name: &ServiceName, snapshot: Snapshot<Arc<ServiceProfile>>) {
         let mut faults = snapshot.faults.to_vec();
-        let refused =
-            snapshot.value.as_ref().and_then(|profile| check(profile).err().map(|bad| (profile, bad)));
-        let good = refused.is_none();
-        if let Some((profile, invalid)) = refused {
-            let of = |fault| SourceFault::new(Arc::clone(&profile.origin), fault);
-            faults.extend(invalid.faults.into_iter().map(of));
+        let mut good = true;
+        if let Some(profile) = &snapshot.value {
+            let told = match check(profile) {
+                Ok(()) => unhonoured(profile),
+                Err(invalid) => {
+                    good = false;
+                    invalid.faults
+                }
+            };
+            faults.extend(told.into_iter().map(|fault| SourceFault::new(Arc::clone(&profile.origin), fault)));
         }
         let known = self.known.entry(name.clone()).or_default();
         known.profile_faults = faults.into();

@@ -40,7 +40,7 @@ pub struct ServiceState {
 pub struct RouteState {
     /// Its name; empty for the default route.
     pub name: String,
-    /// The most attempts of a request; 1: no retries.
+    /// Whether failures are tried again, beyond what was certainly not processed.
     pub retries: bool,
     /// The limit of a whole call.
     pub timeout: Option<Duration>,
@@ -79,7 +79,7 @@ impl ServiceState {
         let routes = policy.iter().flat_map(|policy| policy.routes().iter().chain(policy.default_route()));
         let routes = routes.map(|entry| RouteState {
             name: entry.policy.name.to_string(),
-            retries: entry.policy.retry.is_some(),
+            retries: entry.policy.retry_is_asked,
             timeout: entry.policy.timeouts.request.or(entry.policy.timeouts.response_headers),
         });
         let faults = known.profile_faults.iter().chain(known.endpoint_faults.iter());

@@ -133,7 +133,8 @@ impl Compiler<'_> {
         budgets: &Budgets,
     ) -> Result<RoutePolicy, Fault> {
         let fallback = defaults::retry(profile.defaults);
-        let retry = route.retry.as_ref().or(profile.retry.as_ref()).or(fallback.as_ref());
+        let said = route.retry.as_ref().or(profile.retry.as_ref());
+        let retry = said.or(fallback.as_ref());
         let own_budget = |settings: &RetrySettings| match settings.budget {
             Some(own) => keep(budgets.own.get(&route.name), own),
             None => Arc::clone(&budgets.shared),
@@ -144,6 +145,7 @@ impl Compiler<'_> {
             name: Arc::clone(&route.name),
             timeouts: defaults::timeouts(profile.defaults, &route.timeouts, &profile.timeouts),
             retry: retry.map(|settings| RetryPolicy::compile(settings, own_budget(settings))),
+            retry_is_asked: said.is_some() || defaults::retries_unasked(profile.defaults),
             filters: Arc::new(filters),
             answer,
             classifier: Arc::new(Classifier::new(route.response_classes.clone())),

@@ -41,9 +41,14 @@ pub fn retry(defaults: DefaultsProfile) -> Option<RetrySettings> {
         | DefaultsProfile::Smi => unsent,
         DefaultsProfile::Consul => return None,
     };
-    let idempotent = matches!(defaults, DefaultsProfile::Istio | DefaultsProfile::AppMesh);
+    let idempotent = retries_unasked(defaults);
     let backoff = Some(BackoffSettings::default());
     Some(RetrySettings { attempts_max: Some(3), on, backoff, idempotent, ..RetrySettings::default() })
+}
+
+/// Whether the dialect retries failures that nobody asked to retry.
+pub fn retries_unasked(defaults: DefaultsProfile) -> bool {
+    matches!(defaults, DefaultsProfile::Istio | DefaultsProfile::AppMesh)
 }
 
 /// The timeouts, from the route, the service, and the dialect: Envoy's 15 s in Consul and App Mesh, else none.

@@ -5,3 +5,4 @@ pub mod compile;
 pub mod defaults;
 pub mod explain;
 pub mod route;
+pub mod unhonoured;

@@ -39,6 +39,8 @@ pub struct RoutePolicy {
     pub timeouts: TimeoutPolicy,
     /// Once more? `None`: never.
     pub retry: Option<RetryPolicy>,
+    /// Whether a document or its dialect asks for them; otherwise only what was certainly not processed is tried again.
+    pub retry_is_asked: bool,
     /// What is changed on the way.
     pub filters: Arc<Filters>,
     /// What is answered without asking a backend.

@@ -9,6 +9,7 @@ use enmesh::discover::parse as endpoints;
 use enmesh::metrics::names::Direction;
 use enmesh::metrics::set::MetricsSet;
 use enmesh::policy::compile::{Compiler, Policy};
+use enmesh::policy::unhonoured::unhonoured;
 use enmesh::profile::import::cluster::ImportSettings;
 use enmesh::profile::import::load;
 use enmesh::profile::invalid::{Fault, Invalid, Place, Severity};
@@ -184,12 +185,16 @@ fn compile_all(config: &mut Config) {
             eprint!("\r{at} of {all} profiles compiled");
         }
         let name = profile.name().cloned().unwrap_or_else(ServiceName::localhost);
-        if let Err(invalid) = compile(Arc::clone(profile), &name) {
-            let note = origins.get(&profile.origin).copied().unwrap_or_default();
-            if let Some(note) = config.notes.get_mut(note) {
-                note.faults.extend(invalid.faults);
+        let faults = match compile(Arc::clone(profile), &name) {
+            Ok(_) => unhonoured(profile),
+            Err(invalid) => {
+                refused.push(at);
+                invalid.faults
             }
-            refused.push(at);
+        };
+        let note = origins.get(&profile.origin).copied().unwrap_or_default();
+        if let Some(note) = config.notes.get_mut(note) {
+            note.faults.extend(faults);
         }
     }
     if progress.is_some() {

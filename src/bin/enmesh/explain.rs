@@ -217,9 +217,7 @@ fn place(name: &ServiceName, domain: &str) -> [Value; 3] {
 fn sent(asked: &Asked, mut request: Request<()>, entry: Option<&RoutePolicy>, filters: &[Filter]) -> Value {
     let before = request.uri().authority().cloned();
     if let Some(entry) = entry {
-        let mut uri = std::mem::take(request.uri_mut());
-        entry.filters.request(&mut uri, request.headers_mut());
-        *request.uri_mut() = uri;
+        entry.filters.apply(&mut request);
     }
     let after = request.uri().authority();
     let host = match after {
@@ -299,7 +297,8 @@ fn timeouts(entry: &RoutePolicy) -> Value {
 }
 
 fn retry(entry: &RoutePolicy) -> Option<Value> {
-    let retry = entry.retry.as_ref()?;
+    // What is certainly not processed is tried again unasked; that is no rule of the route.
+    let retry = entry.retry.as_ref().filter(|_| entry.retry_is_asked)?;
     let ratio = |ppm: u32| f64::from(ppm) / 1e6;
     let budget = match *retry.budget().settings() {
         BudgetSettings::Windowed { ratio_ppm, min_per_second, ttl } => {

@@ -1,0 +1,91 @@
+//! Floor 3: what a profile says and this version does not do. It is told, and never passed over in silence.
+
+use crate::profile::invalid::{Fault, Severity};
+use crate::profile::route::{Action, Choice, Filter, Forward, Route};
+use crate::profile::service::ServiceProfile;
+use crate::profile::settings::{Limits, RetrySettings};
+
+/// Everything in `profile` that has no effect, with its path; empty when all of it has.
+pub fn unhonoured(profile: &ServiceProfile) -> Vec<Fault> {
+    let mut told = Vec::new();
+    limits(&profile.limits, "spec.limits", &mut told);
+    retry(profile.retry.as_ref(), "spec.retry", &mut told);
+    tell(profile.objective.is_some(), "spec.slo", "objectives are not measured yet", &mut told);
+    tell(
+        !profile.opaque_ports.is_empty(),
+        "spec.opaquePorts",
+        "bytes that are not HTTP are not carried",
+        &mut told,
+    );
+    for (index, route) in profile.routes.iter().enumerate() {
+        of_route(route, &format!("spec.routes[{index}]"), &mut told);
+    }
+    told
+}
+
+fn of_route(route: &Route, at: &str, told: &mut Vec<Fault>) {
+    retry(route.retry.as_ref(), &format!("{at}.retry"), told);
+    tell(route.fault.is_some(), &format!("{at}.fault"), "faults are not injected yet", told);
+    tell(!route.rates.is_empty(), &format!("{at}.rateLimits"), "rates are not limited yet", told);
+    tell(route.session.is_some(), &format!("{at}.session"), "sessions are not kept yet", told);
+    tell(route.objective.is_some(), &format!("{at}.slo"), "objectives are not measured yet", told);
+    if let Action::Forward(forward) = &route.action {
+        of_forward(forward, at, told);
+    }
+}
+
+fn of_forward(forward: &Forward, at: &str, told: &mut Vec<Fault>) {
+    let cors = forward.filters.iter().any(|filter| matches!(filter, Filter::Cors(_)));
+    tell(cors, &format!("{at}.filters"), "cross-origin questions are not answered yet", told);
+    tell(!forward.mirrors.is_empty(), &format!("{at}.mirrors"), "requests are not copied yet", told);
+    let first = forward.choice == Choice::FirstAvailable;
+    tell(
+        first,
+        &format!("{at}.backends"),
+        "the first available backend is not chosen yet; weights are used",
+        told,
+    );
+}
+
+fn retry(settings: Option<&RetrySettings>, at: &str, told: &mut Vec<Fault>) {
+    let hedge = settings.is_some_and(|settings| settings.hedge.is_some());
+    tell(hedge, &format!("{at}.hedge"), "slow requests are not hedged yet", told);
+}
+
+fn limits(limits: &Limits, at: &str, told: &mut Vec<Fault>) {
+    let Limits { requests_max, adaptive, rates, .. } = limits;
+    tell(requests_max.is_some(), &format!("{at}.requests"), "requests in flight are not limited yet", told);
+    tell(adaptive.is_some(), &format!("{at}.adaptive"), "the limit does not follow latency yet", told);
+    tell(!rates.is_empty(), &format!("{at}.rateLimits"), "rates are not limited yet", told);
+}
+
+fn tell(is_said: bool, path: &str, problem: &str, told: &mut Vec<Fault>) {
+    if is_said {
+        told.push(Fault::new(
+            Severity::Ignored,
+            path,
+            problem,
+            "take it out, or wait for a version that does it",
+        ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::profile::settings::HedgeSettings;
+    use std::time::Duration;
+
+    #[test]
+    fn what_has_no_effect_is_told_with_its_path_and_the_rest_is_not() {
+        let retry = RetrySettings {
+            hedge: Some(HedgeSettings::After(Duration::from_millis(9))),
+            ..Default::default()
+        };
+        let route = Route { retry: Some(retry), ..Route::default() };
+        let name = "web.ns".parse().unwrap();
+        let profile = ServiceProfile { routes: vec![Route::default(), route], ..ServiceProfile::new(name) };
+        let told: Vec<String> = unhonoured(&profile).into_iter().map(|fault| fault.path).collect();
+        assert_eq!(told, ["spec.routes[1].retry.hedge"]);
+    }
+}
