@@ -58,6 +58,8 @@ pub struct MeshBuilder {
     pub(crate) dns: Option<bool>,
     pub(crate) admin: Option<SocketAddr>,
     pub(crate) registry: Option<Registry>,
+    #[cfg(feature = "prometheus")]
+    pub(crate) prometheus: Option<crate::metrics::prometheus::Prometheus>,
     pub(crate) connect: ConnectSettings,
     pub(crate) serve: ServeSettings,
     pub(crate) authz: Option<AuthzSettings>,
@@ -171,6 +173,13 @@ impl MeshBuilder {
     /// feature `prometheus`, a Prometheus recorder of the mesh's own. `Registry::global()` asks for the former.
     pub fn registry(mut self, registry: Registry) -> Self {
         self.registry = Some(registry);
+        self
+    }
+
+    /// Counts in `prometheus`, which the program may count in too; `/metrics` shows it, and the mesh keeps it small.
+    #[cfg(feature = "prometheus")]
+    pub fn prometheus(mut self, prometheus: crate::metrics::prometheus::Prometheus) -> Self {
+        self.prometheus = Some(prometheus);
         self
     }
 

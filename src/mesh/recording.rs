@@ -18,17 +18,16 @@ pub(crate) struct Recording {
 }
 
 impl Recording {
-    /// The registry that the builder was given; else, with feature `prometheus`, a recorder of the mesh's own unless the
+    /// The recorder or the registry that the builder was given; else, with feature `prometheus`, a recorder of the mesh's own unless the
     /// program wants its global one (see [`MeshBuilder::registry`]).
     #[cfg(feature = "prometheus")]
     pub(crate) fn of(builder: &MeshBuilder) -> Result<Self, Error> {
-        match &builder.registry {
-            Some(registry) => Ok(Self { registry: registry.clone(), own: None }),
-            None => {
-                let own = crate::metrics::prometheus::Prometheus::new()?;
-                Ok(Self { registry: own.registry().clone(), own: Some(own) })
-            }
-        }
+        let own = match (&builder.prometheus, &builder.registry) {
+            (Some(given), _) => given.clone(),
+            (None, Some(registry)) => return Ok(Self { registry: registry.clone(), own: None }),
+            (None, None) => crate::metrics::prometheus::Prometheus::new()?,
+        };
+        Ok(Self { registry: own.registry().clone(), own: Some(own) })
     }
 
     #[cfg(not(feature = "prometheus"))]

@@ -2,7 +2,7 @@
 
 use enmesh::classify::respond::{Respond, RespondLayer};
 use enmesh::metrics::names::Direction;
-use enmesh::metrics::registry::Registry;
+use enmesh::metrics::prometheus::Prometheus;
 use enmesh::metrics::stat::Reading;
 use enmesh::serve::settings::ServeSettings;
 use enmesh::stdx::rng::Rng;
@@ -81,9 +81,13 @@ pub fn authority() -> Result<Authority, String> {
 }
 
 impl Mesh {
-    /// A mesh that the environment configures, called `name` unless that says another. It counts in `metrics`.
-    pub fn from_env(name: &str, metrics: Registry) -> Result<Self, String> {
-        let mut builder = MeshBuilder::from_env().registry(metrics);
+    /// A mesh that the environment configures, called `name` unless that says another. It counts in `metrics`, or in a
+    /// recorder of its own.
+    pub fn from_env(name: &str, metrics: Option<Prometheus>) -> Result<Self, String> {
+        let mut builder = MeshBuilder::from_env();
+        if let Some(metrics) = metrics {
+            builder = builder.prometheus(metrics);
+        }
         if std::env::var_os("ENMESH_NAME").is_none_or(|name| name.is_empty()) {
             builder = builder.name(name);
         }

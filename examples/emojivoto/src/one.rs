@@ -11,6 +11,7 @@ use crate::proto::voting_service_server::VotingServiceServer;
 use crate::voting::{Poll, Voting};
 use crate::web::{self, Page};
 use crate::{demo, listen, stop};
+use enmesh::metrics::prometheus::Prometheus;
 use enmesh::metrics::registry::Registry;
 use enmesh::stdx::rng::Rng;
 use http::HeaderValue;
@@ -59,7 +60,7 @@ async fn web(env: Env<'_>) -> Result<(), String> {
         dev_server: env.text("WEBPACK_DEV_SERVER"),
     };
     let listener = listen::everywhere(port, "set WEB_PORT to another").await?;
-    let mesh = Mesh::from_env(demo::WEB, Registry::global())?;
+    let mesh = Mesh::from_env(demo::WEB, None)?;
     let client = |name, host: &str| {
         mesh.service(host).map_err(|fault| format!("{name}={host} cannot be used: {fault}"))
     };
@@ -75,14 +76,14 @@ async fn grpc(
 ) -> Result<(), String> {
     env.required("GRPC_PORT", "8080")?;
     let port = env.port("GRPC_PORT")?.unwrap_or_default();
+    let prometheus = Prometheus::new().map_err(|error| error.to_string())?;
     let metrics = match env.port("PROM_PORT")? {
-        Some(port) => Some(Metrics::at(port).await?),
+        Some(port) => Some(Metrics::at(port, prometheus.clone()).await?),
         None => None,
     };
-    let registry = metrics.as_ref().map_or_else(Registry::global, Metrics::registry);
-    let app = routes(registry.clone())?.into_axum_router();
+    let app = routes(prometheus.registry().clone())?.into_axum_router();
     let listener = listen::everywhere(port, "set GRPC_PORT to another").await?;
-    let mesh = Mesh::from_env(name, registry)?;
+    let mesh = Mesh::from_env(name, Some(prometheus))?;
     let show = async {
         match metrics {
             Some(metrics) => metrics.serve().await,
@@ -126,7 +127,7 @@ async fn bot(env: Env<'_>) -> Result<(), String> {
         ttl: env.seconds("TTL")?.filter(|ttl| !ttl.is_zero()),
         rng: Rng::thread(),
         say: |text| println!("{text}"),
-        mesh: Mesh::from_env(demo::BOT, Registry::global())?,
+        mesh: Mesh::from_env(demo::BOT, None)?,
     };
     let mesh = bot.mesh.clone();
     tokio::select! {
