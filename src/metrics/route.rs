@@ -39,6 +39,11 @@ impl RouteMetrics {
             labels.push(Label::new("rt_route", Arc::clone(route)));
         }
         let counter = |family| registry.counter(family, labels.clone());
+        // Nobody retries what arrives.
+        let outbound = |family, labels: &Vec<Label>| match direction {
+            Direction::Outbound => registry.counter(family, labels.clone()),
+            Direction::Inbound => Counter::noop(),
+        };
         let endings = |family| EndingCounters::new(registry.clone(), family, labels.clone());
         let mut skipped = labels.clone();
         skipped.push(Label::from_static_parts("skipped", "no_budget"));
@@ -49,10 +54,10 @@ impl RouteMetrics {
             requests: counter(names::ROUTE_REQUEST),
             responses: endings(names::ROUTE_RESPONSE),
             latency: registry.histogram(names::ROUTE_LATENCY, labels.clone()),
-            actual_requests: counter(names::ROUTE_ACTUAL_REQUEST),
+            actual_requests: outbound(names::ROUTE_ACTUAL_REQUEST, &labels),
             actual_responses: endings(names::ROUTE_ACTUAL_RESPONSE),
-            retryable: counter(names::ROUTE_RETRYABLE),
-            no_budget: registry.counter(names::ROUTE_RETRYABLE, skipped),
+            retryable: outbound(names::ROUTE_RETRYABLE, &labels),
+            no_budget: outbound(names::ROUTE_RETRYABLE, &skipped),
             stat: Stat::default(),
         }
     }
