@@ -353,6 +353,22 @@ async fn updates_under_load_drop_no_request_and_lose_no_memory() {
     assert_eq!((total(|r| r.requests), total(|r| r.successes), total(|r| r.failures)), (1000, 1000, 0));
 }
 
+#[tokio::test]
+async fn a_client_is_kept_up_to_date_when_the_mesh_itself_is_dropped() {
+    use enmesh::discover::endpoint::{Endpoint, EndpointSet};
+    let ((a, _), (b, _)) = (named("a").await, named("b").await);
+    let (endpoints, watched) = tokio::sync::watch::channel(EndpointSet::new([Endpoint::new(a)]));
+    let client = Mesh::builder().endpoint_source(Told(watched)).dns(false).build().unwrap().client();
+    assert_eq!(read(client.get("http://web.ns/").await.unwrap()).await, "a");
+    endpoints.send_replace(EndpointSet::new([Endpoint::new(b)]));
+    let moved = async {
+        while read(client.get("http://web.ns/").await.unwrap()).await != "b" {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), moved).await.expect("the update comes");
+}
+
 #[cfg(feature = "prometheus")]
 #[tokio::test]
 async fn metrics_have_linkerds_names_and_labels() {

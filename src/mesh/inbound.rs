@@ -6,6 +6,7 @@ use crate::classify::body::Watched;
 use crate::classify::respond::{Respond, RespondLayer};
 use crate::error::{BoxError, Error};
 use crate::mesh::client::enter;
+use crate::mesh::services::Services;
 use crate::mesh::stack::{Plain, PlainLayer};
 use crate::metrics::layer::{Meter, Metrics, MetricsLayer};
 use crate::policy::call::Call;
@@ -34,15 +35,18 @@ use tower_service::Service;
 #[derive(Debug, Clone)]
 pub struct InboundLayer {
     policy: Arc<ArcSwap<Policy<()>>>,
+    /// Held, since they keep the policy up to date.
+    services: Arc<Services>,
     gate: Option<Gate>,
     /// Headers whose values `Debug` hides.
     secret: Arc<[HeaderName]>,
 }
 
 impl InboundLayer {
-    pub(crate) fn new(policy: Arc<ArcSwap<Policy<()>>>, gate: Option<Gate>) -> Self {
+    pub(crate) fn new(services: Arc<Services>, gate: Option<Gate>) -> Self {
+        let policy = Arc::clone(services.directory().inbound());
         let secret = [header::AUTHORIZATION, header::PROXY_AUTHORIZATION, header::COOKIE];
-        Self { policy, gate, secret: Arc::from(secret) }
+        Self { policy, services, gate, secret: Arc::from(secret) }
     }
 }
 
@@ -55,7 +59,7 @@ impl<S> Layer<S> for InboundLayer {
     type Service = Inbound<S>;
 
     fn layer(&self, inner: S) -> Inbound<S> {
-        let policy = Arc::clone(&self.policy);
+        let (policy, services) = (Arc::clone(&self.policy), Arc::clone(&self.services));
         let authz = match &self.gate {
             Some(gate) => AuthzLayer::new(gate.clone(), address_of),
             None => AuthzLayer::open(),
@@ -66,7 +70,7 @@ impl<S> Layer<S> for InboundLayer {
             // before anybody looks at a request, so that nobody prints what is secret in it
             .layer(SetSensitiveRequestHeadersLayer::from_shared(Arc::clone(&self.secret)))
             // writes what the rest read
-            .layer_fn(|inner| Enter { inner, policy: Arc::clone(&policy) })
+            .layer_fn(|inner| Enter { inner, policy: Arc::clone(&policy), _services: Arc::clone(&services) })
             .layer(MetricsLayer::default())
             // below the metrics, so that what has no time left is counted; hands the deadline down to what the
             // application sends meanwhile
@@ -89,6 +93,7 @@ pub type InboundBody<B> = RespondBody<Watched<Inheriting<TimedBody<B>>, Meter>>;
 pub struct Enter<S> {
     inner: S,
     policy: Arc<ArcSwap<Policy<()>>>,
+    _services: Arc<Services>,
 }
 
 impl<S, B, ResB> Service<Request<B>> for Enter<S>

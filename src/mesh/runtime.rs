@@ -37,7 +37,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -67,7 +67,6 @@ pub struct Made {
     serving: watch::Sender<usize>,
     recording: Recording,
     admin: OnceLock<SocketAddr>,
-    tasks: Mutex<Tasks>,
 }
 
 impl Mesh {
@@ -107,7 +106,7 @@ impl Mesh {
 
     /// The server side as a layer, for servers that are not started by [`serve`](Self::serve).
     pub fn inbound(&self) -> InboundLayer {
-        InboundLayer::new(Arc::clone(self.made.services.directory().inbound()), self.made.gate.clone())
+        InboundLayer::new(Arc::clone(&self.made.services), self.made.gate.clone())
     }
 
     /// The gate before this mesh's servers, if the builder was told to authorize: a policy published there is for every
@@ -257,13 +256,12 @@ impl Made {
             serving: watch::Sender::new(0),
             recording,
             admin: OnceLock::new(),
-            tasks: Mutex::default(),
         };
         let mesh = Mesh { made: Arc::new(made) };
         mesh.made.start(needs_runtime, admin)?;
         #[cfg(feature = "tls")]
         if let (Some(rotating), Ok(runtime)) = (rotating, Handle::try_current()) {
-            mesh.made.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn(&runtime, rotating);
+            mesh.made.services.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn(&runtime, rotating);
         }
         Ok(mesh)
     }
@@ -279,7 +277,7 @@ impl Made {
                 )),
             };
         };
-        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tasks = self.services.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         let ready = self.start_admin(admin, &runtime, &mut tasks)?;
         let ready = if self.services.directory().has_spoken() { Box::new(()) } else { ready };
         let told = Arc::clone(&self.services.streams);

@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::mesh::directory::{Directory, Service};
+use crate::mesh::tasks::Tasks;
 use crate::profile::name::ServiceName;
 use arc_swap::ArcSwap;
 use http::{HeaderMap, Uri, header};
@@ -17,6 +18,8 @@ const SPELLINGS_MAX: usize = 4 * crate::mesh::directory::SERVICES_MAX;
 pub struct Services {
     spelt: ArcSwap<HashMap<Box<str>, Arc<Service>>>,
     directory: Mutex<Directory>,
+    /// What keeps the directory up to date. It ends with the last handle that needs it: of the mesh, or of a client.
+    pub(crate) tasks: Mutex<Tasks>,
     /// Told when there are streams to be read.
     pub(crate) streams: Arc<Notify>,
 }
@@ -24,7 +27,12 @@ pub struct Services {
 impl Services {
     /// Services over `directory`.
     pub fn new(directory: Directory) -> Self {
-        Self { spelt: ArcSwap::default(), directory: Mutex::new(directory), streams: Arc::new(Notify::new()) }
+        Self {
+            spelt: ArcSwap::default(),
+            directory: Mutex::new(directory),
+            tasks: Mutex::default(),
+            streams: Arc::new(Notify::new()),
+        }
     }
 
     /// The directory, for updates and inspection. Never held over an `await`.
