@@ -173,6 +173,11 @@ async fn unknown_names_and_bad_uris_are_errors_with_a_remedy() {
     let mesh = Mesh::builder().dns(false).build().unwrap();
     let error = mesh.client().get("/no-host").await.unwrap_err();
     assert!(matches!(&error, Error::BadRequest { reason } if reason.contains("names no service")), "{error}");
+    let error = mesh.client().get("https://nobody.ns/").await.unwrap_err();
+    assert!(
+        matches!(&error, Error::BadRequest { reason } if reason.contains("tls: {mode: Mesh}")),
+        "{error}"
+    );
     let error = mesh.client().get("http://nobody.ns/").await.unwrap_err();
     assert!(matches!(error, Error::NoEndpoints { .. }), "{error:?}");
     let error = Mesh::builder().endpoints("web", ["not-an-address"]).build().unwrap_err();

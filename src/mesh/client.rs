@@ -10,6 +10,7 @@ use crate::mesh::services::Services;
 use crate::mesh::stack::{self, Outbound};
 use crate::policy::call::{Call, CallOptions, CallScope, CallState};
 use crate::policy::compile::Policy;
+use crate::profile::settings::TlsMode;
 use crate::route::head::RequestHead;
 use crate::split::layer::Split;
 use crate::stdx::clock;
@@ -17,6 +18,7 @@ use crate::stdx::rng::Rng;
 use crate::timeout::deadline;
 use crate::timeout::inherited;
 use bytes::Bytes;
+use http::uri::Scheme;
 use http::{Request, Response};
 use http_body::Body;
 use std::sync::Arc;
@@ -30,6 +32,10 @@ pub(crate) type ClientStack = Outbound<AskBody, Split>;
 /// How long the first requests wait for a source to say whether it knows a service's profile: as long as a balancer
 /// waits for endpoints.
 const SETTLE_MAX: Duration = Duration::from_secs(3);
+
+/// A request that asks for TLS must not go in plain text.
+const HTTPS: &str = "https:// is only sent to services whose profile says `tls: {mode: Mesh}`; write http:// and let the \
+                     mesh encrypt, or use another client for servers outside of it";
 
 /// Sends requests through the mesh. Cheap to clone; all clones share endpoints, connections and memory.
 ///
@@ -88,7 +94,11 @@ impl Client {
     }
 
     fn call_now(&self, service: &Destination, request: Request<ReqBody>) -> ResponseFuture {
-        match enter(&service.policy.load(), request) {
+        let policy = service.policy.load();
+        if request.uri().scheme() == Some(&Scheme::HTTPS) && policy.profile().tls.mode != TlsMode::Mesh {
+            return ResponseFuture::failed(Error::BadRequest { reason: HTTPS.into() });
+        }
+        match enter(&policy, request) {
             Ok(call) => {
                 let (route, started) = (Arc::clone(&call.scope.entry.policy.name), call.scope.state.started);
                 ResponseFuture::sent(self.stack.clone().call(call), route, started)
