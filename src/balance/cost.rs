@@ -113,7 +113,8 @@ impl From<Moment> for Glance {
 pub enum Estimator {
     /// A larger sample replaces it, a smaller one is averaged in (Finagle, tower, Linkerd).
     Peak,
-    /// Each sample is averaged in with at least a tenth (performance.md §2.2).
+    /// Each sample is averaged in, with a tenth if they are rare and with a hundredth if they come close together,
+    /// so that many samples make the average steady and few keep it fresh.
     Average,
 }
 
@@ -124,8 +125,8 @@ pub enum Power {
     None,
     /// `L · (q + 1)`.
     One,
-    /// `L^1.25 · (q + 1)`: a slow endpoint is left, not given one request for ever.
-    FiveFourths,
+    /// `L^1.5 · (q + 1)`: a slow endpoint is left, not given one request for ever.
+    ThreeHalves,
 }
 
 /// A rule for the cost of one more request.
@@ -144,10 +145,10 @@ pub struct Formula {
 }
 
 impl Default for Formula {
-    /// The crate's own: average, 20 s, half a second of grace, 5/4 (performance.md §2.2).
+    /// The crate's own: average, 30 s, a second of grace, 3/2 (docs/balancing.md).
     fn default() -> Self {
-        let (decay, grace) = (Duration::from_secs(20), Duration::from_millis(500));
-        Self::new(Estimator::Average, Power::FiveFourths, decay, grace)
+        let (decay, grace) = (Duration::from_secs(30), Duration::from_secs(1));
+        Self::new(Estimator::Average, Power::ThreeHalves, decay, grace)
     }
 }
 
@@ -155,8 +156,13 @@ impl Default for Formula {
 const FORGIVE_MS: f32 = 5000.0;
 /// How fast past draws are forgotten: long enough to hold many, short enough to follow a change of weights.
 const FADE_MS: f32 = 10_000.0;
-/// What one request changes of the health.
-const HEALTH_STEP: f32 = 0.1;
+/// What one request changes of the health: five bad ends in a row leave a third.
+const HEALTH_STEP: f32 = 0.2;
+/// The least and the most that a sample counts in an average, and the milliseconds between samples from which on
+/// it counts most.
+const GAIN: (f32, f32, f32) = (0.01, 0.1, 30.0);
+/// How many standard deviations above the mean the age of what waits must be to count as latency.
+const ALIVE_DEVIATIONS: f32 = 1.5;
 /// The least health in a score, so that no score is infinite.
 const HEALTH_MIN: f32 = 0.005;
 /// The least latency in a score: 1 µs.
@@ -182,7 +188,9 @@ impl Formula {
             Estimator::Peak => before.secs * keep + secs * (1.0 - keep),
             Estimator::Average if before.assumed => secs,
             Estimator::Average => {
-                let keep = keep.min(0.9);
+                let (least, most, rare_ms) = GAIN;
+                let gain = least + (most - least) * (before.age_ms(now) as f32 / rare_ms).min(1.0);
+                let keep = keep.min(1.0 - gain);
                 before.secs * keep + secs * (1.0 - keep)
             }
         };
@@ -244,16 +252,16 @@ impl Formula {
         let cost = match power {
             Power::None => load,
             Power::One => self.present(view, at) * load,
-            Power::FiveFourths => {
+            Power::ThreeHalves => {
                 let latency = self.present(view, at);
-                latency * latency.sqrt().sqrt() * load
+                latency * latency.sqrt() * load
             }
         };
         if view.health.is_whole() { cost } else { sickly(cost, view.health, at.now) }
     }
 
-    /// The latency as it counts now, raised to what the mean age of the waiting requests shows: of exponential
-    /// latencies that age is about the latency itself, of constant ones half of it.
+    /// The latency as it counts now, raised to what the mean age of the waiting requests shows. Of exponential
+    /// latencies that age has the latency for its mean and for its deviation, of constant ones half of it.
     #[inline(always)]
     fn present(&self, view: &View, at: Glance) -> f32 {
         let mut latency = view.latency.secs;
@@ -263,7 +271,7 @@ impl Formula {
         if view.count() != 0 {
             let count = view.count() as f32;
             let age = view.age_ticks(at.now) as i64 as f32 * TICK_SECS;
-            if age > latency * (count + count.sqrt()) {
+            if age > latency * (count + ALIVE_DEVIATIONS * count.sqrt()) {
                 latency = 2.0 * age / count;
             }
         }
@@ -306,7 +314,11 @@ mod tests {
                 Estimator::Peak if *sample > value * keep => *sample,
                 Estimator::Peak => value * keep + sample * (1.0 - keep),
                 Estimator::Average if assumed => *sample,
-                Estimator::Average => value * keep.min(0.9) + sample * (1.0 - keep.min(0.9)),
+                Estimator::Average => {
+                    let gain = 0.01 + 0.09 * ((time - stamp) / 0.03).min(1.0);
+                    let keep = keep.min(1.0 - gain);
+                    value * keep + sample * (1.0 - keep)
+                }
             };
             (stamp, assumed) = (*time, false);
         }
@@ -342,7 +354,7 @@ mod tests {
             waiting: u64, streams in 0u32..(1 << 30),
             scarcity in prop_oneof![Just(1.0f32), Just(1e-9), Just(1e9)], rule in 0u8..3,
         ) {
-            let power = [Power::None, Power::One, Power::FiveFourths][usize::from(rule)];
+            let power = [Power::None, Power::One, Power::ThreeHalves][usize::from(rule)];
             let formula = Formula { power, ..Formula::default() };
             let now = Moment::from_micros(now);
             let before = Latency { secs: 0.01, stamp: stamps.0, assumed: false };
@@ -365,7 +377,7 @@ mod tests {
         let slow = peak().learn(Latency::assumed(0.03, at(0.0)), at(1.0), 5.0);
         assert!(peak().estimate(slow, at(61.0)) < 0.02);
         let slow = Formula::default().learn(slow, at(1.0), 5.0);
-        assert!(Formula::default().estimate(slow, at(121.0)) < 0.02);
+        assert!(Formula::default().estimate(slow, at(181.0)) < 0.02);
     }
 
     #[test]

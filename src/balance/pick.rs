@@ -2,7 +2,7 @@
 
 use crate::balance::cost::{Formula, Glance, Power};
 use crate::balance::hash::Table;
-use crate::balance::ring::Ring;
+use crate::balance::ring::{Freed, Ring};
 use crate::balance::set::{Set, Slot, Tier};
 use crate::stdx::moment::Moment;
 use crate::stdx::rng::Rng;
@@ -18,14 +18,17 @@ pub const CHOICES_MAX: u8 = 10;
 /// What a far endpoint costs more than a near one of equal load (docs/balancing.md).
 const FAR_FACTOR: f32 = 2.0;
 /// What latency counts in [`Rule::Freed`]; its picker's formula must say the same.
-const OWN_POWER: Power = Power::FiveFourths;
+const OWN_POWER: Power = Power::ThreeHalves;
+/// How much too many or too few draws for its weight change the cost of an endpoint at most. More of it follows the
+/// weights more strictly and decides worse where they are wrong (docs/balancing.md).
+const DRAWS_FACTOR: f32 = 1.5;
 /// A new endpoint's share begins at a tenth, as Envoy's slow start has it.
 const SLOW_START_MIN: f32 = 0.1;
 
 /// A rule for choosing.
 #[derive(Debug, Clone)]
 pub enum Rule {
-    /// The cheapest of the recently freed and two random ones.
+    /// The cheapest of the recently freed and a random one.
     Freed,
     /// The cheapest of so many random ones.
     Choices(u8),
@@ -247,9 +250,9 @@ impl Picker {
         contest.end()
     }
 
-    /// The cheapest of the recently freed and two random ones; of four random ones when none was freed.
+    /// The cheapest of the recently freed and a random one; of four random ones when none was freed.
     ///
-    /// Of equals the one freed longest ago is taken, and one in five times one of the random ones.
+    /// Of equals the one freed longest ago is taken, and one in five times the random one.
     #[inline]
     fn freed<'s, T, F: Fn(u32) -> bool>(
         &self,
@@ -258,8 +261,7 @@ impl Picker {
         ask: &Ask<'_, F>,
     ) -> Option<&'s Slot<T>> {
         let mut contest = Contest::new(self, tier, ask.now);
-        let simple = contest.plain && set.tiers().len() == 1;
-        if simple {
+        if contest.plain && set.tiers().len() == 1 {
             for freed in ask.ring.entries() {
                 if let Some(slot) = tier.get(freed.place)
                     && slot.cell.id() == freed.id
@@ -270,19 +272,15 @@ impl Picker {
                 }
             }
         } else {
-            contest.enter_ring(set, ask);
+            contest = contest.with_ring(set, ask);
         }
         let random = ask.rng.next_u64();
-        let first = self.explore_from(random, tier, ask)?;
-        let second = match simple {
-            true => self.explore(tier, ask).unwrap_or(first),
-            false => contest.explore_far(set, ask).unwrap_or(first),
-        };
-        let none = contest.best.is_none();
-        contest.enter_all(OWN_POWER, &[first, second], random.is_multiple_of(5));
-        if none {
-            let more = || self.explore(tier, ask).unwrap_or(first);
-            contest.enter_all(OWN_POWER, &[more(), more()], false);
+        let explorer = self.explore_from(random, tier, ask)?;
+        let alone = contest.best.is_none();
+        contest.enter_all(OWN_POWER, &[explorer], random.is_multiple_of(5));
+        if alone {
+            let more = || self.explore(tier, ask).unwrap_or(explorer);
+            contest.enter_all(OWN_POWER, &[more(), more(), more()], false);
         }
         contest.end()
     }
@@ -300,6 +298,8 @@ struct Contest<'p, 's, T> {
     tier: &'s Tier<T>,
     /// Neither weights nor slow start matter.
     plain: bool,
+    /// Of weights that differ: the draws over their share that are usual among the recently freed.
+    usual: Option<f32>,
     at: Glance,
     now: Moment,
     best: Option<&'s Slot<T>>,
@@ -310,7 +310,7 @@ impl<'p, 's, T> Contest<'p, 's, T> {
     #[inline]
     fn new(picker: &'p Picker, tier: &'s Tier<T>, now: Moment) -> Self {
         let plain = tier.is_even() && picker.slow_start.is_none();
-        Self { picker, tier, plain, at: now.into(), now, best: None, cost: f32::INFINITY }
+        Self { picker, tier, plain, usual: None, at: now.into(), now, best: None, cost: f32::INFINITY }
     }
 
     /// Enters those that were measured, then those that were not.
@@ -351,33 +351,35 @@ impl<'p, 's, T> Contest<'p, 's, T> {
         self.stand(slot, cost, ties);
     }
 
-    /// Enters the recently freed, those of farther tiers too if load may overflow there.
-    fn enter_ring<F: Fn(u32) -> bool>(&mut self, set: &'s Set<T>, ask: &Ask<'_, F>) {
-        for freed in ask.ring.entries() {
-            let home = set.tier(freed.place);
-            let near = home.is_some_and(|home| std::ptr::eq(home, self.tier));
-            let home = home.filter(|home| near || is_overflow(self.tier, home));
-            let slot = home.and_then(|home| home.get(freed.place)).filter(|slot| slot.cell.id() == freed.id);
-            if let (Some(home), Some(slot)) = (home, slot)
-                && slot.weight > 0
-                && ask.allows(slot)
-            {
-                let factor = if near { 1.0 } else { FAR_FACTOR };
-                self.stand(slot, self.full_cost(slot, home, None) * factor, true);
-            }
-        }
-    }
-
-    /// A second explorer that looks further, so that load overflows where it is too much for the near ones: enters
-    /// a far one, or says another near one.
-    fn explore_far<F: Fn(u32) -> bool>(&mut self, set: &'s Set<T>, ask: &Ask<'_, F>) -> Option<&'s Slot<T>> {
-        let Some(far) = set.tiers().find(|other| is_overflow(self.tier, other)) else {
-            return self.picker.explore(self.tier, ask);
+    /// Enters the recently freed, those of farther tiers too if load may overflow there, and a random far one.
+    #[cold]
+    fn with_ring<F: Fn(u32) -> bool>(self, set: &'s Set<T>, ask: &Ask<'_, F>) -> Self {
+        let mut contest = self;
+        let found = |freed: &Freed| {
+            let home = set.tier(freed.place)?;
+            let near = std::ptr::eq(home, self.tier);
+            let slot = home.get(freed.place).filter(|slot| slot.cell.id() == freed.id && slot.weight > 0)?;
+            ((near || is_overflow(self.tier, home)) && ask.allows(slot)).then_some((home, slot, near))
         };
-        let slot = self.picker.explore(far, ask)?;
-        let known = self.best.map(|best| best.cell.latency().secs);
-        self.stand(slot, self.full_cost(slot, far, known) * FAR_FACTOR, false);
-        None
+        if !self.tier.is_even() {
+            let near = ask.ring.entries().iter().filter_map(found).filter(|(.., near)| *near);
+            let logs = near.map(|(home, slot, _)| self.draws(slot, home).ln());
+            let (sum, count) = logs.fold((0.0, 0.0), |(sum, count), log| (sum + log, count + 1.0));
+            contest.usual = Some((sum / f32::max(count, 1.0)).exp());
+        }
+        for (home, slot, near) in ask.ring.entries().iter().filter_map(found) {
+            let factor = if near { 1.0 } else { FAR_FACTOR };
+            let cost = contest.full_cost(slot, home, None) * factor;
+            contest.stand(slot, cost, true);
+        }
+        if let Some(far) = set.tiers().find(|other| is_overflow(self.tier, other))
+            && let Some(slot) = self.picker.explore(far, ask)
+        {
+            let known = contest.best.map(|best| best.cell.latency().secs);
+            let cost = contest.full_cost(slot, far, known) * FAR_FACTOR;
+            contest.stand(slot, cost, false);
+        }
+        contest
     }
 
     #[inline(always)]
@@ -399,10 +401,17 @@ impl<'p, 's, T> Contest<'p, 's, T> {
         let formula = &self.picker.formula;
         let mut cost = formula.weighed(formula.power(), &view, self.at, scarcity);
         if !tier.is_even() {
-            // Neither the ring nor a latency knows weights, so what an endpoint got lately counts against its share.
-            cost *= (slot.cell.draws(self.now) + 1.0) * scarcity;
+            // Neither the ring nor a latency knows weights, so what an endpoint got lately counts against its share;
+            // among the freed only so far that it decides between equals.
+            let draws = self.draws(slot, tier);
+            cost *= self.usual.map_or(draws, |usual| (draws / usual).clamp(1.0 / DRAWS_FACTOR, DRAWS_FACTOR));
         }
         cost / self.picker.warmth(slot, self.now)
+    }
+
+    /// How often an endpoint was drawn lately, over its share.
+    fn draws(&self, slot: &Slot<T>, tier: &Tier<T>) -> f32 {
+        (slot.cell.draws(self.now) + 1.0) * tier.scarcity(slot.weight)
     }
 
     /// The cheapest.
@@ -446,7 +455,6 @@ mod tests {
     use crate::balance::endpoint::Cell;
     use crate::balance::hash::{HashRing, Hashed, mix};
     use crate::balance::maglev::Maglev;
-    use crate::balance::ring::Freed;
     use crate::balance::set::{Place, Rank};
     use std::collections::BTreeMap;
 
@@ -464,7 +472,7 @@ mod tests {
 
     fn all_rules() -> Vec<(&'static str, Rule, Power)> {
         vec![
-            ("freed", Rule::Freed, Power::FiveFourths),
+            ("freed", Rule::Freed, Power::ThreeHalves),
             ("peak ewma", Rule::Choices(2), Power::One),
             ("least request", Rule::Choices(2), Power::None),
             ("turn", Rule::Turn(Arc::default()), Power::None),
@@ -484,7 +492,7 @@ mod tests {
             }
             set.seal();
             let peak = Formula::new(Estimator::Peak, power, Duration::from_secs(10), Duration::ZERO);
-            let formula = if power == Power::FiveFourths { Formula::default() } else { peak };
+            let formula = if power == Power::ThreeHalves { Formula::default() } else { peak };
             let picker = Picker { rule, formula, slow_start: None, overflow_below: 0.7 };
             Self { set, picker, ring: Ring::default(), rng: Rng::seeded(7), now: 1_000_000, places }
         }
@@ -620,7 +628,7 @@ mod tests {
 
     #[test]
     fn a_new_endpoint_is_tried_at_once_and_not_flooded() {
-        for (rule, power) in [(Rule::Freed, Power::FiveFourths), (Rule::Choices(2), Power::One)] {
+        for (rule, power) in [(Rule::Freed, Power::ThreeHalves), (Rule::Choices(2), Power::One)] {
             let mut world = World::even(4, rule, power);
             // All but the last were measured, at 1 ms, far below the 30 ms assumed of a new one.
             for id in 0..3 {
