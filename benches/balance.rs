@@ -12,7 +12,7 @@ use enmesh::balance::cost::{Estimator, Formula, Power};
 use enmesh::balance::endpoint::Cell;
 use enmesh::balance::layer::Balance;
 use enmesh::balance::pick::{Ask, Picker, Rule};
-use enmesh::balance::ring::{Freed, Ring};
+use enmesh::balance::ring::Ring;
 use enmesh::balance::set::{Rank, Set, Slot};
 use enmesh::discover::endpoint::{Endpoint, EndpointSet};
 use enmesh::profile::settings::{Algorithm, BalancerSettings, BreakerSettings};
@@ -91,8 +91,9 @@ fn choice(size: usize, rule: Rule, formula: Formula) -> impl FnMut() {
         if index % 3 == 0 {
             cell.begin(now);
         }
-        set.put(place, Slot { cell: Arc::new(cell), weight: 1000, item: () });
-        ring.push(Freed { place, id: index as u32 + 1 });
+        let cell = Arc::new(cell);
+        ring.push(&cell);
+        set.put(place, Slot { cell, weight: 1000, item: () });
     }
     set.seal();
     let picker = Picker { rule, formula, slow_start: None, overflow_below: 0.7 };
@@ -104,9 +105,24 @@ fn choice(size: usize, rule: Rule, formula: Formula) -> impl FnMut() {
     }
 }
 
+/// All of a choice but the choice.
+fn nothing() -> impl FnMut() {
+    let (ring, rng) = (Ring::default(), Rng::thread());
+    let now = Moment::from_micros(10_000_000);
+    move || {
+        let now = black_box(now);
+        let ask = Ask { now, rng: &rng, hash: None, ring: &ring, panic: false, avoid: |_: u32| false };
+        black_box(&ask);
+    }
+}
+
 fn choices(options: &Options) {
     let peak = Formula::new(Estimator::Peak, Power::One, Duration::from_secs(10), Duration::ZERO);
     let mut rows: Vec<Row> = Vec::new();
+    let name = "no choice: what the bench itself costs";
+    if options.wants(name) {
+        rows.extend(measure(options, name, nothing()));
+    }
     for size in SIZES {
         let name = format!("peak EWMA of two, {size}");
         if options.wants(&name) {
@@ -123,6 +139,12 @@ fn choices(options: &Options) {
 }
 
 fn layers(options: &Options) {
+    let mut rows = Vec::new();
+    let name = "no balancer: the request and the mock alone";
+    if options.wants(name) {
+        rows.extend(measure(options, name, || send(&mut Mock)));
+    }
+    print("No layer", "cargo bench --bench balance -- --callgrind", &rows);
     for size in SIZES {
         let mut rows = Vec::new();
         let name = format!("tower p2c, peak EWMA, {size}");

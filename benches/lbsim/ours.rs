@@ -5,7 +5,7 @@ use enmesh::balance::cost::{Estimator, Formula, Power};
 use enmesh::balance::endpoint::Cell;
 use enmesh::balance::hash::mix;
 use enmesh::balance::pick::{Ask, Picker, Rule};
-use enmesh::balance::ring::{Freed, Ring};
+use enmesh::balance::ring::{RING_MAX, Ring};
 use enmesh::balance::set::{Place, Rank, Set, Slot};
 use enmesh::balance::subset::Subset;
 use enmesh::stdx::moment::Moment;
@@ -109,9 +109,9 @@ impl Balancer for Ours {
     fn pick(&mut self, now: f64, avoid: Option<usize>) -> usize {
         let avoided = avoid.and_then(|server| self.slot(server)).map(|slot| slot.cell.id());
         let mut short = Ring::default();
-        let ring = if self.ring_max < self.ring.entries().len() {
-            let entries = self.ring.entries().iter().take(self.ring_max);
-            entries.rev().filter(|freed| freed.id != 0).for_each(|freed| short.push(*freed));
+        let ring = if self.ring_max < RING_MAX {
+            let cells: Vec<&Arc<Cell>> = self.ring.cells().take(self.ring_max).collect();
+            cells.into_iter().rev().for_each(|cell| short.push(cell));
             &short
         } else {
             &self.ring
@@ -140,8 +140,8 @@ impl Balancer for Ours {
             End::Well => {
                 cell.learn(formula, now, secs);
                 cell.judge(true, || now);
-                let freed = Freed { place: self.places[server].unwrap_or_default(), id: cell.id() };
-                self.ring.push(freed);
+                let cell = Arc::clone(cell);
+                self.ring.push(&cell);
             }
             End::Failed => cell.judge(false, || now),
             End::Cancelled => cell.learn_at_least(formula, now, secs),

@@ -1,6 +1,7 @@
 //! Floor 2: what is known of one endpoint: 64 bytes of atomics, read and written by every thread without a lock.
 
 use crate::balance::cost::{Formula, Latency, View, waiting_since};
+use crate::balance::set::Place;
 use crate::stdx::moment::Moment;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
@@ -23,7 +24,11 @@ pub struct Cell {
     id: u32,
     key: u64,
     draws: AtomicU64,
+    place: AtomicU32,
 }
+
+/// The bit of the gate that says that an endpoint gets nothing new, whatever its breaker says: it drains, or left.
+const RETIRED: u32 = 4;
 
 impl Cell {
     /// A new endpoint of which nothing is known; until a request ends, `assumed` seconds stand for its latency.
@@ -39,6 +44,7 @@ impl Cell {
             id,
             key,
             draws: AtomicU64::new(0),
+            place: AtomicU32::new(0),
         }
     }
 
@@ -69,15 +75,42 @@ impl Cell {
         self.born_ms
     }
 
-    /// Its breaker's word, for the breaker to write; 0 in the low two bits is "open for all".
+    /// Where it is in its set.
+    #[inline]
+    pub fn place(&self) -> Place {
+        Place::from_word(self.place.load(Relaxed))
+    }
+
+    /// Takes a place in a set, to get new requests or only to finish what it has.
+    pub fn settle(&self, place: Place, serves: bool) {
+        self.place.store(place.word(), Relaxed);
+        if serves {
+            self.gate.fetch_and(!RETIRED, Relaxed);
+        } else {
+            self.retire();
+        }
+    }
+
+    /// It gets nothing new from now on.
+    pub fn retire(&self) {
+        self.gate.fetch_or(RETIRED, Relaxed);
+    }
+
+    /// Its breaker's word, for the breaker to write, but for bit 2, which says that it is retired.
     pub fn gate(&self) -> &AtomicU32 {
         &self.gate
     }
 
-    /// Whether its breaker lets everybody in.
-    #[inline]
+    /// Whether its breaker lets everybody in and it is not retired.
+    #[inline(always)]
     pub fn is_open(&self) -> bool {
-        self.gate.load(Relaxed) & 3 == 0
+        self.gate.load(Relaxed) & (RETIRED | 3) == 0
+    }
+
+    /// Whether it gets new requests, but for its breaker.
+    #[inline]
+    pub fn serves(&self) -> bool {
+        self.gate.load(Relaxed) & RETIRED == 0
     }
 
     /// A request was sent.
@@ -159,12 +192,18 @@ impl Cell {
         Formula::forgiven(Latency::unpack(self.health.load(Relaxed)), now)
     }
 
+    /// All that a score is made of, of an endpoint that was measured: a little cheaper, and of no meaning otherwise.
+    #[inline(always)]
+    pub fn measured_view(&self) -> View {
+        View { latency: Latency::unpack_measured(self.latency.load(Relaxed)), ..self.view() }
+    }
+
     /// All that a score is made of.
     #[inline(always)]
     pub fn view(&self) -> View {
         View {
             latency: Latency::unpack(self.latency.load(Relaxed)),
-            health: Latency::unpack(self.health.load(Relaxed)),
+            health: Latency::unpack_measured(self.health.load(Relaxed)),
             waiting: self.waiting.load(Relaxed),
             streams: self.streams.load(Relaxed),
         }

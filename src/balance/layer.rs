@@ -193,16 +193,11 @@ impl<S: Clone> Balance<S> {
             }
             panic = rules.panics(snapshot.usable, ward.shut());
         }
-        let ring = local::ring(rules.number);
-        let ask = Ask {
-            now,
-            rng: &rules.rng,
-            hash,
-            ring: &ring,
-            panic,
-            avoid: |id| tried.contains(EndpointId(id)),
-        };
-        match snapshot.picker.pick(&snapshot.set, &ask) {
+        let picked = local::with_ring(rules.number, |ring| {
+            let avoid = |id| tried.contains(EndpointId(id));
+            snapshot.picker.pick(&snapshot.set, &Ask { now, rng: &rules.rng, hash, ring, panic, avoid })
+        });
+        match picked {
             Some(slot) => {
                 Pick::Sent(slot.item.service.clone(), Ticket::take(&slot.item.member, now, deadline))
             }
@@ -330,7 +325,7 @@ impl<S: Clone> Snapshot<S> {
     fn probe(&self, ward: &Ward<Arc<Member>>, now: Moment, tried: &Tried) -> Option<(S, Arc<Member>, u32)> {
         let everyone = || self.set.iter().map(|(_, slot)| Arc::clone(&slot.item.member)).collect();
         let (member, pass) = ward.attend(now, &self.rules.rng, everyone)?;
-        let found = self.set.get(member.place).filter(|slot| slot.cell.id() == member.cell.id());
+        let found = self.set.get(member.cell.place()).filter(|slot| slot.cell.id() == member.cell.id());
         match found {
             Some(slot) if slot.weight > 0 && !tried.contains(member.id()) => {
                 Some((slot.item.service.clone(), member, pass))

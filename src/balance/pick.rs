@@ -1,8 +1,9 @@
 //! Floor 2: chooses the endpoint of one request.
 
 use crate::balance::cost::{Formula, Glance, Power};
+use crate::balance::endpoint::Cell;
 use crate::balance::hash::Table;
-use crate::balance::ring::{Freed, Ring};
+use crate::balance::ring::Ring;
 use crate::balance::set::{Set, Slot, Tier};
 use crate::stdx::moment::Moment;
 use crate::stdx::rng::Rng;
@@ -77,8 +78,8 @@ impl<F> std::fmt::Debug for Ask<'_, F> {
 
 impl<F: Fn(u32) -> bool> Ask<'_, F> {
     #[inline]
-    fn allows<T>(&self, slot: &Slot<T>) -> bool {
-        (self.panic || slot.cell.is_open()) && !(self.avoid)(slot.cell.id())
+    fn allows(&self, cell: &Cell) -> bool {
+        (cell.is_open() || self.panic && cell.serves()) && !(self.avoid)(cell.id())
     }
 }
 
@@ -87,7 +88,7 @@ impl Picker {
     #[inline]
     pub fn pick<'s, T, F: Fn(u32) -> bool>(&self, set: &'s Set<T>, ask: &Ask<'_, F>) -> Option<&'s Slot<T>> {
         let (index, tier) = self.tier(set, ask)?;
-        if let Some(only) = tier.only().filter(|slot| set.tiers().len() == 1 && ask.allows(slot)) {
+        if let Some(only) = tier.only().filter(|slot| set.tiers().len() == 1 && ask.allows(&slot.cell)) {
             return Some(only);
         }
         self.pick_in(set, (index, tier), ask).or_else(|| self.pick_anywhere(set, ask))
@@ -132,7 +133,7 @@ impl Picker {
             Rule::Random => self.draw(tier, ask),
             Rule::Hash(tables) => match (ask.hash, tables.get(index)) {
                 (Some(hash), Some(table)) => {
-                    table.find(hash, |place| set.get(place).filter(|slot| ask.allows(slot)))
+                    table.find(hash, |place| set.get(place).filter(|slot| ask.allows(&slot.cell)))
                 }
                 _ => self.draw(tier, ask),
             },
@@ -147,7 +148,7 @@ impl Picker {
         set: &'s Set<T>,
         ask: &Ask<'_, F>,
     ) -> Option<&'s Slot<T>> {
-        let fresh = |slot: &&Slot<T>| ask.allows(slot);
+        let fresh = |slot: &&Slot<T>| ask.allows(&slot.cell);
         let usable = |slot: &&Slot<T>| ask.panic || slot.cell.is_open();
         set.tiers()
             .find_map(|tier| by_weight(|| tier.slots().filter(fresh), ask.rng))
@@ -169,7 +170,7 @@ impl Picker {
         let mut new = None;
         for _ in 0..DRAWS_MAX {
             let slot = draw(ask.rng.next_u64())?;
-            if !ask.allows(slot) {
+            if !ask.allows(&slot.cell) {
                 continue;
             }
             let share = self.warmth(slot, ask.now);
@@ -196,7 +197,7 @@ impl Picker {
         ask: &Ask<'_, F>,
     ) -> Option<&'s Slot<T>> {
         let slot = tier.draw(random)?;
-        if ask.allows(slot) { Some(slot) } else { self.explore_other(tier, ask, |_| false) }
+        if ask.allows(&slot.cell) { Some(slot) } else { self.explore_other(tier, ask, |_| false) }
     }
 
     /// One usable endpoint at random by weight that `again` does not know, as luck has it.
@@ -208,7 +209,7 @@ impl Picker {
     ) -> Option<&'s Slot<T>> {
         for _ in 0..DRAWS_MAX {
             let slot = tier.draw(ask.rng.next_u64())?;
-            if ask.allows(slot) && !again(slot) {
+            if ask.allows(&slot.cell) && !again(slot) {
                 return Some(slot);
             }
         }
@@ -231,13 +232,19 @@ impl Picker {
         choices: usize,
         ask: &Ask<'_, F>,
     ) -> Option<&'s Slot<T>> {
-        let first = self.explore(tier, ask)?;
-        let mut contest = Contest::new(self, tier, ask.now);
+        let random = ask.rng.next_u64();
+        let first = self.explore_from(random, tier, ask)?;
         if choices == 2 || tier.count() <= 2 {
-            let second = self.explore_other(tier, ask, |slot| std::ptr::eq(slot, first));
-            contest.enter_all(self.formula.power(), &[first, second.unwrap_or(first)], false);
-            return contest.end();
+            let again = |slot: &Slot<T>| std::ptr::eq(slot, first);
+            // The second draw from the same random number, shuffled: it need not be independent, only even.
+            let second = tier.draw((random ^ random >> 32).wrapping_mul(0xD6E8_FEB8_6659_FD93));
+            let second = match second.filter(|slot| ask.allows(&slot.cell) && !again(slot)) {
+                Some(second) => second,
+                None => self.explore_other(tier, ask, again).unwrap_or(first),
+            };
+            return self.cheaper(tier, ask.now, first, second);
         }
+        let mut contest = Contest::new(self, tier, ask.now);
         let mut drawn = [first; CHOICES_MAX as usize];
         let mut count = 1;
         for _ in 1..choices.min(drawn.len()).min(tier.count() as usize) {
@@ -247,6 +254,27 @@ impl Picker {
             count += 1;
         }
         contest.enter_all(self.formula.power(), &drawn[..count], false);
+        contest.end()
+    }
+
+    /// The cheaper of two, the first of equals.
+    #[inline]
+    fn cheaper<'s, T>(
+        &self,
+        tier: &'s Tier<T>,
+        now: Moment,
+        first: &'s Slot<T>,
+        second: &'s Slot<T>,
+    ) -> Option<&'s Slot<T>> {
+        let measured = !first.cell.latency().assumed && !second.cell.latency().assumed;
+        if tier.is_even() && self.slow_start.is_none() && measured {
+            let at = Glance::from(now);
+            let cost =
+                |slot: &Slot<T>| self.formula.weighed(self.formula.power(), &slot.cell.view(), at, 1.0);
+            return Some(if cost(second) < cost(first) { second } else { first });
+        }
+        let mut contest = Contest::new(self, tier, now);
+        contest.enter_all(self.formula.power(), &[first, second], false);
         contest.end()
     }
 
@@ -262,14 +290,15 @@ impl Picker {
     ) -> Option<&'s Slot<T>> {
         let mut contest = Contest::new(self, tier, ask.now);
         if contest.plain && set.tiers().len() == 1 {
-            for freed in ask.ring.entries() {
-                if let Some(slot) = tier.get(freed.place)
-                    && slot.cell.id() == freed.id
-                    && slot.weight > 0
-                    && ask.allows(slot)
-                {
-                    contest.enter_plain(OWN_POWER, slot, true);
+            let (mut best, mut cost) = (None, f32::INFINITY);
+            for cell in ask.ring.cells() {
+                let own = self.formula.weighed(OWN_POWER, &cell.measured_view(), contest.at, 1.0);
+                if own <= cost && ask.allows(cell) {
+                    (best, cost) = (Some(cell), own);
                 }
+            }
+            if let Some(slot) = best.and_then(|cell| found(tier, cell)) {
+                (contest.best, contest.cost) = (Some(slot), cost);
             }
         } else {
             contest = contest.with_ring(set, ask);
@@ -284,6 +313,12 @@ impl Picker {
         }
         contest.end()
     }
+}
+
+/// The slot of a cell, while that is where it says.
+#[inline]
+fn found<'s, T>(tier: &'s Tier<T>, cell: &Arc<Cell>) -> Option<&'s Slot<T>> {
+    tier.get(cell.place()).filter(|slot| Arc::ptr_eq(&slot.cell, cell))
 }
 
 /// Whether load of `tier` may overflow to `other`: from the near zone to the far ones, never to another priority.
@@ -355,19 +390,19 @@ impl<'p, 's, T> Contest<'p, 's, T> {
     #[cold]
     fn with_ring<F: Fn(u32) -> bool>(self, set: &'s Set<T>, ask: &Ask<'_, F>) -> Self {
         let mut contest = self;
-        let found = |freed: &Freed| {
-            let home = set.tier(freed.place)?;
+        let home = |cell: &Arc<Cell>| {
+            let home = set.tier(cell.place())?;
             let near = std::ptr::eq(home, self.tier);
-            let slot = home.get(freed.place).filter(|slot| slot.cell.id() == freed.id && slot.weight > 0)?;
-            ((near || is_overflow(self.tier, home)) && ask.allows(slot)).then_some((home, slot, near))
+            let slot = found(home, cell)?;
+            ((near || is_overflow(self.tier, home)) && ask.allows(cell)).then_some((home, slot, near))
         };
         if !self.tier.is_even() {
-            let near = ask.ring.entries().iter().filter_map(found).filter(|(.., near)| *near);
+            let near = ask.ring.cells().filter_map(home).filter(|(.., near)| *near);
             let logs = near.map(|(home, slot, _)| self.draws(slot, home).ln());
             let (sum, count) = logs.fold((0.0, 0.0), |(sum, count), log| (sum + log, count + 1.0));
             contest.usual = Some((sum / f32::max(count, 1.0)).exp());
         }
-        for (home, slot, near) in ask.ring.entries().iter().filter_map(found) {
+        for (home, slot, near) in ask.ring.cells().filter_map(home) {
             let factor = if near { 1.0 } else { FAR_FACTOR };
             let cost = contest.full_cost(slot, home, None) * factor;
             contest.stand(slot, cost, true);
@@ -452,7 +487,6 @@ fn by_weight<'s, T: 's, I: Iterator<Item = &'s Slot<T>>>(
 mod tests {
     use super::*;
     use crate::balance::cost::Estimator;
-    use crate::balance::endpoint::Cell;
     use crate::balance::hash::{HashRing, Hashed, mix};
     use crate::balance::maglev::Maglev;
     use crate::balance::set::{Place, Rank};
@@ -523,7 +557,8 @@ mod tests {
                 self.now += 10_000;
                 self.cell(id as usize).headers(start);
                 self.cell(id as usize).learn(&self.picker.formula, Moment::from_micros(self.now), 0.01);
-                self.ring.push(Freed { place: self.places[id as usize], id: id + 1 });
+                let cell = Arc::clone(&self.set.get(self.places[id as usize]).unwrap().cell);
+                self.ring.push(&cell);
             }
             counts
         }
@@ -633,7 +668,8 @@ mod tests {
             // All but the last were measured, at 1 ms, far below the 30 ms assumed of a new one.
             for id in 0..3 {
                 world.cell(id).learn(&world.picker.formula, Moment::from_micros(world.now), 0.001);
-                world.ring.push(Freed { place: world.places[id], id: id as u32 + 1 });
+                let cell = Arc::clone(&world.set.get(world.places[id]).unwrap().cell);
+                world.ring.push(&cell);
             }
             let first = (0..100).position(|_| world.pick(None, false, |_| false) == Some(3));
             assert!(first.is_some_and(|tries| tries < 50), "{first:?}");

@@ -20,6 +20,17 @@ impl Place {
         Self((tier as u32) << 26 | (leaf as u32) << 6 | slot as u32)
     }
 
+    /// As a number, to be kept in an atomic.
+    pub(crate) fn word(self) -> u32 {
+        self.0
+    }
+
+    /// From such a number.
+    #[inline]
+    pub(crate) fn from_word(word: u32) -> Self {
+        Self(word)
+    }
+
     fn tier(self) -> usize {
         (self.0 >> 26) as usize
     }
@@ -206,9 +217,10 @@ impl<T: Clone> Set<T> {
         Place::new(at, index, slot)
     }
 
-    /// Puts an endpoint in a place that [`Set::vacancy`] gave, or where one is already. [`Set::seal`] must follow
-    /// before anything is drawn.
+    /// Puts an endpoint in a place that [`Set::vacancy`] gave, or where one is already, and tells its cell. A cell
+    /// has one place in one set. [`Set::seal`] must follow before anything is drawn.
     pub fn put(&mut self, place: Place, slot: Slot<T>) {
+        slot.cell.settle(place, slot.weight > 0);
         let Some(tier) = self.tiers.get_mut(place.tier()) else { return };
         let tier = Arc::make_mut(tier);
         tier.changed = true;
@@ -235,7 +247,9 @@ impl<T: Clone> Set<T> {
         let leaf = Arc::make_mut(tier.leaves.get_mut(place.leaf())?);
         leaf.changed = true;
         leaf.held -= 1;
-        leaf.slots.get_mut(place.slot())?.take()
+        let slot = leaf.slots.get_mut(place.slot())?.take()?;
+        slot.cell.retire();
+        Some(slot)
     }
 
     /// Makes what changed ready to be drawn from.

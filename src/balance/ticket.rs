@@ -2,9 +2,7 @@
 
 use crate::balance::endpoint::Cell;
 use crate::balance::local;
-use crate::balance::ring::Freed;
 use crate::balance::rules::Rules;
-use crate::balance::set::Place;
 use crate::breaker::detect::Chart;
 use crate::breaker::ward::Patient;
 use crate::classify::classifier::{Head, trailers};
@@ -25,7 +23,6 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 pub struct Member {
     pub(crate) cell: Arc<Cell>,
     pub(crate) chart: Arc<Chart>,
-    pub(crate) place: Place,
     pub(crate) shut: Arc<AtomicU32>,
     pub(crate) endpoint: Arc<Endpoint>,
     pub(crate) rules: Arc<Rules>,
@@ -188,7 +185,7 @@ impl Ticket {
                     if !told {
                         member.cell.learn(&rules.formula, at, latency);
                     }
-                    local::push(rules.number, Freed { place: member.place, id: member.cell.id() });
+                    local::push(rules.number, &member.cell);
                 }
                 if judged {
                     return;

@@ -166,7 +166,10 @@ impl<S: Clone> Roll<S> {
             }
             match (inside.contains(addr), known.place.take()) {
                 (true, _) => known.use_in(edit),
-                (false, Some(_)) => edit.discharge(known.cell.id()),
+                (false, Some(_)) => {
+                    known.cell.retire();
+                    edit.discharge(known.cell.id());
+                }
                 (false, None) => {}
             }
         }
@@ -212,7 +215,6 @@ impl<S: Clone> Known<S> {
         let member = Member {
             cell: Arc::clone(&self.cell),
             chart: Arc::clone(&self.chart),
-            place,
             shut: edit.set.tier(place).map(|tier| Arc::clone(tier.shut())).unwrap_or_default(),
             endpoint: Arc::clone(&self.endpoint),
             rules: Arc::clone(edit.rules),

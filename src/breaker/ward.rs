@@ -26,13 +26,15 @@ const SHUT: u32 = 1;
 /// One request is in, and decides.
 const PROBING: u32 = 2;
 const STATE: u32 = 3;
+/// The bit of a gate that is its owner's.
+const OWNERS: u32 = 4;
 
 /// An endpoint as its breaker sees it.
 pub trait Patient: Clone {
     /// Its number.
     fn number(&self) -> u32;
-    /// Its state in the low two bits, 0 for open, and above them a number that changes with each change of state.
-    /// Only the ward writes it.
+    /// Its state in the low two bits, 0 for open; one bit that is its owner's; above them a number that changes with
+    /// each change of state. But for the owner's bit only the ward writes it.
     fn gate(&self) -> &AtomicU32;
     /// Its detectors' memory.
     fn chart(&self) -> &Chart;
@@ -407,11 +409,11 @@ impl<P> Beds<P> {
     }
 }
 
-/// Changes a gate's state; its number goes up.
+/// Changes a gate's state; its number goes up, the owner's bit stays.
 fn turn(gate: &AtomicU32, state: u32) -> u32 {
-    let word = ((gate.load(Relaxed) | STATE).wrapping_add(1)) | state;
-    gate.store(word, Relaxed);
-    word
+    let next = |word: u32| ((word | STATE | OWNERS).wrapping_add(1)) | word & OWNERS | state;
+    let before = gate.fetch_update(Relaxed, Relaxed, |word| Some(next(word)));
+    next(before.unwrap_or_else(|word| word))
 }
 
 #[cfg(test)]
