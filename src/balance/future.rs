@@ -17,7 +17,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 use tokio::time::Sleep;
@@ -33,37 +33,14 @@ pub(crate) enum Pick<S> {
     Refused(Error),
 }
 
-/// The future of [`Balance`]. The request stays where it was put until it is sent: it is large, and moving it is most
-/// of what a layer costs.
+/// The future of [`Balance`].
 #[pin_project]
 pub struct BalanceFuture<S: Service<R>, R> {
     #[pin]
-    sent: Option<S::Future>,
-    way: Way<S>,
-    request: Option<R>,
-    ticket: Option<Ticket>,
-    fail_fast: Duration,
-    classifier: Classifier,
+    state: State<S, R>,
+    classifier: Option<Arc<Classifier>>,
     /// The cookie that binds the caller to its endpoint; boxed, as few responses have one.
     cookie: Option<Box<HeaderValue>>,
-}
-
-/// What stands between a request and its endpoint.
-enum Way<S> {
-    /// Its readiness; the patience is armed when it is first found not ready.
-    Ready(S, Option<Pin<Box<Sleep>>>),
-    /// Discovery, which has not answered.
-    Known(Box<Waiting<S>>),
-    /// There is none.
-    Refused(Error),
-    /// Nothing: the request is sent.
-    Open,
-}
-
-struct Waiting<S> {
-    balance: Balance<S>,
-    patience: Pin<Box<Sleep>>,
-    changed: Pin<Box<OwnedNotified>>,
 }
 
 impl<S: Service<R>, R> fmt::Debug for BalanceFuture<S, R> {
@@ -72,10 +49,41 @@ impl<S: Service<R>, R> fmt::Debug for BalanceFuture<S, R> {
     }
 }
 
-impl<S, R> BalanceFuture<S, R>
+#[pin_project(project = Step)]
+enum State<S: Service<R>, R> {
+    Call {
+        #[pin]
+        future: S::Future,
+        ticket: Option<Ticket>,
+    },
+    /// What few calls meet is in a box: all others then move a smaller future.
+    Wait(Box<Waiting<S, R>>),
+    Ready(Box<Unready<S, R>>),
+    Failed(Option<Error>),
+    Done,
+}
+
+/// Discovery has not answered.
+struct Waiting<S, R> {
+    patience: Pin<Box<Sleep>>,
+    changed: Pin<Box<OwnedNotified>>,
+    balance: Balance<S>,
+    request: Option<R>,
+}
+
+/// The picked endpoint is not ready yet. `patience` is armed when it is first found so.
+struct Unready<S, R> {
+    service: S,
+    attempt: Option<(R, Ticket)>,
+    fail_fast: Duration,
+    patience: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S, R, ResB> BalanceFuture<S, R>
 where
     R: MeshRequest,
-    S: Service<R>,
+    S: Service<R, Response = Response<ResB>> + Clone,
+    S::Error: Into<Error>,
 {
     #[inline]
     pub(crate) fn new(
@@ -84,29 +92,57 @@ where
         request: R,
         cookie: Option<Box<HeaderValue>>,
     ) -> Self {
-        let classifier =
-            request.route().map(|route| Classifier::clone(&route.classifier)).unwrap_or_default();
-        let (way, ticket) = match pick {
-            Pick::Sent(service, ticket) => (Way::Ready(service, None), Some(ticket)),
-            Pick::Refused(error) => (Way::Refused(error), None),
-            Pick::Unknown => (Way::Known(Waiting::new(balance)), None),
+        let classifier = request.route().map(|route| Arc::clone(&route.classifier));
+        let state = match pick {
+            Pick::Sent(service, ticket) => State::send(service, ticket, request, balance.fail_fast()),
+            Pick::Refused(error) => State::Failed(Some(error)),
+            Pick::Unknown => State::wait(balance, request),
         };
-        let fail_fast = balance.fail_fast();
-        Self { sent: None, way, request: Some(request), ticket, fail_fast, classifier, cookie }
+        Self { state, classifier, cookie }
     }
 }
 
-impl<S> Waiting<S> {
+impl<S, R> State<S, R>
+where
+    S: Service<R>,
+    S::Error: Into<Error>,
+{
+    /// Sends the request at once if the endpoint is ready, as all of this crate's are. One that is not is asked again by
+    /// the future, with a waker.
+    #[inline]
+    fn send(mut service: S, ticket: Ticket, request: R, fail_fast: Duration) -> Self {
+        match service.poll_ready(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(())) => Self::Call { future: service.call(request), ticket: Some(ticket) },
+            Poll::Ready(Err(error)) => {
+                let error = error.into();
+                ticket.settle(&Outcome::of_error(&error));
+                Self::Failed(Some(error))
+            }
+            Poll::Pending => Self::unready(service, ticket, request, fail_fast),
+        }
+    }
+
     #[cold]
-    fn new(balance: &Balance<S>) -> Box<Self> {
+    fn unready(service: S, ticket: Ticket, request: R, fail_fast: Duration) -> Self {
+        Self::Ready(Box::new(Unready {
+            service,
+            attempt: Some((request, ticket)),
+            fail_fast,
+            patience: None,
+        }))
+    }
+
+    #[cold]
+    fn wait(balance: &Balance<S>, request: R) -> Self {
         // Already told, so that the first poll looks again: an update may have come since the pick.
         let changed = Arc::new(Notify::new());
         changed.notify_one();
-        Box::new(Self {
-            balance: balance.clone(),
+        Self::Wait(Box::new(Waiting {
             patience: Box::pin(tokio::time::sleep(balance.fail_fast())),
             changed: Box::pin(changed.notified_owned()),
-        })
+            balance: balance.clone(),
+            request: Some(request),
+        }))
     }
 }
 
@@ -123,69 +159,80 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         loop {
-            if let Some(sent) = this.sent.as_mut().as_pin_mut() {
-                let result = ready!(sent.poll(cx)).map_err(Into::into);
-                this.sent.set(None);
-                return Poll::Ready(finish(result, this.ticket.take(), this.classifier, this.cookie.take()));
-            }
-            // Polled after its end, which is the caller's fault, it pends for ever.
-            let Some(request) = this.request.as_ref() else { return Poll::Pending };
-            let error = match this.way {
-                Way::Ready(service, patience) => {
-                    let ready = match service.poll_ready(cx) {
-                        Poll::Ready(ready) => ready.map_err(Into::into),
-                        Poll::Pending => Err(ready!(poll_patience(cx, patience, *this.fail_fast))),
+            let next = match this.state.as_mut().project() {
+                Step::Wait(waiting) => {
+                    let Waiting { patience, changed, balance, request } = waiting.as_mut();
+                    let found = match request {
+                        Some(request) => ready!(poll_known(cx, (patience, changed), balance, request)),
+                        None => Err(Error::Closed),
                     };
-                    match (ready, this.request.take()) {
-                        (Ok(()), Some(request)) => {
-                            let sent = service.call(request);
-                            this.sent.set(Some(sent));
-                            *this.way = Way::Open;
-                            continue;
+                    match (found, request.take()) {
+                        (Ok((service, ticket)), Some(request)) => {
+                            State::send(service, ticket, request, balance.fail_fast())
                         }
-                        (Ok(()), None) => Error::Closed,
-                        (Err(error), _) => error,
+                        (Err(error), _) => State::Failed(Some(error)),
+                        (Ok(_), None) => State::Done,
                     }
                 }
-                Way::Known(waiting) => match ready!(waiting.poll(cx, request)) {
-                    Ok((service, ticket)) => {
-                        *this.ticket = Some(ticket);
-                        *this.way = Way::Ready(service, None);
-                        continue;
+                Step::Ready(unready) => {
+                    let Unready { service, attempt, fail_fast, patience } = unready.as_mut();
+                    let ready = match service.poll_ready(cx) {
+                        Poll::Ready(ready) => ready.map_err(Into::into),
+                        Poll::Pending => Err(ready!(poll_patience(cx, patience, *fail_fast))),
+                    };
+                    match (ready, attempt.take()) {
+                        (Ok(()), Some((request, ticket))) => {
+                            State::Call { future: service.call(request), ticket: Some(ticket) }
+                        }
+                        (Err(error), Some((_, ticket))) => {
+                            ticket.settle(&Outcome::of_error(&error));
+                            State::Failed(Some(error))
+                        }
+                        (_, None) => State::Done,
                     }
-                    Err(error) => error,
-                },
-                Way::Refused(error) => std::mem::replace(error, Error::Closed),
-                Way::Open => Error::Closed,
+                }
+                Step::Call { future, ticket } => {
+                    let result = ready!(future.poll(cx)).map_err(Into::into);
+                    let ticket = ticket.take();
+                    this.state.set(State::Done);
+                    return Poll::Ready(finish(
+                        result,
+                        ticket,
+                        this.classifier.as_deref(),
+                        this.cookie.take(),
+                    ));
+                }
+                Step::Failed(error) => {
+                    let error = error.take().unwrap_or(Error::Closed);
+                    this.state.set(State::Done);
+                    return Poll::Ready(Err(error));
+                }
+                // Polled after its end, which is the caller's fault: it pends for ever.
+                Step::Done => return Poll::Pending,
             };
-            *this.request = None;
-            if let Some(ticket) = this.ticket.take() {
-                ticket.settle(&Outcome::of_error(&error));
-            }
-            return Poll::Ready(Err(error));
+            this.state.set(next);
         }
     }
 }
 
-impl<S: Clone> Waiting<S> {
-    /// Waits until there is an endpoint, or it is known that there is none, or patience ends.
-    fn poll<R: MeshRequest>(
-        &mut self,
-        cx: &mut Context<'_>,
-        request: &R,
-    ) -> Poll<Result<(S, Ticket), Error>> {
-        while self.changed.as_mut().poll(cx).is_ready() {
-            // Asked before the pick, so that no update falls between the two.
-            self.changed.set(self.balance.changed());
-            match self.balance.pick(request, clock::now()) {
-                Pick::Sent(service, ticket) => return Poll::Ready(Ok((service, ticket))),
-                Pick::Refused(error) => return Poll::Ready(Err(error)),
-                Pick::Unknown => {}
-            }
+/// Waits until there is an endpoint, or it is known that there is none, or patience ends.
+fn poll_known<S: Clone, R: MeshRequest>(
+    cx: &mut Context<'_>,
+    (patience, changed): (&mut Pin<Box<Sleep>>, &mut Pin<Box<OwnedNotified>>),
+    balance: &Balance<S>,
+    request: &R,
+) -> Poll<Result<(S, Ticket), Error>> {
+    while changed.as_mut().poll(cx).is_ready() {
+        // Asked before the pick, so that no update falls between the two.
+        changed.set(balance.changed());
+        match balance.pick(request, clock::now()) {
+            Pick::Sent(service, ticket) => return Poll::Ready(Ok((service, ticket))),
+            Pick::Refused(error) => return Poll::Ready(Err(error)),
+            Pick::Unknown => {}
         }
-        ready!(self.patience.as_mut().poll(cx));
-        Poll::Ready(Err(Error::NoEndpoints { service: Arc::clone(self.balance.service()) }))
     }
+    ready!(patience.as_mut().poll(cx));
+    Poll::Ready(Err(Error::NoEndpoints { service: Arc::clone(balance.service()) }))
 }
 
 /// Waits for a picked endpoint that is not ready, so long as patience lasts.
@@ -203,13 +250,17 @@ fn poll_patience(
 fn finish<B: Body>(
     result: Result<Response<B>, Error>,
     ticket: Option<Ticket>,
-    classifier: &Classifier,
+    classifier: Option<&Classifier>,
     cookie: Option<Box<HeaderValue>>,
 ) -> Result<Response<Served<B>>, Error> {
     let Some(mut ticket) = ticket else { return Err(Error::Closed) };
     match result {
         Ok(mut response) => {
-            let head = classifier.head(response.status(), response.headers(), clock::wall_secs);
+            let (status, headers) = (response.status(), response.headers());
+            let head = match classifier {
+                Some(classifier) => classifier.head(status, headers, clock::wall_secs),
+                None => Classifier::default().head(status, headers, clock::wall_secs),
+            };
             ticket.head(clock::now(), head);
             if let Some(cookie) = cookie {
                 response.headers_mut().append(SET_COOKIE, *cookie);
