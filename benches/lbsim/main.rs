@@ -24,11 +24,14 @@ use enmesh::stdx::rng::Rng;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+/// Makes the balancer of one client.
+type Make = Box<dyn Fn(&Plan, usize, Rng) -> Box<dyn Balancer> + Sync>;
+
 /// A balancer of a table.
 struct Player {
     name: &'static str,
     ours: bool,
-    make: Box<dyn Fn(&Plan, usize, Rng) -> Box<dyn Balancer> + Sync>,
+    make: Make,
     estimates: bool,
 }
 

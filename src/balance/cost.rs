@@ -1,5 +1,6 @@
 //! Floor 2: what sending one more request to an endpoint costs: latency, load and health in one number.
 
+use crate::classify::outcome::{Cause, Outcome, Verdict};
 use crate::stdx::moment::Moment;
 use std::time::Duration;
 
@@ -155,6 +156,18 @@ impl Default for Formula {
     fn default() -> Self {
         let (decay, grace) = (Duration::from_secs(30), Duration::from_secs(1));
         Self::new(Estimator::Average, Power::ThreeHalves, decay, grace)
+    }
+}
+
+/// Whether an end so speaks for the endpoint, as far as balancing goes; `None` if it says nothing. What is turned
+/// away because there is too much to do (HTTP 429, gRPC RESOURCE_EXHAUSTED) comes fast and must not attract more,
+/// whatever the classifier says of it; PERMISSION_DENIED is about the caller (linkerd.md §5.3).
+pub fn went_well(outcome: &Outcome) -> Option<bool> {
+    match (outcome.verdict, outcome.cause) {
+        (Verdict::Cancelled, _) | (_, Cause::Local) => None,
+        (_, Cause::Status(429) | Cause::Grpc(8)) => Some(false),
+        (_, Cause::Grpc(7)) => Some(true),
+        (verdict, _) => Some(verdict == Verdict::Success),
     }
 }
 

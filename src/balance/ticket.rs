@@ -1,5 +1,6 @@
 //! Floor 4: the ticket of one attempt: taken when an endpoint is picked, settled exactly once.
 
+use crate::balance::cost::went_well;
 use crate::balance::endpoint::Cell;
 use crate::balance::local;
 use crate::balance::rules::Rules;
@@ -130,7 +131,8 @@ impl Ticket {
             Head::Decided(outcome) | Head::Unless(outcome) => (outcome, false),
         };
         let latency = at.secs_since(self.started);
-        self.phase = Phase::Body { head: outcome, at, latency, told: judged, judged };
+        let told = went_well(&outcome) != Some(true);
+        self.phase = Phase::Body { head: outcome, at, latency, told, judged };
         if matches!(head, Head::Decided(_)) {
             self.data();
         }
@@ -168,7 +170,7 @@ impl Ticket {
 
     fn end(&mut self, outcome: &Outcome) {
         let Some(member) = &self.member else { return };
-        let success = outcome.verdict == Verdict::Success;
+        let well = went_well(outcome) == Some(true);
         let rules = &member.rules;
         match std::mem::replace(&mut self.phase, Phase::Settled) {
             Phase::Settled => return,
@@ -181,7 +183,7 @@ impl Ticket {
             }
             Phase::Body { at, latency, told, judged, .. } => {
                 member.cell.stream_ends();
-                if success {
+                if well {
                     if !told {
                         member.cell.learn(&rules.formula, at, latency);
                     }
@@ -207,11 +209,11 @@ impl Ticket {
     }
 }
 
-/// Counts an end for or against the endpoint. What we refused ourselves is neither.
+/// Counts an end for or against the endpoint, for the balancer and for its breaker.
 #[inline]
 fn judge(member: &Arc<Member>, pass: u32, outcome: &Outcome, now: impl Fn() -> Moment) {
-    if outcome.verdict != Verdict::Cancelled && outcome.cause != Cause::Local {
-        member.cell.judge(outcome.verdict == Verdict::Success, &now);
+    if let Some(well) = went_well(outcome) {
+        member.cell.judge(well, &now);
     }
     if let Some(ward) = &member.rules.ward {
         ward.record(member, pass, &member.rules.rng, outcome, now);

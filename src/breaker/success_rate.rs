@@ -4,7 +4,7 @@ use crate::breaker::detect::{Detect, lowers_rate};
 use crate::breaker::event::Reason;
 use crate::classify::outcome::Outcome;
 use crate::stdx::moment::Moment;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 /// The buckets of a window.
@@ -90,12 +90,25 @@ pub struct SuccessRate {
     threshold: f64,
     min_requests: u32,
     window: Window,
+    /// Whether there are failures whose window has not been seen well since: without, a success need not look.
+    suspect: AtomicBool,
 }
 
 impl SuccessRate {
     /// A detector for a rate below `threshold` (0 to 1) of at least `min_requests` and at least one.
     pub fn new(threshold: f64, window: Duration, min_requests: u32) -> Self {
-        Self { threshold, min_requests, window: Window::new(window) }
+        Self { threshold, min_requests, window: Window::new(window), suspect: AtomicBool::new(false) }
+    }
+
+    /// What the window that ends now says.
+    pub fn judge(&self, now: Moment) -> Option<Reason> {
+        let (successes, requests) = self.window.counts(now);
+        if successes == requests {
+            self.suspect.store(false, Relaxed);
+        }
+        let enough = requests > 0 && requests >= self.min_requests;
+        (enough && f64::from(successes) / f64::from(requests) < self.threshold)
+            .then_some(Reason::LowSuccessRate { successes, requests })
     }
 }
 
@@ -104,13 +117,14 @@ impl Detect for SuccessRate {
     fn record(&self, now: Moment, outcome: &Outcome) -> Option<Reason> {
         let success = !lowers_rate(outcome);
         self.window.record(now, success);
-        if success {
+        if success && !self.suspect.load(Relaxed) {
             return None;
         }
-        let (successes, requests) = self.window.counts(now);
-        let enough = requests > 0 && requests >= self.min_requests;
-        (enough && f64::from(successes) / f64::from(requests) < self.threshold)
-            .then_some(Reason::LowSuccessRate { successes, requests })
+        if !success {
+            self.suspect.store(true, Relaxed);
+        }
+        // A success may be the one that makes them enough.
+        self.judge(now)
     }
 
     fn counts(&self, outcome: &Outcome) -> bool {
@@ -119,6 +133,7 @@ impl Detect for SuccessRate {
 
     fn reset(&self) {
         self.window.reset();
+        self.suspect.store(false, Relaxed);
     }
 }
 
@@ -126,6 +141,15 @@ impl Detect for SuccessRate {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_success_may_be_the_request_that_makes_them_enough() {
+        use crate::classify::outcome::{Cause, Verdict};
+        let detector = SuccessRate::new(0.8, Duration::from_secs(10), 5);
+        let end = |verdict| detector.record(Moment::from_micros(1), &Outcome::new(verdict, Cause::Status(0)));
+        assert!((0..4).all(|_| end(Verdict::Failure).is_none()));
+        assert_eq!(end(Verdict::Success), Some(Reason::LowSuccessRate { successes: 1, requests: 5 }));
+    }
 
     proptest! {
         /// The model: a list of all ends, of which those count whose bucket is one of the last ten.
