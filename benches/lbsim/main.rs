@@ -8,11 +8,13 @@
 //! cargo bench --bench lbsim -- --smoke           two seconds of it
 //! ```
 
+mod chart;
 mod ours;
 mod peers;
 mod report;
 mod scenarios;
 mod server;
+mod storm;
 mod world;
 
 use crate::ours::{DEFAULT, Knobs, Ours};
