@@ -6,13 +6,22 @@ use enmesh::balance::body::{AskBody, Served};
 use enmesh::balance::inspect::{BalanceState, BreakerState, EndpointState};
 use enmesh::balance::layer::{Balance, FAIL_FAST};
 use enmesh::breaker::event::What;
+use enmesh::breaker::layer::BreakerLayer;
 use enmesh::discover::endpoint::{Endpoint, EndpointSet};
 use enmesh::error::{Error, Scope};
-use enmesh::policy::call::{CallState, MeshRequest, ServedBy};
+use enmesh::metrics::names::Direction;
+use enmesh::metrics::registry::Registry;
+use enmesh::metrics::set::MetricsSet;
+use enmesh::policy::call::{Call, CallScope, CallState, MeshRequest, ServedBy};
+use enmesh::policy::compile::Compiler;
 use enmesh::policy::route::RoutePolicy;
+use enmesh::profile::matching::{Condition, PathKind, PathMatch};
+use enmesh::profile::route::Route;
+use enmesh::profile::service::ServiceProfile;
 use enmesh::profile::settings::{
     Algorithm, BalancerSettings, BreakerSettings, Detector, FailureClass, HashKey, LocalitySettings, Recovery,
 };
+use enmesh::route::head::RequestHead;
 use enmesh::stdx::clock;
 use enmesh::stdx::rng::Rng;
 use http::request::Parts;
@@ -27,7 +36,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
-use tower::{Service, ServiceExt};
+use tower::{Layer, Service, ServiceExt};
 
 /// What a replica does, changed while it runs.
 #[derive(Debug, Clone)]
@@ -86,6 +95,7 @@ fn pend(left: &mut u32, cx: &mut Context<'_>) -> Poll<()> {
     Poll::Pending
 }
 
+#[derive(Debug)]
 struct Frames {
     frames: Vec<Result<Frame<Bytes>, Error>>,
     pending: u32,
@@ -906,4 +916,127 @@ async fn every_ending_counts_once_for_the_breaker() {
         assert_eq!(world.balance.inspect().shut, u32::from(fails), "{answer:?}");
         assert_eq!(world.in_flight(), 0);
     }
+}
+
+/// A call that met this route of a profile with routes `/good` and `/bad`.
+fn on_route(path: &str) -> Call<Full<Bytes>, ()> {
+    let route = |name: &str| Route {
+        name: name.into(),
+        condition: Condition::Path(PathMatch::new(PathKind::Exact, name)),
+        ..Route::default()
+    };
+    let profile = ServiceProfile {
+        routes: vec![route("/good"), route("/bad")],
+        ..ServiceProfile::new("svc:80".parse().unwrap())
+    };
+    let metrics = MetricsSet::new(Registry::global());
+    let compiler = Compiler {
+        service: "svc:80".into(),
+        own: "svc:80".parse().unwrap(),
+        direction: Direction::Outbound,
+        metrics: &metrics,
+    };
+    let policy = compiler.compile(Arc::new(profile), None, |_| ()).unwrap();
+    let http = Request::get(format!("http://svc{path}")).body(Full::default()).unwrap();
+    let entry = policy.find(&RequestHead::of_request(&http)).unwrap();
+    let scope = CallScope { entry: Arc::clone(entry), state: CallState::new(clock::now()) };
+    Call { http, scope }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bad_route_takes_an_endpoint_from_no_other_route() {
+    let breaker = BreakerSettings { per_route: true, ..breaker(2) };
+    let world = World::with(&in_turn(), Some(&breaker));
+    world.fill([1, 2]);
+    let ask = async |path: &str| -> Result<u16, Error> {
+        let response = world.balance.clone().oneshot(on_route(path)).await?;
+        let port = response.body().endpoint().unwrap().addr.port();
+        response.into_body().collect().await?;
+        Ok(port)
+    };
+    world.answers(1, Answer::Status(500));
+    for _ in 0..4 {
+        ask("/bad").await.unwrap();
+    }
+    let bad: Vec<u16> =
+        futures::future::join_all((0..6).map(|_| ask("/bad"))).await.into_iter().flatten().collect();
+    assert_eq!(bad, [2; 6], "the bad route leaves it alone");
+    world.answers(1, Answer::Status(200));
+    let good: Vec<u16> =
+        futures::future::join_all((0..6).map(|_| ask("/good"))).await.into_iter().flatten().collect();
+    assert!(good.contains(&1), "the good route does not: {good:?}");
+    let state = world.state(1);
+    assert_eq!(state.breaker, BreakerState::Open);
+    assert!(matches!(&state.routes[..], [(name, BreakerState::Shut { .. })] if &**name == "/bad"));
+    assert!(world.balance.events(0).iter().all(|event| event.route.as_deref() == Some("/bad")));
+    // One request of that route tries it when its time is over.
+    tokio::time::advance(Duration::from_secs(1)).await;
+    ask("/good").await.unwrap();
+    assert!(!world.state(1).routes.is_empty(), "another route's request is no probe");
+    assert_eq!(ask("/bad").await.unwrap(), 1);
+    assert!(world.state(1).routes.is_empty());
+    assert_eq!((world.in_flight(), world.balance.inspect().shut), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_route_whose_endpoints_are_all_shut_fails_at_once() {
+    let breaker = BreakerSettings { per_route: true, ..breaker(1) };
+    let world = World::with(&in_turn(), Some(&breaker));
+    world.fill([1, 2]);
+    (1..=2).for_each(|port| world.answers(port, Answer::Error));
+    for _ in 0..2 {
+        let _ = world.balance.clone().oneshot(on_route("/bad")).await;
+    }
+    let error = world.balance.clone().oneshot(on_route("/bad")).await.unwrap_err();
+    assert!(
+        matches!(error, Error::BreakerOpen { retry_in } if retry_in == Duration::from_secs(1)),
+        "{error}"
+    );
+    world.fill([]);
+    let error = world.balance.clone().oneshot(on_route("/bad")).await.unwrap_err();
+    assert!(matches!(error, Error::NoEndpoints { .. }), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_turned_away_for_being_too_much_attracts_no_more() {
+    for answer in [Answer::Status(429), Answer::Grpc("8")] {
+        let world = World::of(1..=10);
+        (1..=10).for_each(|port| world.script(port, after(20)));
+        world.answers(1, answer.clone());
+        let counts = world.ask_all(500).await;
+        assert!(counts.get(&1).copied().unwrap_or(0) <= 20, "{answer:?}: {counts:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_breaker_alone_shuts_probes_and_opens_its_service() {
+    let world = World::of([]);
+    world.fill([1]);
+    let replica = world.make()(&Arc::new(endpoint(1)));
+    let service = BreakerLayer::new(breaker(2), Rng::seeded(1)).layer(replica);
+    let ask = async || -> Result<u16, Error> {
+        let response = service.clone().oneshot(request()).await?;
+        let status = response.status().as_u16();
+        let _ = response.into_body().collect().await;
+        Ok(status)
+    };
+    assert_eq!(ask().await.unwrap(), 200);
+    world.answers(1, Answer::Grpc("14"));
+    ask().await.unwrap();
+    world.answers(1, Answer::BrokenBody);
+    ask().await.unwrap();
+    assert!(
+        matches!(ask().await, Err(Error::BreakerOpen { retry_in }) if retry_in == Duration::from_secs(1))
+    );
+    tokio::time::advance(Duration::from_secs(1)).await;
+    // A probe that is dropped gives its place back.
+    world.script(1, after(1000));
+    let mut dropped = Box::pin(ask());
+    assert!(futures::poll!(dropped.as_mut()).is_pending());
+    assert!(matches!(ask().await, Err(Error::BreakerOpen { .. })), "one at a time");
+    drop(dropped);
+    world.script(1, Script::default());
+    assert_eq!(ask().await.unwrap(), 200);
+    assert!(service.state().is_none());
+    assert_eq!(service.events(0).len(), 4, "shut, probed, probed again, opened");
 }

@@ -40,8 +40,10 @@ pub struct EndpointState {
     pub in_flight: u32,
     /// The cost of one more request, of no unit; the lower, the likelier to be picked.
     pub load: f32,
-    /// Its breaker; open where there is none.
+    /// Its breaker; open where there is none, or one for each route apart.
     pub breaker: BreakerState,
+    /// The routes that leave it alone, where breakers are for each route apart.
+    pub routes: Vec<(Arc<str>, BreakerState)>,
     /// Whether it gets new requests, but for its breaker: it neither drains nor has a weight of 0.
     pub ready: bool,
 }
@@ -65,7 +67,7 @@ pub struct BalanceState {
     pub algorithm: Algorithm,
     /// The endpoints in use, in order of address; those outside the subset are not among them.
     pub endpoints: Vec<EndpointState>,
-    /// How many of them are shut.
+    /// How many of them are shut; where breakers are for each route apart, summed over routes.
     pub shut: u32,
     /// How often a breaker would have shut an endpoint, but too many were shut already.
     pub spared: u64,
@@ -83,6 +85,8 @@ pub struct BreakerEvent {
     pub endpoint: EndpointId,
     /// Its address, while it is in use.
     pub addr: Option<SocketAddr>,
+    /// The route, where breakers are for each route apart.
+    pub route: Option<Arc<str>>,
     /// What happened, and why.
     pub what: What,
 }

@@ -7,11 +7,13 @@ use crate::balance::inspect::{BalanceState, BreakerEvent, BreakerState, Endpoint
 use crate::balance::key::{Found, find};
 use crate::balance::local;
 use crate::balance::pick::{Ask, Picker, Rule};
-use crate::balance::rules::Rules;
+use crate::balance::routes::{RoutePass, RouteWard};
+use crate::balance::rules::{Breaker, Rules};
 use crate::balance::set::{Set, Slot};
 use crate::balance::ticket::{Member, Ticket};
 use crate::balance::update::{Edit, Item, Roll};
-use crate::breaker::ward::Ward;
+use crate::breaker::event::Event;
+use crate::breaker::ward::{BedState, Ward};
 use crate::classify::outcome::Outcome;
 use crate::discover::endpoint::{Endpoint, EndpointSet};
 use crate::error::Error;
@@ -49,6 +51,8 @@ pub struct Balance<S> {
 
 struct Core<S> {
     service: Arc<str>,
+    /// The name of requests that met no route.
+    nameless: Arc<str>,
     fail_fast: Duration,
     epoch: Instant,
     now: ArcSwap<Snapshot<S>>,
@@ -80,9 +84,7 @@ impl<S> fmt::Debug for Balance<S> {
 impl<S> Drop for Core<S> {
     /// Shut endpoints hold their ward, and the ward holds them.
     fn drop(&mut self) {
-        if let Some(ward) = &self.now.load().rules.ward {
-            ward.close();
-        }
+        self.now.load().rules.breaker.close();
     }
 }
 
@@ -100,6 +102,7 @@ impl<S: Clone> Balance<S> {
         let roll = Roll::new(&rules);
         let core = Core {
             service: service.into(),
+            nameless: "".into(),
             fail_fast: FAIL_FAST,
             epoch,
             now: ArcSwap::from_pointee(Snapshot::new(false, rules, Set::default())),
@@ -154,9 +157,7 @@ impl<S: Clone> Balance<S> {
     }
 
     fn publish(&self, snapshot: Snapshot<S>) {
-        if let Some(ward) = &snapshot.rules.ward {
-            ward.resize(snapshot.usable);
-        }
+        snapshot.rules.breaker.resize(snapshot.usable);
         self.core.now.store(Arc::new(snapshot));
     }
 
@@ -185,21 +186,67 @@ impl<S: Clone> Balance<S> {
         let rules = &*snapshot.rules;
         let now = Moment::since(self.core.epoch, started);
         let mut panic = false;
-        if let Some(ward) = &rules.ward {
-            if ward.is_awake(now)
-                && let Some((service, member, pass)) = snapshot.probe(ward, now, &tried)
-            {
-                return Pick::Sent(service, Ticket::with_pass(member, pass, now, deadline));
+        match &rules.breaker {
+            Breaker::None => {}
+            Breaker::Whole(ward) => {
+                if ward.is_awake(now)
+                    && let Some((service, member, pass)) = snapshot.probe(ward, now, &tried)
+                {
+                    return Pick::Sent(service, Ticket::with_pass(member, pass, now, deadline));
+                }
+                panic = rules.panics(snapshot.usable, ward.shut());
             }
-            panic = rules.panics(snapshot.usable, ward.shut());
+            Breaker::Routes(routes) => {
+                let route = routes.of(request.route().map_or(&self.core.nameless, |route| &route.name), now);
+                return self.pick_for(snapshot, &route, (now, hash, deadline), &tried);
+            }
         }
-        let picked = local::with_ring(rules.number, |ring| {
-            let avoid = |id| tried.contains(EndpointId(id));
-            snapshot.picker.pick(&snapshot.set, &Ask { now, rng: &rules.rng, hash, ring, panic, avoid })
-        });
+        let picked = snapshot.choose(now, hash, panic, |id| tried.contains(EndpointId(id)));
         match picked {
             Some(slot) => {
                 Pick::Sent(slot.item.service.clone(), Ticket::take(&slot.item.member, now, deadline))
+            }
+            None => self.refuse(snapshot, now),
+        }
+    }
+
+    /// An endpoint that `route` does not leave alone.
+    fn pick_for(
+        &self,
+        snapshot: &Snapshot<S>,
+        route: &Arc<RouteWard>,
+        (now, hash, deadline): (Moment, Option<u64>, Option<Instant>),
+        tried: &Tried,
+    ) -> Pick<S> {
+        let rng = &snapshot.rules.rng;
+        if route.ward.is_awake(now)
+            && let Some((seat, pass)) = route.attend(now, rng)
+        {
+            let found = snapshot.set.get(seat.member.cell.place());
+            let slot = found.filter(|slot| slot.cell.id() == seat.member.cell.id() && slot.weight > 0);
+            match slot.filter(|_| !tried.contains(seat.member.id())) {
+                Some(slot) => {
+                    let ticket = Ticket::take(&slot.item.member, now, deadline);
+                    let pass = RoutePass { route: Arc::clone(route), seat, pass };
+                    return Pick::Sent(slot.item.service.clone(), ticket.of_route(pass));
+                }
+                // It is not for this request: another may try it.
+                None => route.ward.record(&seat, pass, rng, &Outcome::DROPPED, || now),
+            }
+        }
+        let all = snapshot.rules.panics(snapshot.usable, route.ward.shut());
+        let shut = |id: u32| !all && route.is_shut(id);
+        let fresh = snapshot.choose(now, hash, false, |id| tried.contains(EndpointId(id)) || shut(id));
+        let open = |slot: &&Slot<Item<S>>| !shut(slot.cell.id());
+        let slot = fresh.filter(open).or_else(|| snapshot.choose(now, hash, false, shut).filter(open));
+        match slot {
+            Some(slot) => {
+                let ticket = Ticket::take(&slot.item.member, now, deadline);
+                let pass = route.pass(route.seat(&slot.item.member));
+                Pick::Sent(slot.item.service.clone(), ticket.of_route(pass))
+            }
+            None if snapshot.usable > 0 => {
+                Pick::Refused(Error::BreakerOpen { retry_in: route.ward.soonest(now) })
             }
             None => self.refuse(snapshot, now),
         }
@@ -210,8 +257,8 @@ impl<S: Clone> Balance<S> {
         if !snapshot.known {
             return Pick::Unknown;
         }
-        Pick::Refused(match &snapshot.rules.ward {
-            Some(ward) if snapshot.usable > 0 => Error::BreakerOpen { retry_in: ward.soonest(now) },
+        Pick::Refused(match &snapshot.rules.breaker {
+            Breaker::Whole(ward) if snapshot.usable > 0 => Error::BreakerOpen { retry_in: ward.soonest(now) },
             _ => Error::NoEndpoints { service: Arc::clone(&self.core.service) },
         })
     }
@@ -235,7 +282,11 @@ impl<S> Balance<S> {
     /// Everything an operator may want to see. Costs what the fleet costs; not for the request path.
     pub fn inspect(&self) -> BalanceState {
         let snapshot = self.core.now.load();
-        let ward = snapshot.rules.ward.as_deref();
+        let (shut, spared) = match &snapshot.rules.breaker {
+            Breaker::None => (0, 0),
+            Breaker::Whole(ward) => (ward.shut(), ward.spared()),
+            Breaker::Routes(routes) => routes.counts(),
+        };
         let mut endpoints: Vec<EndpointState> =
             snapshot.set.iter().map(|(_, slot)| snapshot.state(slot)).collect();
         endpoints.sort_by_key(|state| state.endpoint.addr);
@@ -244,29 +295,39 @@ impl<S> Balance<S> {
             known: snapshot.known,
             algorithm: snapshot.rules.settings.algorithm.unwrap_or(Algorithm::RecentlyFreed),
             endpoints,
-            shut: ward.map_or(0, Ward::shut),
-            spared: ward.map_or(0, Ward::spared),
+            shut,
+            spared,
         }
     }
 
     /// What the breakers did, from event number `from` on, the oldest first. The last
     /// [`EVENTS_MAX`](crate::breaker::ward::EVENTS_MAX) are kept; a gap in the numbers says that some were lost.
-    /// New breaker settings begin at 0 again.
+    /// Each route counts its own where breakers are for each route apart. New breaker settings begin at 0 again.
     pub fn events(&self, from: u64) -> Vec<BreakerEvent> {
         let snapshot = self.core.now.load();
-        let Some(ward) = &snapshot.rules.ward else { return Vec::new() };
         let addr = |id: u32| {
             let mut slots = snapshot.set.iter();
             slots.find(|(_, slot)| slot.cell.id() == id).map(|(_, slot)| slot.item.member.endpoint.addr)
         };
-        let event = |event: crate::breaker::event::Event| BreakerEvent {
+        let told = |route: Option<Arc<str>>, event: Event| BreakerEvent {
             number: event.number,
             at: self.core.epoch + event.at.since_moment(Moment::default()),
             endpoint: EndpointId(event.endpoint),
             addr: addr(event.endpoint),
+            route,
             what: event.what,
         };
-        ward.events(from).into_iter().map(event).collect()
+        match &snapshot.rules.breaker {
+            Breaker::None => Vec::new(),
+            Breaker::Whole(ward) => ward.events(from).into_iter().map(|event| told(None, event)).collect(),
+            Breaker::Routes(routes) => {
+                let of = |(name, route): (Arc<str>, Arc<RouteWard>)| {
+                    let events = route.ward.events(from);
+                    events.into_iter().map(|event| told(Some(Arc::clone(&name)), event)).collect::<Vec<_>>()
+                };
+                routes.all().into_iter().flat_map(of).collect()
+            }
+        }
     }
 }
 
@@ -278,7 +339,18 @@ impl<S> Snapshot<S> {
     fn state(&self, slot: &Slot<Item<S>>) -> EndpointState {
         let (cell, rules, now) = (&slot.cell, &self.rules, self.rules.now());
         let latency = cell.latency();
-        let bed = rules.ward.as_ref().and_then(|ward| ward.state(cell.id()));
+        let seen = |bed: BedState| match bed.probing {
+            true => BreakerState::Probing,
+            false => BreakerState::Shut { reason: bed.reason, retry_in: bed.until.since_moment(now) },
+        };
+        let (breaker, routes) = match &rules.breaker {
+            Breaker::None => (BreakerState::Open, Vec::new()),
+            Breaker::Whole(ward) => (ward.state(cell.id()).map_or(BreakerState::Open, seen), Vec::new()),
+            Breaker::Routes(routes) => {
+                let routes = routes.shut_for(cell.id()).into_iter();
+                (BreakerState::Open, routes.map(|(name, bed)| (name, seen(bed))).collect())
+            }
+        };
         EndpointState {
             id: EndpointId(cell.id()),
             endpoint: Arc::clone(&slot.item.member.endpoint),
@@ -286,13 +358,26 @@ impl<S> Snapshot<S> {
             health: cell.health(now),
             in_flight: cell.in_flight(),
             load: rules.formula.score(&cell.view(), now),
-            breaker: match bed {
-                None => BreakerState::Open,
-                Some(bed) if bed.probing => BreakerState::Probing,
-                Some(bed) => BreakerState::Shut { reason: bed.reason, retry_in: bed.until.since_moment(now) },
-            },
+            breaker,
+            routes,
             ready: slot.weight > 0,
         }
+    }
+
+    /// An endpoint by the rule.
+    #[inline]
+    fn choose(
+        &self,
+        now: Moment,
+        hash: Option<u64>,
+        panic: bool,
+        avoid: impl Fn(u32) -> bool,
+    ) -> Option<&Slot<Item<S>>> {
+        let rng = &self.rules.rng;
+        local::with_ring(self.rules.number, |ring| {
+            let avoid = &avoid;
+            self.picker.pick(&self.set, &Ask { now, rng, hash, ring, panic, avoid })
+        })
     }
 
     /// What the request is hashed by, where the rule hashes; for session affinity also the cookie that binds a

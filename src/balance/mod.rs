@@ -13,6 +13,7 @@ mod local;
 pub mod maglev;
 pub mod pick;
 pub mod ring;
+mod routes;
 mod rules;
 pub mod set;
 pub mod subset;

@@ -4,8 +4,10 @@ use crate::balance::cost::{Estimator, Formula, Power};
 use crate::balance::hash::{HashRing, Hashed, Table};
 use crate::balance::maglev::Maglev;
 use crate::balance::pick::{CHOICES_MAX, Picker, Rule};
+use crate::balance::routes::RouteWards;
 use crate::balance::set::{Place, Rank, Set, Slot};
 use crate::balance::ticket::Member;
+use crate::breaker::detect::Chart;
 use crate::breaker::ward::Ward;
 use crate::discover::endpoint::Endpoint;
 use crate::profile::settings::{Algorithm, BalancerSettings, BreakerSettings};
@@ -41,7 +43,83 @@ pub(crate) struct Rules {
     pub(crate) subset_seed: u64,
     /// Whose turn it is, where there are turns.
     turn: Arc<AtomicU64>,
-    pub(crate) ward: Option<Arc<Ward<Arc<Member>>>>,
+    pub(crate) breaker: Breaker,
+}
+
+/// Who is left alone.
+#[derive(Debug, Clone)]
+pub(crate) enum Breaker {
+    /// Nobody ever.
+    None,
+    /// Endpoints, for all requests.
+    Whole(Arc<Ward<Arc<Member>>>),
+    /// Endpoints, for each route apart.
+    Routes(Arc<RouteWards>),
+}
+
+impl Breaker {
+    fn new(settings: Option<&BreakerSettings>, min_ready: u32, now: Moment) -> Self {
+        match settings {
+            None => Self::None,
+            Some(settings) if settings.per_route => {
+                Self::Routes(Arc::new(RouteWards::new(settings.clone(), min_ready)))
+            }
+            Some(settings) => Self::Whole(Arc::new(Ward::new(settings.clone(), min_ready, now))),
+        }
+    }
+
+    fn settings(&self) -> Option<&BreakerSettings> {
+        match self {
+            Self::None => None,
+            Self::Whole(ward) => Some(ward.settings()),
+            Self::Routes(routes) => Some(routes.settings()),
+        }
+    }
+
+    /// Whether both have one memory.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::None, Self::None) => true,
+            (Self::Whole(a), Self::Whole(b)) => Arc::ptr_eq(a, b),
+            (Self::Routes(a), Self::Routes(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
+
+    /// The service has so many endpoints now.
+    pub(crate) fn resize(&self, total: u32) {
+        match self {
+            Self::None => {}
+            Self::Whole(ward) => ward.resize(total),
+            Self::Routes(routes) => routes.resize(total),
+        }
+    }
+
+    /// An endpoint left, or gets nothing new.
+    pub(crate) fn discharge(&self, id: u32) {
+        match self {
+            Self::None => {}
+            Self::Whole(ward) => ward.discharge(id),
+            Self::Routes(routes) => routes.discharge(id),
+        }
+    }
+
+    /// Opens all for good.
+    pub(crate) fn close(&self) {
+        match self {
+            Self::None => {}
+            Self::Whole(ward) => ward.close(),
+            Self::Routes(routes) => routes.close(),
+        }
+    }
+
+    /// A new endpoint's memory.
+    pub(crate) fn chart(&self) -> Arc<Chart> {
+        match self {
+            Self::Whole(ward) => Arc::new(ward.chart()),
+            Self::None | Self::Routes(_) => Arc::default(),
+        }
+    }
 }
 
 impl Rules {
@@ -51,9 +129,6 @@ impl Rules {
         breaker: Option<&BreakerSettings>,
     ) -> Self {
         let now = Moment::since(epoch, clock::now());
-        let ward = |breaker: &BreakerSettings| {
-            Arc::new(Ward::new(breaker.clone(), settings.min_ready.unwrap_or(1), now))
-        };
         Self {
             number,
             epoch,
@@ -62,7 +137,7 @@ impl Rules {
             rng,
             settings: settings.clone(),
             formula: formula(settings),
-            ward: breaker.map(ward),
+            breaker: Breaker::new(breaker, settings.min_ready.unwrap_or(1), now),
         }
     }
 
@@ -71,10 +146,8 @@ impl Rules {
         let mut new = Self::new((self.number, self.epoch, self.rng.clone()), settings, breaker);
         new.turn = Arc::clone(&self.turn);
         new.subset_seed = self.subset_seed;
-        let same = self.settings.min_ready == settings.min_ready
-            && self.ward.as_deref().map(Ward::settings) == breaker;
-        if same {
-            new.ward.clone_from(&self.ward);
+        if self.settings.min_ready == settings.min_ready && self.breaker.settings() == breaker {
+            new.breaker = self.breaker.clone();
         }
         new
     }

@@ -3,7 +3,8 @@
 use crate::balance::cost::went_well;
 use crate::balance::endpoint::Cell;
 use crate::balance::local;
-use crate::balance::rules::Rules;
+use crate::balance::routes::RoutePass;
+use crate::balance::rules::{Breaker, Rules};
 use crate::breaker::detect::Chart;
 use crate::breaker::ward::Patient;
 use crate::classify::classifier::{Head, trailers};
@@ -90,6 +91,8 @@ pub struct Ticket {
     started: Moment,
     deadline: Option<Instant>,
     phase: Phase,
+    /// Where breakers are for each route apart.
+    route: Option<Box<RoutePass>>,
 }
 
 impl Ticket {
@@ -108,7 +111,14 @@ impl Ticket {
         deadline: Option<Instant>,
     ) -> Self {
         member.cell.begin(started);
-        Self { member: Some(member), pass, started, deadline, phase: Phase::Waiting }
+        Self { member: Some(member), pass, started, deadline, phase: Phase::Waiting, route: None }
+    }
+
+    /// The same, to be counted by its route's breaker.
+    pub(crate) fn of_route(self, pass: RoutePass) -> Self {
+        let mut ticket = self;
+        ticket.route = Some(Box::new(pass));
+        ticket
     }
 
     /// The endpoint that was picked; `None` after the ticket was settled.
@@ -125,7 +135,7 @@ impl Ticket {
         member.cell.stream_begins();
         let (outcome, judged) = match head {
             Head::Decided(outcome) if outcome.is_failure() => {
-                judge(member, self.pass, &outcome, || at);
+                judge(member, (self.pass, self.route.as_deref()), &outcome, || at);
                 (outcome, true)
             }
             Head::Decided(outcome) | Head::Unless(outcome) => (outcome, false),
@@ -194,7 +204,7 @@ impl Ticket {
                 }
             }
         }
-        judge(member, self.pass, outcome, || rules.now());
+        judge(member, (self.pass, self.route.as_deref()), outcome, || rules.now());
     }
 
     /// How it ended when nobody says: by the deadline, or by the caller.
@@ -211,12 +221,20 @@ impl Ticket {
 
 /// Counts an end for or against the endpoint, for the balancer and for its breaker.
 #[inline]
-fn judge(member: &Arc<Member>, pass: u32, outcome: &Outcome, now: impl Fn() -> Moment) {
+fn judge(
+    member: &Arc<Member>,
+    (pass, route): (u32, Option<&RoutePass>),
+    outcome: &Outcome,
+    now: impl Fn() -> Moment,
+) {
     if let Some(well) = went_well(outcome) {
         member.cell.judge(well, &now);
     }
-    if let Some(ward) = &member.rules.ward {
-        ward.record(member, pass, &member.rules.rng, outcome, now);
+    let rng = &member.rules.rng;
+    match (&member.rules.breaker, route) {
+        (Breaker::Whole(ward), _) => ward.record(member, pass, rng, outcome, now),
+        (_, Some(route)) => route.record(rng, outcome, now),
+        (Breaker::None | Breaker::Routes(_), None) => {}
     }
 }
 

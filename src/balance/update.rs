@@ -2,7 +2,7 @@
 
 use crate::balance::endpoint::Cell;
 use crate::balance::hash::hash_bytes;
-use crate::balance::rules::Rules;
+use crate::balance::rules::{Breaker, Rules};
 use crate::balance::set::{Place, Set, Slot};
 use crate::balance::subset::{Shift, Subset};
 use crate::balance::ticket::Member;
@@ -106,7 +106,7 @@ impl<S: Clone> Roll<S> {
         let known = Known {
             service: make(&endpoint),
             cell: Arc::new(Cell::new(id, key, edit.now, edit.rules.assumed())),
-            chart: chart_of(edit.rules),
+            chart: edit.rules.breaker.chart(),
             endpoint,
             place: None,
         };
@@ -144,13 +144,9 @@ impl<S: Clone> Roll<S> {
     /// Lays everything out anew, by other rules.
     pub(crate) fn renew(&mut self, edit: &mut Edit<'_, S>, before: &Rules) {
         let rules = edit.rules;
-        let same_ward = match (&rules.ward, &before.ward) {
-            (Some(new), Some(old)) => Arc::ptr_eq(new, old),
-            (None, None) => true,
-            _ => false,
-        };
-        if let (Some(ward), false) = (&before.ward, same_ward) {
-            ward.close();
+        let same = rules.breaker.is(&before.breaker);
+        if !same {
+            before.breaker.close();
         }
         self.subset = subset(rules);
         let mut inside = BTreeSet::new();
@@ -161,8 +157,8 @@ impl<S: Clone> Roll<S> {
             shift.come.map(|come| inside.insert(come));
         }
         for (addr, known) in &mut self.known {
-            if !same_ward {
-                known.chart = chart_of(rules);
+            if !same {
+                known.chart = rules.breaker.chart();
             }
             match (inside.contains(addr), known.place.take()) {
                 (true, _) => known.use_in(edit),
@@ -229,23 +225,17 @@ impl<S: Clone> Edit<'_, S> {
     /// Puts a slot in its place, and tells the breaker that a shut endpoint is now known so, or that it gets
     /// nothing new anyway.
     fn put(&mut self, place: Place, slot: Slot<Item<S>>) {
-        match &self.rules.ward {
-            Some(ward) if !slot.cell.is_open() && slot.weight > 0 => ward.rename(&slot.item.member),
-            Some(ward) if !slot.cell.is_open() => ward.discharge(slot.cell.id()),
-            _ => {}
+        if slot.weight == 0 {
+            self.discharge(slot.cell.id());
+        } else if let (Breaker::Whole(ward), false) = (&self.rules.breaker, slot.cell.is_open()) {
+            ward.rename(&slot.item.member);
         }
         self.set.put(place, slot);
     }
 
     fn discharge(&self, id: u32) {
-        if let Some(ward) = &self.rules.ward {
-            ward.discharge(id);
-        }
+        self.rules.breaker.discharge(id);
     }
-}
-
-fn chart_of(rules: &Rules) -> Arc<Chart> {
-    rules.ward.as_ref().map(|ward| Arc::new(ward.chart())).unwrap_or_default()
 }
 
 fn subset(rules: &Rules) -> Option<Subset> {

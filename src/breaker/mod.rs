@@ -3,6 +3,7 @@
 pub mod consecutive;
 pub mod detect;
 pub mod event;
+pub mod layer;
 pub mod outlier;
 pub mod success_rate;
 pub mod ward;

@@ -208,7 +208,7 @@ pub struct BalancerSettings {
 /// The rules for choosing a replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Algorithm {
-    /// The crate's own: recently freed endpoints and two random ones, least `L^1.25 · (in flight + 1)`.
+    /// The crate's own: recently freed endpoints and a random one, least `L^1.5 · (in flight + 1)` (docs/balancing.md).
     RecentlyFreed,
     /// Peak EWMA latency times requests in flight, the better of two random ones (Finagle, Linkerd).
     PeakEwma,
