@@ -202,9 +202,36 @@ fn changes(options: &Options) {
     print("A change of the endpoints", "cargo bench --bench balance", &rows);
 }
 
+/// Requests of several threads through one balancer: what they share costs more the more threads write it.
+fn contention(options: &Options) {
+    if options.rounds.is_some() {
+        return;
+    }
+    let rounds = if options.smoke { 200 } else { 200_000 };
+    println!("\nSeveral threads, one balancer of 100 endpoints (ns of wall time per request and thread)\n");
+    for (what, algorithm) in
+        [("recently freed", Algorithm::RecentlyFreed), ("round robin", Algorithm::RoundRobin)]
+    {
+        for threads in [1u32, 2, 4, 8] {
+            let balance = layer(100, algorithm, Some(&BreakerSettings::default()));
+            let took = common::time(1, &mut || {
+                std::thread::scope(|scope| {
+                    for _ in 0..threads {
+                        let balance = balance.clone();
+                        scope.spawn(move || (0..rounds).for_each(|_| send(&mut balance.clone())));
+                    }
+                });
+            });
+            let each = took.as_nanos() as f64 / f64::from(rounds);
+            println!("  {what}, {threads} threads {each:>40.1}");
+        }
+    }
+}
+
 fn main() {
     let options = Options::read();
     choices(&options);
     layers(&options);
     changes(&options);
+    contention(&options);
 }

@@ -1040,3 +1040,45 @@ async fn a_breaker_alone_shuts_probes_and_opens_its_service() {
     assert!(service.state().is_none());
     assert_eq!(service.events(0).len(), 4, "shut, probed, probed again, opened");
 }
+
+#[tokio::test(start_paused = true)]
+async fn coming_and_going_a_hundred_thousand_times_keeps_nothing() {
+    let world = World::with(&in_turn(), Some(&breaker(1)));
+    world.fill([1]);
+    world.answers(2, Answer::Error);
+    for round in 0..100_000 {
+        world.balance.put(&endpoint(2), world.make());
+        if round % 1000 == 0 {
+            // Shut as it goes.
+            world.ask_all(2).await;
+        }
+        world.balance.remove(endpoint(2).addr);
+    }
+    // The counter is held by this world and by the two copies of the one replica that is left.
+    assert_eq!(Arc::strong_count(&world.served), 3);
+    let state = world.balance.inspect();
+    assert_eq!((state.endpoints.len(), state.shut), (1, 0));
+    assert!(world.balance.events(0).len() <= enmesh::breaker::ward::EVENTS_MAX);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_balancer_dropped_with_shut_endpoints_frees_them() {
+    for per_route in [false, true] {
+        let world = World::with(&in_turn(), Some(&BreakerSettings { per_route, ..breaker(1) }));
+        world.fill([1, 2]);
+        world.answers(1, Answer::Status(500));
+        let mut shut = std::sync::Weak::new();
+        for _ in 0..4 {
+            let response = world.get().await.unwrap();
+            let described = response.body().endpoint().unwrap();
+            if described.addr.port() == 1 {
+                shut = Arc::downgrade(described);
+            }
+            let _ = response.into_body().collect().await;
+        }
+        assert_eq!(world.balance.inspect().shut, 1);
+        assert!(shut.upgrade().is_some());
+        drop(world);
+        assert!(shut.upgrade().is_none(), "per route: {per_route}");
+    }
+}

@@ -67,7 +67,7 @@ pub fn measure(options: &Options, name: &str, mut round: impl FnMut()) -> Option
 }
 
 #[expect(clippy::disallowed_methods, reason = "a bench reads the machine's own clock")]
-fn time(batch: u32, round: &mut impl FnMut()) -> Duration {
+pub fn time(batch: u32, round: &mut impl FnMut()) -> Duration {
     let begun = Instant::now();
     (0..batch).for_each(|_| round());
     begun.elapsed()
