@@ -352,7 +352,7 @@ request a second and endpoint) should have a `subset` of ten to twenty, see *spa
 
 The simulation has no packet loss, servers do not abort work at its deadline, and probes cost nothing. The antagonists are a
 model of Prequal's, not Google's trace: orders can be compared with the paper's, absolute values cannot. The constants were
-chosen on the same families of scenarios as the tables above the line, on other seeds; expect a little optimism there.
+chosen on these same scenarios, those of our own included, on seeds that no table uses: expect a little optimism.
 ";
 
 fn ramp(tables: &[Table]) -> String {
