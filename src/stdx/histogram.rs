@@ -4,32 +4,39 @@
 //! below 64 µs are exact. The form is that of HdrHistogram (Gil Tene); ours is fixed in size, atomic and
 //! mergeable, and is read by subtracting an earlier reading.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 const SUB_BITS: u32 = 6;
 const SUB: usize = 1 << SUB_BITS;
 /// 2^30 µs: about 18 minutes; what is longer is counted there.
 const TOP_BITS: u32 = 30;
+const OCTAVES: usize = (TOP_BITS - SUB_BITS + 1) as usize;
 /// How many buckets there are.
-pub const BUCKETS: usize = (TOP_BITS - SUB_BITS + 1) as usize * SUB;
+pub const BUCKETS: usize = OCTAVES * SUB;
+
+/// The buckets of one power of two.
+type Octave = Box<[AtomicU64; SUB]>;
 
 /// Counts of values by size.
+///
+/// A power of two costs half a kibibyte, and only once a value falls into it: what answers in 1 to 8 ms costs 2 KiB.
 #[derive(Debug)]
 pub struct Histogram {
-    counts: Box<[AtomicU32; BUCKETS]>,
+    octaves: [OnceLock<Octave>; OCTAVES],
 }
 
 impl Default for Histogram {
     fn default() -> Self {
-        Self { counts: Box::new([const { AtomicU32::new(0) }; BUCKETS]) }
+        Self { octaves: [const { OnceLock::new() }; OCTAVES] }
     }
 }
 
 /// A reading of a [`Histogram`]: `(bucket, count)` in order of bucket, without empty ones.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
-pub struct Counts(Vec<(u16, u32)>);
+pub struct Counts(Vec<(u16, u64)>);
 
 fn bucket(micros: u64) -> usize {
     let micros = micros.min((1 << TOP_BITS) - 1);
@@ -51,40 +58,56 @@ fn middle(bucket: usize) -> f64 {
 }
 
 impl Histogram {
-    /// Counts one value. One atomic addition.
+    /// Counts one value. One atomic addition; it allocates when a power of two is met for the first time.
     #[inline]
     pub fn record(&self, value: Duration) {
-        let micros = u64::try_from(value.as_micros()).unwrap_or(u64::MAX);
-        self.counts[bucket(micros)].fetch_add(1, Ordering::Relaxed);
+        // `as_micros` divides 128 bits.
+        let micros = value.as_secs().saturating_mul(1_000_000).saturating_add(value.subsec_micros().into());
+        let bucket = bucket(micros);
+        let octave = self.octaves[bucket / SUB].get_or_init(|| Box::new([const { AtomicU64::new(0) }; SUB]));
+        octave[bucket % SUB].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// What was counted so far. Counts wrap at 2^32; [`Counts::since`] is right across one wrap.
+    /// What was counted so far.
     pub fn read(&self) -> Counts {
-        let counts = self.counts.iter().enumerate();
-        let read = counts.map(|(bucket, count)| (bucket as u16, count.load(Ordering::Relaxed)));
-        Counts(read.filter(|(_, count)| *count != 0).collect())
+        let met = self.octaves.iter().enumerate().filter_map(|(at, octave)| Some((at, octave.get()?)));
+        let counts = met.flat_map(|(at, octave)| {
+            octave.iter().enumerate().map(move |(sub, count)| (at * SUB + sub, count.load(Ordering::Relaxed)))
+        });
+        let counts = counts.filter(|(_, count)| *count != 0);
+        Counts(counts.map(|(bucket, count)| (bucket as u16, count)).collect())
     }
 }
 
 impl Counts {
     /// How many values there are.
     pub fn total(&self) -> u64 {
-        self.0.iter().map(|(_, count)| u64::from(*count)).sum()
+        self.0.iter().map(|(_, count)| *count).sum()
+    }
+
+    /// Each size that occurred, in microseconds (the middle of its bucket), and how often.
+    pub fn iter(&self) -> impl Iterator<Item = (f64, u64)> {
+        self.0.iter().map(|(bucket, count)| (middle(usize::from(*bucket)), *count))
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// What was counted after `earlier` was read.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
-        self.combine(earlier, u32::wrapping_sub)
+        self.combine(earlier, u64::saturating_sub)
     }
 
     /// Both together; exact.
     #[must_use]
     pub fn merge(&self, other: &Self) -> Self {
-        self.combine(other, u32::saturating_add)
+        self.combine(other, u64::saturating_add)
     }
 
-    fn combine(&self, other: &Self, f: impl Fn(u32, u32) -> u32) -> Self {
+    fn combine(&self, other: &Self, f: impl Fn(u64, u64) -> u64) -> Self {
         let (mut a, mut b) = (self.0.iter().peekable(), other.0.iter().peekable());
         let mut out = Vec::with_capacity(self.0.len());
         loop {
@@ -110,7 +133,7 @@ impl Counts {
         let rank = ((q.clamp(0.0, 1.0) * total as f64).ceil() as u64).max(1);
         let mut seen = 0;
         for (bucket, count) in &self.0 {
-            seen += u64::from(*count);
+            seen += *count;
             if seen >= rank {
                 return Some(Duration::from_secs_f64(middle(usize::from(*bucket)) / 1e6));
             }
