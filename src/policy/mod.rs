@@ -4,5 +4,7 @@ pub mod call;
 pub mod compile;
 pub mod defaults;
 pub mod explain;
+pub mod question;
 pub mod route;
+pub mod told;
 pub mod unhonoured;

@@ -1,13 +1,13 @@
 //! Floor 7: asks Linkerd's authorization documents whether a request may pass, as a server's gate asks them.
 
 use crate::output::Failure;
-use crate::request::Asked;
 use enmesh::authz::client::Client;
 use enmesh::authz::linkerd::compile::{Cluster, Workload};
 use enmesh::authz::linkerd::words::{Access, Documents};
 use enmesh::authz::path;
 use enmesh::authz::rules::AuthzPolicy;
 use enmesh::authz::settings::{Action, AuthzSettings, NetworkMatch};
+use enmesh::policy::question::Question;
 use enmesh::profile::name::ServiceName;
 use enmesh::route::head::RequestHead;
 use enmesh::tls::identity::{Identity, PeerIdentity, TrustDomain};
@@ -43,7 +43,7 @@ impl Authorizer {
     }
 
     /// The decision about a request to `name`. `none`: no document speaks of authorization.
-    pub(crate) fn decide(&self, asked: &Asked, name: &ServiceName, head: &RequestHead<'_>) -> Value {
+    pub(crate) fn decide(&self, asked: &Question, name: &ServiceName, head: &RequestHead<'_>) -> Value {
         let Some(settings) = self.settings(asked, name) else {
             return json!({"decision": "none", "rule": null});
         };
@@ -68,7 +68,7 @@ impl Authorizer {
     }
 
     /// What holds at the port that is asked; `None`: no document speaks of authorization.
-    fn settings(&self, asked: &Asked, name: &ServiceName) -> Option<AuthzSettings> {
+    fn settings(&self, asked: &Question, name: &ServiceName) -> Option<AuthzSettings> {
         if self.own.is_some() || self.documents == Documents::default() {
             return self.own.clone();
         }
@@ -84,7 +84,7 @@ impl Authorizer {
     }
 
     /// Who calls, as the handshake would have proved it.
-    fn peer(&self, asked: &Asked) -> Result<Option<PeerIdentity>, String> {
+    fn peer(&self, asked: &Question) -> Result<Option<PeerIdentity>, String> {
         let Some(text) = &asked.from.identity else { return Ok(None) };
         let identity: Identity = text.parse().map_err(|bad| format!("from.identity: {bad}"))?;
         let named = identity.trust_domain().and_then(|domain| domain.parse().ok());

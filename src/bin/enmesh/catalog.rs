@@ -1,8 +1,8 @@
 //! Floor 7: finds the policy of a request's service among what files say, as a running mesh finds it.
 
 use crate::config::compile;
-use crate::request::Asked;
 use enmesh::policy::compile::Policy;
+use enmesh::policy::question::Question;
 use enmesh::profile::name::ServiceName;
 use enmesh::profile::service::{DefaultsProfile, ServiceProfile};
 use enmesh::route::head::RequestHead;
@@ -47,7 +47,7 @@ impl Catalog {
     ///
     /// # Errors
     /// What is no name of a service, or the faults of its profile.
-    pub(crate) fn find(&mut self, asked: &Asked, service: Option<&str>) -> Result<Found, String> {
+    pub(crate) fn find(&mut self, asked: &Question, service: Option<&str>) -> Result<Found, String> {
         let home = asked.from.namespace.as_deref();
         let (text, namespace) = match (&asked.to.service, service) {
             (Some(to), _) => (Some(to.as_str()), asked.to.namespace.as_deref().or(home)),
@@ -96,7 +96,7 @@ impl Catalog {
     }
 
     /// The gateway's port that a request for a host of no service comes to: the first with a route for it.
-    fn gateway(&mut self, asked: &Asked) -> Option<usize> {
+    fn gateway(&mut self, asked: &Question) -> Option<usize> {
         let port = asked.port();
         let named = |at: &usize| self.profiles.get(*at).and_then(|profile| profile.name()).cloned();
         let at_port = |at: &usize| named(at).is_some_and(|name| name.port().is_none_or(|own| own == port));
@@ -112,7 +112,7 @@ impl Catalog {
     }
 
     /// The policy of the only profile there is, for requests that name nobody.
-    fn only(&mut self, asked: &Asked) -> Result<Found, String> {
+    fn only(&mut self, asked: &Question) -> Result<Found, String> {
         if let Some(at) = self.gateway(asked) {
             return self.policy_of_profile(at, asked.port());
         }

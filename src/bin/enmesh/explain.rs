@@ -1,22 +1,15 @@
 //! Floor 7: `enmesh explain`: each request is given to the policy that the running stack would give it to.
 
 use crate::authorize::Authorizer;
-use crate::catalog::{Catalog, Found};
+use crate::catalog::Catalog;
 use crate::config;
 use crate::output::{self, Done, Format, Verdict};
-use crate::request::Asked;
-use enmesh::policy::explain::{Candidate, Decision};
-use enmesh::policy::route::{Answer, RoutePolicy, Target};
-use enmesh::profile::duration;
+use enmesh::policy::question::Question;
+use enmesh::policy::told::{told, unusable};
 use enmesh::profile::import::cluster::ImportSettings;
 use enmesh::profile::name::ServiceName;
-use enmesh::profile::route::{Abort, Backend, FaultSettings, Filter, Forward, HeaderMods, Mirror, Respond};
-use enmesh::profile::settings::{BudgetSettings, Share};
 use enmesh::route::head::RequestHead;
-use http::Request;
-use serde_json::{Map, Value, json};
-use std::sync::Arc;
-use std::time::Duration;
+use serde_json::Value;
 
 /// Says for each request which route, backends, changes, timeouts and retries it meets, and why no other.
 #[derive(Debug, clap::Args)]
@@ -59,11 +52,14 @@ pub(crate) fn run(args: &Args) -> Done {
         if line.trim().is_empty() {
             continue;
         }
-        let answer = match serde_json::from_str::<Asked>(line) {
+        let answer = match serde_json::from_str::<Question>(line) {
             Ok(asked) => {
                 let found = catalog.find(&asked, args.service.as_deref());
-                let answered =
-                    found.and_then(|found| answer(&asked, &found, &authorizer, &args.cluster_domain));
+                let domain = &args.cluster_domain;
+                let answered = found.and_then(|found| {
+                    let authz = |head: &RequestHead<'_>| authorizer.decide(&asked, &found.name, head);
+                    told(&asked, &found.policy, &found.name, &ServiceName::clone, authz, domain)
+                });
                 answered.unwrap_or_else(|why| unusable(&asked.id, &why))
             }
             Err(error) => {
@@ -75,7 +71,7 @@ pub(crate) fn run(args: &Args) -> Done {
         text += &match args.output {
             Format::Json => output::document(&answer, Format::Json),
             Format::Yaml => format!("---\n{}", output::document(&answer, Format::Yaml)),
-            Format::Table => told(&answer),
+            Format::Table => for_people(&answer),
         };
         if text.len() > 1 << 16 {
             output::write(&std::mem::take(&mut text))?;
@@ -85,262 +81,8 @@ pub(crate) fn run(args: &Args) -> Done {
     Ok(Verdict::faulty_if(faulty))
 }
 
-/// The answer to what is no request.
-fn unusable(id: &Value, why: &str) -> Value {
-    let mut answer = json!({"id": id, "outcome": "reject", "status": 400, "grpc_status": null});
-    if let Value::Object(fields) = &mut answer {
-        fields.append(&mut silent());
-        fields.insert("why".to_owned(), json!([why]));
-    }
-    answer
-}
-
-/// The fields of an answer in which nothing is said.
-fn silent() -> Map<String, Value> {
-    let fields = json!({
-        "route": null, "rule": null, "backends": [], "request": null, "response": null, "redirect": null,
-        "mirrors": [], "timeouts": null, "retry": null, "fault": null,
-        "authz": {"decision": "none", "rule": null},
-    });
-    match fields {
-        Value::Object(fields) => fields,
-        _ => Map::new(),
-    }
-}
-
-fn answer(asked: &Asked, found: &Found, authorizer: &Authorizer, domain: &str) -> Result<Value, String> {
-    let request = asked.http(&found.name)?;
-    let caller = asked.caller();
-    let head = RequestHead::of_request(&request).from_caller(&caller);
-    let decision = found.policy.explain(&head);
-    let candidates = decision.candidates(&found.policy);
-    let entry = decision.entry.map(|entry| &entry.policy);
-    let (outcome, status, grpc) = outcome(entry, &candidates);
-    let written = |text: &Arc<str>| Some(text.to_string()).filter(|text| !text.is_empty());
-    let filters: &[Filter] = decision.forward().map_or(&[], |forward| &forward.filters);
-    let redirect = entry.and_then(|entry| match &entry.answer {
-        Some(Answer::Redirect(to)) => {
-            Some(json!({"location": to.location(&head), "status": to.status().as_u16()}))
-        }
-        Some(Answer::Fixed(_)) | None => None,
-    });
-    Ok(json!({
-        "id": asked.id,
-        "outcome": outcome,
-        "route": entry.and_then(|entry| written(&entry.name)),
-        "rule": decision.route.and_then(|route| written(&route.origin)),
-        "status": status,
-        "grpc_status": grpc.filter(|_| asked.is_grpc()),
-        "backends": if entry.is_some_and(|entry| entry.answer.is_none()) { backends(&candidates, domain) } else { Vec::new() },
-        "request": sent(asked, request.clone(), entry, filters),
-        "response": changes(filters, fixed(entry), |filter| match filter {
-            Filter::ResponseHeaders(mods) => Some(mods),
-            Filter::RequestHeaders(_) | Filter::Rewrite(_) | Filter::Cors(_) => None,
-        }),
-        "redirect": redirect,
-        "mirrors": decision.forward().map(|forward| mirrors(forward, domain)).unwrap_or_default(),
-        "timeouts": entry.map(timeouts),
-        "retry": entry.and_then(retry),
-        "fault": decision.route.and_then(|route| route.fault.as_ref()).map(fault),
-        "authz": authorizer.decide(asked, &found.name, &head),
-        "why": why(&decision, entry),
-    }))
-}
-
-/// What becomes of the request, with its status and its gRPC code where they are known beforehand.
-fn outcome(
-    entry: Option<&RoutePolicy>,
-    candidates: &[Candidate<'_, ServiceName>],
-) -> (&'static str, Option<u16>, Option<u8>) {
-    let Some(entry) = entry else { return ("no_route", Some(404), Some(12)) };
-    match &entry.answer {
-        Some(Answer::Redirect(to)) => return ("redirect", Some(to.status().as_u16()), None),
-        Some(Answer::Fixed(respond)) => return ("respond", Some(respond.status), respond.grpc),
-        None => {}
-    }
-    let mut asked = candidates.iter().filter(|candidate| candidate.weight > 0).peekable();
-    if asked.peek().is_none() {
-        return ("reject", Some(500), Some(14));
-    }
-    let mut refusals = asked.map(|candidate| match candidate.target {
-        Target::Service(..) => None,
-        Target::Invalid { status, grpc, .. } => Some((*status, *grpc)),
-    });
-    let first = refusals.next().flatten();
-    match first.filter(|_| refusals.all(|refusal| refusal.is_some())) {
-        Some((status, grpc)) => ("reject", Some(status), Some(grpc)),
-        None => ("forward", None, None),
-    }
-}
-
-fn fixed(entry: Option<&RoutePolicy>) -> Option<&Respond> {
-    match &entry?.answer {
-        Some(Answer::Fixed(respond)) => Some(respond),
-        Some(Answer::Redirect(_)) | None => None,
-    }
-}
-
-fn backends(candidates: &[Candidate<'_, ServiceName>], domain: &str) -> Vec<Value> {
-    let total: u64 = candidates.iter().map(|candidate| u64::from(candidate.weight)).sum();
-    let share = |weight: u32| if total == 0 { 0.0 } else { f64::from(weight) / total as f64 };
-    let backend = |candidate: &Candidate<'_, ServiceName>| {
-        let (place, status, reason) = match candidate.target {
-            Target::Service(name, _) => (place(name, domain), None, None),
-            Target::Invalid { status, reason, .. } => {
-                ([Value::Null, Value::Null, Value::Null], Some(*status), Some(&**reason))
-            }
-        };
-        let [service, namespace, port] = place;
-        let mut written = json!({
-            "service": service, "namespace": namespace, "port": port, "subset": candidate.subset.map(|name| &**name),
-            "weight": candidate.weight, "share": share(candidate.weight), "status": status,
-        });
-        if let (Some(reason), Value::Object(fields)) = (reason, &mut written) {
-            fields.insert("reason".to_owned(), reason.into());
-        }
-        written
-    };
-    candidates.iter().map(backend).collect()
-}
-
-/// Service, namespace and port of a name. A host of two labels is a service and its namespace, as it is for a mesh.
-fn place(name: &ServiceName, domain: &str) -> [Value; 3] {
-    let short = name.short(domain);
-    let (service, namespace) = match short.host().split_once('.') {
-        Some((service, namespace)) if !namespace.contains('.') => (service, Some(namespace)),
-        Some(_) | None => (short.host(), None),
-    };
-    [json!(service), json!(namespace), json!(name.port())]
-}
-
-/// What the backend would see.
-fn sent(asked: &Asked, mut request: Request<()>, entry: Option<&RoutePolicy>, filters: &[Filter]) -> Value {
-    let before = request.uri().authority().cloned();
-    if let Some(entry) = entry {
-        entry.filters.apply(&mut request);
-    }
-    let after = request.uri().authority();
-    let host = match after {
-        after if after == before.as_ref() => asked.host().or(after.map(|authority| authority.as_str())),
-        after => after.map(|authority| authority.as_str()),
-    };
-    let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
-    let mut sent = json!({"host": host, "path": path, "method": request.method().as_str()});
-    let changes = changes(filters, None, |filter| match filter {
-        Filter::RequestHeaders(mods) => Some(mods),
-        Filter::ResponseHeaders(_) | Filter::Rewrite(_) | Filter::Cors(_) => None,
-    });
-    if let (Value::Object(sent), Value::Object(changes)) = (&mut sent, changes) {
-        sent.extend(changes);
-    }
-    sent
-}
-
-/// The changes of headers, names in lower case; a name with several values has a list.
-fn changes<'a>(
-    filters: &'a [Filter],
-    respond: Option<&Respond>,
-    mods: impl Fn(&'a Filter) -> Option<&'a HeaderMods>,
-) -> Value {
-    let (mut set, mut added, mut removed) = (Map::new(), Map::new(), Vec::new());
-    let fixed = respond.map(|respond| respond.headers.as_slice()).unwrap_or_default();
-    fixed.iter().for_each(|pair| put(&mut set, pair));
-    for mods in filters.iter().filter_map(mods) {
-        mods.set.iter().for_each(|pair| put(&mut set, pair));
-        mods.add.iter().for_each(|pair| put(&mut added, pair));
-        removed.extend(mods.remove.iter().map(|name| name.to_ascii_lowercase()));
-    }
-    json!({"set_headers": set, "added_headers": added, "removed_headers": removed})
-}
-
-fn put(into: &mut Map<String, Value>, (name, value): &(Arc<str>, Arc<str>)) {
-    let value = json!(&**value);
-    match into.entry(name.to_ascii_lowercase()).or_insert(Value::Null) {
-        Value::Array(values) => values.push(value),
-        place @ Value::Null => *place = value,
-        place => *place = json!([place.take(), value]),
-    }
-}
-
-fn mirrors(forward: &Forward, domain: &str) -> Vec<Value> {
-    let mirror = |mirror: &Mirror| {
-        let fraction = fraction(mirror.share);
-        match &mirror.backend {
-            Backend::Service { name, .. } => {
-                let [service, namespace, port] = place(name, domain);
-                json!({"service": service, "namespace": namespace, "port": port, "fraction": fraction})
-            }
-            Backend::Invalid { reason, .. } => json!({
-                "service": null, "namespace": null, "port": null, "fraction": fraction, "reason": &**reason,
-            }),
-        }
-    };
-    forward.mirrors.iter().map(mirror).collect()
-}
-
-fn fraction(share: Share) -> f64 {
-    f64::from(share.numerator) / f64::from(share.denominator)
-}
-
-/// `request` bounds the call whether to its headers or to its end; which, says `response_headers`.
-fn timeouts(entry: &RoutePolicy) -> Value {
-    let text = |time: Option<Duration>| time.map(duration::to_text);
-    let times = &entry.timeouts;
-    json!({
-        "request": text(times.request.or(times.response_headers)),
-        "response": text(times.response),
-        "idle": text(times.idle),
-        "attempt": text(times.attempt),
-        "response_headers": text(times.response_headers),
-        "connect": text(times.connect),
-    })
-}
-
-fn retry(entry: &RoutePolicy) -> Option<Value> {
-    // What is certainly not processed is tried again unasked; that is no rule of the route.
-    let retry = entry.retry.as_ref().filter(|_| entry.retry_is_asked)?;
-    let ratio = |ppm: u32| f64::from(ppm) / 1e6;
-    let budget = match *retry.budget().settings() {
-        BudgetSettings::Windowed { ratio_ppm, min_per_second, ttl } => {
-            json!({"ratio": ratio(ratio_ppm), "min_per_second": min_per_second, "ttl": duration::to_text(ttl)})
-        }
-        BudgetSettings::Recent { ratio_ppm, min_per_second, burst } => {
-            json!({"ratio": ratio(ratio_ppm), "min_per_second": min_per_second, "ttl": null, "burst": burst})
-        }
-        BudgetSettings::ActiveShare { ratio_ppm, min_concurrent } => {
-            json!({"active_ratio": ratio(ratio_ppm), "min_concurrent": min_concurrent})
-        }
-        BudgetSettings::TokenBucket { max_milli, ratio_milli } => {
-            json!({"max_tokens": f64::from(max_milli) / 1e3, "token_ratio": f64::from(ratio_milli) / 1e3})
-        }
-    };
-    Some(json!({"attempts_max": retry.attempts(), "on": retry.on().words(), "budget": budget}))
-}
-
-fn fault(fault: &FaultSettings) -> Value {
-    let delay = fault.delay.as_ref();
-    let delay =
-        delay.map(|(time, share)| json!({"time": duration::to_text(*time), "fraction": fraction(*share)}));
-    let abort = fault.abort.as_ref().map(|(abort, share)| match abort {
-        Abort::Http(status) => json!({"status": status, "fraction": fraction(*share)}),
-        Abort::Grpc(code) => json!({"grpc_status": code, "fraction": fraction(*share)}),
-    });
-    json!({"delay": delay, "abort": abort})
-}
-
-fn why(decision: &Decision<'_, ServiceName>, entry: Option<&RoutePolicy>) -> Vec<String> {
-    let mut why: Vec<String> = decision.others.iter().map(ToString::to_string).collect();
-    if decision.route.is_none() {
-        why.push(match entry {
-            Some(_) => "no route is for it: it goes to the service itself".to_owned(),
-            None => "no route is for it, and then it is not found".to_owned(),
-        });
-    }
-    why
-}
-
 /// An answer for people.
-fn told(answer: &Value) -> String {
+fn for_people(answer: &Value) -> String {
     let text = |value: &Value| match value {
         Value::String(text) => text.clone(),
         Value::Null => "-".to_owned(),

@@ -9,7 +9,6 @@ mod convert;
 mod explain;
 mod output;
 mod profile;
-mod request;
 
 use clap::{Parser, Subcommand};
 use output::{Done, Failure, Verdict};

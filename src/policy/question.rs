@@ -1,26 +1,30 @@
-//! Floor 7: reads the requests that `explain` is asked about: one JSON object a line.
+//! Floor 3: a request that somebody wants explained: one JSON object.
 
-use enmesh::profile::name::ServiceName;
-use enmesh::route::head::Caller;
+use crate::profile::name::ServiceName;
+use crate::route::head::Caller;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// A request as it is written.
+/// A request as it is written, in the tool's machine form (`docs/tool.md`).
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(crate) struct Asked {
-    pub(crate) id: Value,
-    pub(crate) host: Option<String>,
+pub struct Question {
+    /// Whatever the answer is to be known by.
+    pub id: Value,
+    /// The authority that it names.
+    pub host: Option<String>,
     method: Option<String>,
     path: Option<String>,
     headers: BTreeMap<String, Texts>,
     protocol: Protocol,
     port: Option<u16>,
-    pub(crate) from: From,
-    pub(crate) to: To,
+    /// Who sends it.
+    pub from: From,
+    /// Whom it is sent to, if the host does not say.
+    pub to: To,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -43,29 +47,36 @@ enum Texts {
 /// Who sends it.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(crate) struct From {
-    pub(crate) identity: Option<String>,
-    pub(crate) namespace: Option<String>,
+pub struct From {
+    /// The identity that the caller's certificate proves.
+    pub identity: Option<String>,
+    /// The namespace that the caller lives in.
+    pub namespace: Option<String>,
     labels: BTreeMap<String, String>,
-    pub(crate) ip: Option<std::net::IpAddr>,
+    /// The caller's address.
+    pub ip: Option<std::net::IpAddr>,
 }
 
 /// Whom it is sent to, if the host does not say.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(crate) struct To {
-    pub(crate) service: Option<String>,
-    pub(crate) namespace: Option<String>,
-    pub(crate) labels: BTreeMap<String, String>,
+pub struct To {
+    /// The service's name.
+    pub service: Option<String>,
+    /// Its namespace.
+    pub namespace: Option<String>,
+    /// The labels of the workload that answers.
+    pub labels: BTreeMap<String, String>,
 }
 
-impl Asked {
+impl Question {
     /// Whether the caller speaks gRPC.
-    pub(crate) fn is_grpc(&self) -> bool {
+    pub fn is_grpc(&self) -> bool {
         self.protocol == Protocol::Grpc
     }
 
-    pub(crate) fn caller(&self) -> Caller {
+    /// The caller, as routes that speak of callers see it.
+    pub fn caller(&self) -> Caller {
         let text = |text: &Option<String>| text.as_deref().map(Arc::from);
         let labels = self.from.labels.iter();
         Caller {
@@ -76,7 +87,7 @@ impl Asked {
     }
 
     /// The host that it names: `host`, else the header.
-    pub(crate) fn host(&self) -> Option<&str> {
+    pub fn host(&self) -> Option<&str> {
         let header = || {
             let (_, texts) = self.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("host"))?;
             match texts {
@@ -88,7 +99,7 @@ impl Asked {
     }
 
     /// The port it goes to: its own word, else the host's, else HTTP's.
-    pub(crate) fn port(&self) -> u16 {
+    pub fn port(&self) -> u16 {
         let named = || self.host()?.parse::<ServiceName>().ok()?.port();
         self.port.or_else(named).unwrap_or(80)
     }
@@ -97,7 +108,7 @@ impl Asked {
     ///
     /// # Errors
     /// What is no request in it.
-    pub(crate) fn http(&self, otherwise: &ServiceName) -> Result<Request<()>, String> {
+    pub fn http(&self, otherwise: &ServiceName) -> Result<Request<()>, String> {
         let path = self.path.as_deref().ok_or("path: is missing; write one such as \"/\"")?;
         let host = self.host().map_or_else(|| otherwise.host().to_owned(), str::to_owned);
         let scheme = if self.port() == 443 { "https" } else { "http" };
