@@ -1,10 +1,13 @@
 //! The admin pages: what they answer, to whom, and what they cost others.
 #![cfg(feature = "admin")]
 
+use bytes::Bytes;
 use enmesh::admin::readiness::Readiness;
-use enmesh::admin::server::{self, Admin, RENDER_MAX};
-use http::{Request, Response, StatusCode};
-use http_body_util::BodyExt;
+use enmesh::admin::server::{self, Admin, BODY_BYTES_MAX, RENDER_MAX};
+use enmesh::serve::http::Remote;
+use futures::future::BoxFuture;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Empty, Full};
 use serde_json::json;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -23,7 +26,7 @@ fn admin() -> Admin {
 async fn ask(admin: &Admin, method: &str, path: &str, host: Option<&str>) -> Response<String> {
     let request = Request::builder().method(method).uri(path);
     let request = host.into_iter().fold(request, |request, host| request.header("host", host));
-    let response = admin.clone().oneshot(request.body(()).unwrap()).await.unwrap();
+    let response = admin.clone().oneshot(request.body(Empty::<Bytes>::new()).unwrap()).await.unwrap();
     let (parts, body) = response.into_parts();
     let body = body.collect().await.unwrap().to_bytes();
     Response::from_parts(parts, String::from_utf8(body.to_vec()).unwrap())
@@ -170,10 +173,42 @@ async fn it_is_served_with_small_limits() {
     let get = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n";
     let answer = raw(format!("{get}\r\n").as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("a 1\n"), "{answer}");
-    let answer = raw(format!("{get}Content-Length: 4\r\n\r\nbody").as_bytes()).await;
+    let long = BODY_BYTES_MAX + 1;
+    let answer = raw(format!("{get}Content-Length: {long}\r\n\r\nbody").as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
     let answer = raw(format!("{get}X: {}\r\n\r\n", "x".repeat(9 * 1024)).as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
     let answer = raw(b"GET /live HTTP/1.1\r\nConnection: close\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 400"), "no Host: {answer}");
+}
+
+#[tokio::test]
+async fn a_page_that_is_given_is_answered_for_its_method_and_who_may_see_it() {
+    let echo = |asked: Asked| -> BoxFuture<'static, _> {
+        Box::pin(async move {
+            let said = format!("{} {:?} {}", asked.method, asked.value("x"), asked.body.len());
+            server::text(StatusCode::OK, &said)
+        })
+    };
+    let admin = admin()
+        .route(Method::GET, "/a", Access::Read, echo)
+        .route(Method::POST, "/a", Access::Read, echo)
+        .route(Method::GET, "/p", Access::Private, echo);
+    let local = Some("localhost");
+    assert_eq!(ask(&admin, "GET", "/a?x=1", local).await.body(), "GET Some(\"1\") 0");
+    let refused = ask(&admin, "PUT", "/a", local).await;
+    assert_eq!(
+        (refused.status().as_u16(), &refused.headers()["allow"]),
+        (405, &"GET, POST, HEAD".parse().unwrap())
+    );
+    assert_eq!(ask(&admin, "GET", "/p", local).await.status(), 403, "nobody knows where it comes from");
+    let post = |bytes: usize, site: &str, from: [u8; 4]| {
+        let request = Request::post("/a").header("host", "localhost").header("sec-fetch-site", site);
+        let mut request = request.body(Full::new(Bytes::from(vec![b'x'; bytes]))).unwrap();
+        request.extensions_mut().insert(Remote { addr: (from, 1).into() });
+        admin.clone().oneshot(request)
+    };
+    assert_eq!(post(BODY_BYTES_MAX, "none", [127, 0, 0, 1]).await.unwrap().status(), 200);
+    assert_eq!(post(BODY_BYTES_MAX + 1, "none", [127, 0, 0, 1]).await.unwrap().status(), 413);
+    assert_eq!(post(1, "cross-site", [127, 0, 0, 1]).await.unwrap().status(), 403);
 }

@@ -1,5 +1,9 @@
 //! Floor 6: what operators and their tools ask a process: is it alive, is it ready, how does it fare.
 
+#[cfg(feature = "admin")]
+pub mod asked;
+#[cfg(feature = "admin")]
+pub mod guard;
 pub mod readiness;
 #[cfg(feature = "admin")]
 pub mod server;

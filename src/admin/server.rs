@@ -1,18 +1,24 @@
-//! Floor 6: the admin server: `/metrics`, `/live`, `/ready` and `/inspect`.
+//! Floor 6: the admin server: `/metrics`, `/live`, `/ready`, `/inspect`, and whatever pages it is given.
 
+use crate::admin::asked::Asked;
+use crate::admin::guard::{Access, Guard};
 use crate::admin::readiness::Readiness;
+use crate::error::BoxError;
+use crate::serve::http::Remote;
 use crate::serve::listen;
 use crate::serve::listen::Drained;
 use crate::serve::settings::ServeSettings;
+use crate::tls::identity::Identity;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::header;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::Full;
+use http_body::Body;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, Limited};
 use std::convert::Infallible;
 use std::fmt;
 use std::future::{Future, ready};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -23,7 +29,23 @@ use tower_service::Service;
 /// How long a page may wait for its turn and then take to render: 5 s, half of Prometheus's scrape timeout.
 pub const RENDER_MAX: Duration = Duration::from_secs(5);
 
-type Render = Arc<dyn Fn() -> String + Send + Sync>;
+/// The most bytes of a `POST`: 64 KiB, far above any question that a page asks.
+pub const BODY_BYTES_MAX: usize = 64 << 10;
+
+/// The body of a page: whole, or a stream.
+pub type AdminBody = UnsyncBoxBody<Bytes, Infallible>;
+
+/// Answers what a page is asked.
+pub type Handler = Arc<dyn Fn(Asked) -> BoxFuture<'static, Response<AdminBody>> + Send + Sync>;
+
+/// One page.
+#[derive(Clone)]
+struct Page {
+    method: Method,
+    path: &'static str,
+    access: Access,
+    handler: Handler,
+}
 
 /// The admin pages, as a service that [`serve`] puts on a listener, or an application on its own.
 ///
@@ -33,25 +55,24 @@ type Render = Arc<dyn Fn() -> String + Send + Sync>;
 /// | `/ready` | 200 `ready`, else 503 `not ready` and what is waited for, a line each |
 /// | `/metrics` | the metrics as text, by whatever [`Admin::metrics`] was given |
 /// | `/inspect` | what the mesh knows, as JSON, by whatever [`Admin::inspect`] was given |
+/// | others | whatever [`Admin::route`] was given |
 ///
-/// Nothing here changes anything: `GET` and `HEAD` are all it answers. `/metrics` and `/inspect` want a `Host` that
-/// is an IP address, `localhost` or [allowed](Admin::host), for a web page whose own name resolves to this server
-/// could read them otherwise (DNS rebinding). They are rendered one at a time on a blocking thread, so that no number
-/// of scrapers takes the time of requests.
+/// All but the first two want a `Host` that is an IP address, `localhost` or [allowed](Admin::host), and are not shown
+/// to another site's page: see [`Access`]. What is rendered is rendered one at a time on a blocking thread
+/// ([`Turn`]), so that no number of scrapers takes the time of requests.
 #[derive(Clone)]
 pub struct Admin {
     readiness: Readiness,
-    metrics: Option<Render>,
-    inspect: Option<Render>,
-    hosts: Arc<[Box<str>]>,
-    turn: Arc<Semaphore>,
+    guard: Guard,
+    pages: Vec<Page>,
+    turn: Turn,
 }
 
 impl fmt::Debug for Admin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Admin")
             .field("readiness", &self.readiness)
-            .field("hosts", &self.hosts)
+            .field("guard", &self.guard)
             .finish_non_exhaustive()
     }
 }
@@ -59,75 +80,100 @@ impl fmt::Debug for Admin {
 impl Admin {
     /// Tells this readiness, and has no other page yet.
     pub fn new(readiness: Readiness) -> Self {
-        let (hosts, turn) = (Arc::default(), Arc::new(Semaphore::new(1)));
-        Self { readiness, metrics: None, inspect: None, hosts, turn }
+        let (guard, pages, turn) = (Guard::default(), Vec::new(), Turn(Arc::new(Semaphore::new(1))));
+        Self { readiness, guard, pages, turn }
     }
 
     /// Answers `/metrics` with what `render` makes.
     #[must_use]
     pub fn metrics(self, render: impl Fn() -> String + Send + Sync + 'static) -> Self {
-        Self { metrics: Some(Arc::new(render)), ..self }
+        self.text("/metrics", METRICS, render)
     }
 
     /// Answers `/inspect` with what `render` makes.
     #[must_use]
     pub fn inspect(self, render: impl Fn() -> serde_json::Value + Send + Sync + 'static) -> Self {
         // With `#` a value is written over several lines, for people.
-        Self { inspect: Some(Arc::new(move || format!("{:#}\n", render()))), ..self }
+        self.text("/inspect", JSON, move || format!("{:#}\n", render()))
+    }
+
+    fn text(
+        self,
+        path: &'static str,
+        content_type: &'static str,
+        render: impl Fn() -> String + Send + Sync + 'static,
+    ) -> Self {
+        let (turn, render) = (self.turn.clone(), Arc::new(render));
+        self.route(Method::GET, path, Access::Read, move |_| {
+            let (turn, render) = (turn.clone(), Arc::clone(&render));
+            Box::pin(async move {
+                match turn.take(move || render()).await {
+                    Ok(page) => response(StatusCode::OK, content_type, page),
+                    Err(refusal) => refusal,
+                }
+            })
+        })
+    }
+
+    /// Answers `path` with what `handler` makes of a request. A page for `GET` answers `HEAD` too; of two handlers of one method
+    /// and path the later one is asked. Whatever takes time to make is to be made in its [`turn`](Self::turn).
+    #[must_use]
+    pub fn route(
+        mut self,
+        method: Method,
+        path: &'static str,
+        access: Access,
+        handler: impl Fn(Asked) -> BoxFuture<'static, Response<AdminBody>> + Send + Sync + 'static,
+    ) -> Self {
+        self.pages.retain(|page| page.method != method || page.path != path);
+        self.pages.push(Page { method, path, access, handler: Arc::new(handler) });
+        self
+    }
+
+    /// The turn of the pages that are rendered one at a time.
+    pub fn turn(&self) -> Turn {
+        self.turn.clone()
     }
 
     /// Allows requests that call this server `host` (without a port): the name of its Kubernetes service, say.
     #[must_use]
     pub fn host(self, host: impl Into<String>) -> Self {
-        let host = host.into().to_ascii_lowercase().into_boxed_str();
-        Self { hosts: self.hosts.iter().cloned().chain([host]).collect(), ..self }
+        Self { guard: self.guard.host(&host.into()), ..self }
     }
 
-    fn allows<B>(&self, request: &Request<B>) -> bool {
-        let header = request.headers().get(header::HOST).map(HeaderValue::to_str);
-        let authority = match (request.uri().authority(), header) {
-            (Some(authority), _) => authority.as_str(),
-            (None, Some(Ok(host))) => host,
-            (None, Some(Err(_))) => return false,
-            // Only HTTP/1.0 comes without, and no browser speaks it.
-            (None, None) => return true,
-        };
-        let host = match authority.rsplit_once(':') {
-            Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
-            Some(_) | None => authority,
-        };
-        let host =
-            host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.').to_ascii_lowercase();
-        host.parse::<IpAddr>().is_ok()
-            || host == "localhost"
-            || self.hosts.iter().any(|allowed| **allowed == *host)
+    /// Shows [private](Access::Private) pages to this identity too, wherever it asks from.
+    #[must_use]
+    pub fn observer(self, identity: Identity) -> Self {
+        Self { guard: self.guard.observer(identity), ..self }
     }
 
-    fn answer<B>(&self, request: &Request<B>) -> Answer {
-        if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered here\n");
-            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return Answer::Now(response);
+    /// The handler of a request, or the answer that needs none.
+    fn find<B>(&self, request: &Request<B>) -> Result<Handler, Response<AdminBody>> {
+        let (path, method) = (request.uri().path(), request.method());
+        let method = if *method == Method::HEAD { &Method::GET } else { method };
+        let here: Vec<&Page> = self.pages.iter().filter(|page| page.path == path).collect();
+        let is_probe = path == "/live" || path == "/ready";
+        let Some(page) = here.iter().find(|page| page.method == *method) else {
+            return Err(match (is_probe, here.is_empty()) {
+                (true, _) if *method == Method::GET => self.probe(path),
+                (true, _) => not_allowed(&[Method::GET]),
+                (false, true) => text(StatusCode::NOT_FOUND, &self.contents()),
+                (false, false) => {
+                    not_allowed(&here.iter().map(|page| page.method.clone()).collect::<Vec<_>>())
+                }
+            });
+        };
+        match self.guard.admit(page.access, request, remote(request)) {
+            Ok(()) => Ok(Arc::clone(&page.handler)),
+            Err(why) => Err(text(StatusCode::FORBIDDEN, why)),
         }
-        let (render, content_type) = match request.uri().path() {
-            "/live" => return Answer::Now(text(StatusCode::OK, "live\n")),
-            "/ready" => return Answer::Now(self.ready()),
-            "/metrics" => (&self.metrics, METRICS),
-            "/inspect" => (&self.inspect, JSON),
-            _ => (&None, METRICS),
-        };
-        let Some(render) = render.clone() else {
-            return Answer::Now(text(StatusCode::NOT_FOUND, &self.contents()));
-        };
-        if self.allows(request) {
-            return Answer::Render(Page { render, content_type });
-        }
-        let why = "the Host is neither an IP address nor localhost nor one that was allowed\n";
-        Answer::Now(text(StatusCode::FORBIDDEN, why))
     }
 
-    fn ready(&self) -> Response<Full<Bytes>> {
+    fn probe(&self, path: &str) -> Response<AdminBody> {
         let waiting = self.readiness.waiting_for();
+        if path == "/live" {
+            return text(StatusCode::OK, "live\n");
+        }
         if waiting.is_empty() {
             return text(StatusCode::OK, "ready\n");
         }
@@ -136,31 +182,44 @@ impl Admin {
     }
 
     fn contents(&self) -> String {
-        let pages = [("/metrics", self.metrics.is_some()), ("/inspect", self.inspect.is_some())];
-        let pages = pages.into_iter().filter(|(_, is_there)| *is_there).map(|(path, _)| format!(" {path}"));
+        let pages = self.pages.iter().map(|page| format!(" {}", page.path));
         format!("no such page; there are: /live /ready{}\n", pages.collect::<String>())
     }
 }
 
-enum Answer {
-    Now(Response<Full<Bytes>>),
-    Render(Page),
+fn remote<B>(request: &Request<B>) -> Option<std::net::IpAddr> {
+    request.extensions().get::<Remote>().map(|remote| remote.addr.ip())
 }
 
-struct Page {
-    render: Render,
-    content_type: &'static str,
+fn not_allowed(methods: &[Method]) -> Response<AdminBody> {
+    let mut allowed: Vec<&str> = methods.iter().map(Method::as_str).collect();
+    if allowed.contains(&"GET") {
+        allowed.push("HEAD");
+    }
+    let allowed = allowed.join(", ");
+    let mut response = text(StatusCode::METHOD_NOT_ALLOWED, &format!("only {allowed} is answered here\n"));
+    if let Ok(allowed) = HeaderValue::try_from(allowed) {
+        response.headers_mut().insert(header::ALLOW, allowed);
+    }
+    response
 }
 
-const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
-const JSON: &str = "application/json";
+/// The turn of pages that are rendered one at a time, off the threads that requests run on.
+#[derive(Debug, Clone)]
+pub struct Turn(Arc<Semaphore>);
 
-impl Page {
-    /// Renders it, off the threads that requests run on, when those before it are done.
-    async fn rendered(self, turn: Arc<Semaphore>) -> Response<Full<Bytes>> {
+impl Turn {
+    /// What `render` makes on a blocking thread, when those before it are done.
+    ///
+    /// # Errors
+    /// The response to give instead: 503 when that takes longer than [`RENDER_MAX`], 500 when it panics.
+    pub async fn take<T: Send + 'static>(
+        &self,
+        render: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Response<AdminBody>> {
+        let turn = Arc::clone(&self.0);
         let rendered = tokio::time::timeout(RENDER_MAX, async {
             let turn = turn.acquire_owned().await.ok()?;
-            let render = self.render;
             let rendering = tokio::task::spawn_blocking(move || {
                 let page = render();
                 // It ends with the rendering, also when nobody waits for the page any more.
@@ -170,21 +229,36 @@ impl Page {
             rendering.await.ok()
         });
         match rendered.await {
-            Ok(Some(page)) => response(StatusCode::OK, self.content_type, page),
-            Ok(None) => text(StatusCode::INTERNAL_SERVER_ERROR, "the page could not be rendered\n"),
+            Ok(Some(page)) => Ok(page),
+            Ok(None) => Err(text(StatusCode::INTERNAL_SERVER_ERROR, "the page could not be rendered\n")),
             Err(_) => {
-                text(StatusCode::SERVICE_UNAVAILABLE, "too many pages are being rendered; come back later\n")
+                let why = "too many pages are being rendered; come back later\n";
+                Err(text(StatusCode::SERVICE_UNAVAILABLE, why))
             }
         }
     }
 }
 
-fn text(status: StatusCode, text: &str) -> Response<Full<Bytes>> {
+const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
+const JSON: &str = "application/json";
+
+/// A page of plain text.
+pub fn text(status: StatusCode, text: &str) -> Response<AdminBody> {
     response(status, "text/plain; charset=utf-8", text.to_owned())
 }
 
-fn response(status: StatusCode, content_type: &'static str, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::from(body));
+/// A page of JSON in one line.
+pub fn json(status: StatusCode, value: &serde_json::Value) -> Response<AdminBody> {
+    response(status, JSON, format!("{value}\n"))
+}
+
+/// A whole page. No cache keeps it, and no browser takes it for what it is not.
+pub fn response(
+    status: StatusCode,
+    content_type: &'static str,
+    body: impl Into<Bytes>,
+) -> Response<AdminBody> {
+    let mut response = Response::new(Full::new(body.into()).boxed_unsync());
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
@@ -193,8 +267,27 @@ fn response(status: StatusCode, content_type: &'static str, body: String) -> Res
     response
 }
 
-impl<B> Service<Request<B>> for Admin {
-    type Response = Response<Full<Bytes>>;
+/// The whole of a request's body, if it comes in time and is small enough.
+async fn whole<B>(body: B) -> Result<Bytes, Response<AdminBody>>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    match tokio::time::timeout(RENDER_MAX, Limited::new(body, BODY_BYTES_MAX).collect()).await {
+        Ok(Ok(whole)) => Ok(whole.to_bytes()),
+        Ok(Err(error)) => {
+            Err(text(StatusCode::PAYLOAD_TOO_LARGE, &format!("the body cannot be read: {error}\n")))
+        }
+        Err(_) => Err(text(StatusCode::REQUEST_TIMEOUT, "the body did not come in time\n")),
+    }
+}
+
+impl<B> Service<Request<B>> for Admin
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response<AdminBody>;
     type Error = Infallible;
     type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
 
@@ -203,31 +296,43 @@ impl<B> Service<Request<B>> for Admin {
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        match self.answer(&request) {
-            Answer::Render(page) => {
-                let turn = Arc::clone(&self.turn);
-                Box::pin(async move { Ok(page.rendered(turn).await) })
+        let handler = match self.find(&request) {
+            Ok(handler) => handler,
+            Err(response) => return Box::pin(ready(Ok(response))),
+        };
+        let mut asked = Asked {
+            method: request.method().clone(),
+            query: request.uri().query().unwrap_or_default().to_owned(),
+            remote: remote(&request),
+            body: Bytes::new(),
+        };
+        Box::pin(async move {
+            if asked.method != Method::GET && asked.method != Method::HEAD {
+                asked.body = match whole(request.into_body()).await {
+                    Ok(body) => body,
+                    Err(refusal) => return Ok(refusal),
+                };
             }
-            Answer::Now(response) => Box::pin(ready(Ok(response))),
-        }
+            Ok(handler(asked).await)
+        })
     }
 }
 
 /// The limits of the admin server: small, for its callers are few and known.
 pub fn settings() -> ServeSettings {
     ServeSettings {
-        // Probes and two or three scrapers, with room to spare.
+        // Probes, two or three scrapers and some open pages, with room to spare.
         connections_max: 64,
         header_timeout: Duration::from_secs(5),
         header_bytes_max: 8 * 1024,
-        body_bytes_max: Some(0),
+        body_bytes_max: Some(BODY_BYTES_MAX),
         drain: Duration::from_secs(1),
         ..ServeSettings::default()
     }
 }
 
 /// Serves the pages until `shutdown` is ready. Bind the listener to a loopback address unless others must reach it:
-/// there is no authentication.
+/// there is no authentication but for private pages.
 pub async fn serve(listener: TcpListener, admin: Admin, shutdown: impl Future<Output = ()>) -> Drained {
     listen::serve(listener, admin, settings(), shutdown).await
 }

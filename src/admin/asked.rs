@@ -1,0 +1,70 @@
+//! Floor 6: what a page of the admin server is asked.
+
+use bytes::Bytes;
+use http::Method;
+use std::net::IpAddr;
+
+/// What a page is asked.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct Asked {
+    /// The method, one that the page was registered for; `HEAD` for a page that answers `GET`.
+    pub method: Method,
+    /// What stands after the `?`; empty if nothing does.
+    pub query: String,
+    /// The peer's address, where there is one.
+    pub remote: Option<IpAddr>,
+    /// The body of a `POST`, at most [`BODY_BYTES_MAX`](crate::admin::server::BODY_BYTES_MAX) of it.
+    pub body: Bytes,
+}
+
+impl Asked {
+    /// The values that the query gives `name`, decoded; `+` is a space.
+    pub fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = String> + 'a {
+        let pairs = self.query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+        pairs.filter(move |(key, _)| decoded(key) == name).map(|(_, value)| decoded(value))
+    }
+
+    /// The first value that the query gives `name`.
+    pub fn value(&self, name: &str) -> Option<String> {
+        self.values(name).next()
+    }
+
+    /// Whether the query says `name`, and neither `name=0` nor `name=false`.
+    pub fn flag(&self, name: &str) -> bool {
+        self.value(name).is_some_and(|value| value != "0" && value != "false")
+    }
+}
+
+/// A part of a query, decoded. What is no escape stands for itself.
+fn decoded(text: &str) -> String {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        let escaped = tail.first_chunk::<2>().filter(|_| *first == b'%').and_then(|hex| {
+            let digit = |byte: u8| char::from(byte).to_digit(16);
+            u8::try_from(digit(hex[0])? * 16 + digit(hex[1])?).ok()
+        });
+        match (escaped, first) {
+            (Some(byte), _) => out.push(byte),
+            (None, b'+') => out.push(b' '),
+            (None, byte) => out.push(*byte),
+        }
+        rest = if escaped.is_some() { &tail[2..] } else { tail };
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_is_decoded() {
+        let asked = Asked { query: "a=1&b=x%20y+z&a=2&c&d=%zz%&%61=3&e=0".into(), ..Asked::default() };
+        assert_eq!(asked.values("a").collect::<Vec<_>>(), ["1", "2", "3"]);
+        assert_eq!(asked.value("b").as_deref(), Some("x y z"));
+        assert_eq!(asked.value("d").as_deref(), Some("%zz%"));
+        assert_eq!((asked.flag("c"), asked.flag("e"), asked.flag("f")), (true, false, false));
+    }
+}
