@@ -2,6 +2,8 @@
 #![cfg(feature = "admin")]
 
 use bytes::Bytes;
+use enmesh::admin::asked::Asked;
+use enmesh::admin::guard::Access;
 use enmesh::admin::readiness::Readiness;
 use enmesh::admin::server::{self, Admin, BODY_BYTES_MAX, RENDER_MAX};
 use enmesh::serve::http::Remote;

@@ -148,13 +148,13 @@ impl Admin {
     }
 
     /// The handler of a request, or the answer that needs none.
-    fn find<B>(&self, request: &Request<B>) -> Result<Handler, Response<AdminBody>> {
+    fn find<B>(&self, request: &Request<B>) -> Found {
         let (path, method) = (request.uri().path(), request.method());
         let method = if *method == Method::HEAD { &Method::GET } else { method };
         let here: Vec<&Page> = self.pages.iter().filter(|page| page.path == path).collect();
         let is_probe = path == "/live" || path == "/ready";
         let Some(page) = here.iter().find(|page| page.method == *method) else {
-            return Err(match (is_probe, here.is_empty()) {
+            return Found::Answer(match (is_probe, here.is_empty()) {
                 (true, _) if *method == Method::GET => self.probe(path),
                 (true, _) => not_allowed(&[Method::GET]),
                 (false, true) => text(StatusCode::NOT_FOUND, &self.contents()),
@@ -164,8 +164,8 @@ impl Admin {
             });
         };
         match self.guard.admit(page.access, request, remote(request)) {
-            Ok(()) => Ok(Arc::clone(&page.handler)),
-            Err(why) => Err(text(StatusCode::FORBIDDEN, why)),
+            Ok(()) => Found::Handler(Arc::clone(&page.handler)),
+            Err(why) => Found::Answer(text(StatusCode::FORBIDDEN, why)),
         }
     }
 
@@ -185,6 +185,12 @@ impl Admin {
         let pages = self.pages.iter().map(|page| format!(" {}", page.path));
         format!("no such page; there are: /live /ready{}\n", pages.collect::<String>())
     }
+}
+
+/// What is there for a request.
+enum Found {
+    Handler(Handler),
+    Answer(Response<AdminBody>),
 }
 
 fn remote<B>(request: &Request<B>) -> Option<std::net::IpAddr> {
@@ -297,8 +303,8 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let handler = match self.find(&request) {
-            Ok(handler) => handler,
-            Err(response) => return Box::pin(ready(Ok(response))),
+            Found::Handler(handler) => handler,
+            Found::Answer(response) => return Box::pin(ready(Ok(response))),
         };
         let mut asked = Asked {
             method: request.method().clone(),
