@@ -47,6 +47,10 @@ deny:
 examples:
     .ci/step examples
 
+# The lock-free cells under every order of threads
+models:
+    .ci/step models
+
 # The tests that read the shared corpus; ENMESH_CORPUS says where it is
 corpus:
     .ci/step corpus

@@ -3,7 +3,7 @@
 use crate::balance::cost::{Formula, Latency, View, waiting_since};
 use crate::balance::set::Place;
 use crate::stdx::moment::Moment;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use crate::stdx::sync::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// What is known of one endpoint. Reading changes nothing.
 ///

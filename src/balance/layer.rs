@@ -231,7 +231,9 @@ impl<S: Clone> Balance<S> {
                     return Pick::Sent(slot.item.service.clone(), ticket.of_route(pass));
                 }
                 // It is not for this request: another may try it.
-                None => route.ward.record(&seat, pass, rng, &Outcome::DROPPED, || now),
+                None if slot.is_some() => route.ward.record(&seat, pass, rng, &Outcome::DROPPED, || now),
+                // It left just before it tripped.
+                None => route.discharge(seat.member.cell.id()),
             }
         }
         let all = snapshot.rules.panics(snapshot.usable, route.ward.shut());

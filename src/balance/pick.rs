@@ -7,8 +7,8 @@ use crate::balance::ring::Ring;
 use crate::balance::set::{Set, Slot, Tier};
 use crate::stdx::moment::Moment;
 use crate::stdx::rng::Rng;
+use crate::stdx::sync::{AtomicU64, Ordering::Relaxed};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 /// How often an unusable draw is drawn again before all are looked at. With half of the endpoints shut that

@@ -7,8 +7,8 @@ use crate::classify::outcome::Outcome;
 use crate::profile::settings::BreakerSettings;
 use crate::stdx::moment::Moment;
 use crate::stdx::rng::Rng;
+use crate::stdx::sync::{AtomicU32, Ordering::Relaxed};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// The most routes with breakers of their own; those that come later share one. A profile has fewer: Linkerd's
@@ -69,6 +69,9 @@ pub(crate) struct RoutePass {
 
 impl RoutePass {
     pub(crate) fn record(&self, rng: &Rng, outcome: &Outcome, now: impl FnOnce() -> Moment) {
+        if !self.seat.member.cell.serves() {
+            return;
+        }
         self.route.ward.record(&self.seat, self.pass, rng, outcome, now);
     }
 }
@@ -170,7 +173,7 @@ impl RouteWard {
         self.ward.attend(now, rng, || read(&self.seats).values().cloned().collect())
     }
 
-    fn discharge(&self, id: u32) {
+    pub(crate) fn discharge(&self, id: u32) {
         self.ward.discharge(id);
         write(&self.seats).remove(&id);
     }

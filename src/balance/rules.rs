@@ -15,8 +15,8 @@ use crate::stdx::clock;
 use crate::stdx::clock::{Duration, Instant};
 use crate::stdx::moment::Moment;
 use crate::stdx::rng::Rng;
+use crate::stdx::sync::AtomicU64;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 /// What is assumed of an endpoint that nobody measured: 30 ms, as Linkerd has it.
 const ASSUMED: Duration = Duration::from_millis(30);

@@ -2,8 +2,8 @@
 
 use crate::balance::alias::Alias;
 use crate::balance::endpoint::Cell;
+use crate::stdx::sync::{AtomicU32, Ordering::Relaxed};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 /// Slots of one leaf.
 const LEAF: usize = 64;

@@ -15,9 +15,9 @@ use crate::policy::call::EndpointId;
 use crate::stdx::clock;
 use crate::stdx::clock::Instant;
 use crate::stdx::moment::Moment;
+use crate::stdx::sync::{AtomicU32, Ordering::Relaxed};
 use http::HeaderMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 /// One endpoint as tickets hold it: what is known of it, and the rules of the settings that were when it was
 /// picked.

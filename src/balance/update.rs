@@ -225,12 +225,15 @@ impl<S: Clone> Edit<'_, S> {
     /// Puts a slot in its place, and tells the breaker that a shut endpoint is now known so, or that it gets
     /// nothing new anyway.
     fn put(&mut self, place: Place, slot: Slot<Item<S>>) {
-        if slot.weight == 0 {
-            self.discharge(slot.cell.id());
-        } else if let (Breaker::Whole(ward), false) = (&self.rules.breaker, slot.cell.is_open()) {
-            ward.rename(&slot.item.member);
+        let (member, weight) = (Arc::clone(&slot.item.member), slot.weight);
+        if let (Breaker::Whole(ward), 1.., false) = (&self.rules.breaker, weight, slot.cell.is_open()) {
+            ward.rename(&member);
         }
         self.set.put(place, slot);
+        if weight == 0 {
+            // After it was retired: what trips until then is known by now.
+            self.discharge(member.cell.id());
+        }
     }
 
     fn discharge(&self, id: u32) {

@@ -5,7 +5,7 @@ use crate::breaker::event::Reason;
 use crate::classify::outcome::Outcome;
 use crate::profile::settings::FailureClass;
 use crate::stdx::moment::Moment;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use crate::stdx::sync::{AtomicU32, Ordering::Relaxed};
 
 /// Counts failures since the last request that was none.
 #[derive(Debug)]

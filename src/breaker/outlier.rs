@@ -5,7 +5,7 @@ use crate::breaker::event::Reason;
 use crate::classify::outcome::{Cause, Outcome};
 use crate::profile::settings::Detector;
 use crate::stdx::moment::Moment;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use crate::stdx::sync::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 /// One endpoint's ends in the present interval: failures above, successes below, in one word.

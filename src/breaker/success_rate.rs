@@ -4,7 +4,7 @@ use crate::breaker::detect::{Detect, lowers_rate};
 use crate::breaker::event::Reason;
 use crate::classify::outcome::Outcome;
 use crate::stdx::moment::Moment;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use crate::stdx::sync::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 /// The buckets of a window.
@@ -30,7 +30,7 @@ impl Window {
     /// An empty window over the last `length`, at least [`WINDOW_MIN`].
     pub fn new(length: Duration) -> Self {
         let micros = u64::try_from(length.max(WINDOW_MIN).as_micros()).unwrap_or(u64::MAX);
-        Self { bucket_micros: micros / BUCKETS as u64, buckets: [const { AtomicU64::new(0) }; BUCKETS] }
+        Self { bucket_micros: micros / BUCKETS as u64, buckets: Default::default() }
     }
 
     /// Numbers from 1: an untouched bucket belongs to no time.

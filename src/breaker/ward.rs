@@ -8,9 +8,9 @@ use crate::profile::settings::{BreakerSettings, Detector, Growth, Recovery};
 use crate::stdx::backoff::Backoff;
 use crate::stdx::moment::Moment;
 use crate::stdx::rng::Rng;
+use crate::stdx::sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering::Relaxed};
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{PoisonError, TryLockError};
 use std::time::Duration;
 
 /// The events that are kept for readers; older ones are dropped.
@@ -193,7 +193,8 @@ impl<P: Patient> Ward<P> {
             return;
         }
         let unknown = outcome.verdict == Verdict::Cancelled || outcome.cause == Cause::Local;
-        match pass & STATE {
+        // Who is its owner's to leave alone, because it drains or left, is nobody's patient.
+        match pass & (STATE | OWNERS) {
             OPEN if !unknown => {
                 let chart = who.chart();
                 let timed = chart.is_timed() || outcome.verdict == Verdict::Failure || chart.counts(outcome);
@@ -718,6 +719,18 @@ mod tests {
         assert_eq!(clinic.ward.shut(), 0);
         assert!((0..3).all(|who| clinic.state(who) == OPEN));
         assert!(!clinic.ward.is_awake(Moment::from_micros(u64::MAX - 1)));
+    }
+
+    #[test]
+    fn the_late_end_of_one_who_left_shuts_nobody() {
+        let clinic = Clinic::new(2, settings(1), 1);
+        clinic.all[0].gate().fetch_or(OWNERS, Relaxed);
+        clinic.ward.discharge(0);
+        // Its request was picked from the set before, and took its pass after it had left.
+        clinic.send(0, &BAD);
+        assert_eq!(clinic.ward.shut(), 0);
+        clinic.send(1, &BAD);
+        assert_eq!(clinic.state(1), SHUT, "the floor counts those who are there");
     }
 
     #[derive(Debug, Clone)]

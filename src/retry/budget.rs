@@ -3,8 +3,8 @@
 use crate::profile::settings::BudgetSettings;
 use crate::retry::window::Window;
 use crate::stdx::gcra::{Gcra, Rate};
+use crate::stdx::sync::{AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// The budget when nothing is said: a fifth of what went well in the last second, plus one a second of which ten may

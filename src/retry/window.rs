@@ -1,7 +1,7 @@
 //! Floor 2: counts what came in a sliding time without a lock, and grants no more than it allows.
 
+use crate::stdx::sync::{AtomicU64, Ordering};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// A slot is a tenth of the time; one more keeps the oldest until it is over.
@@ -26,7 +26,8 @@ pub(crate) struct Window {
     /// The latest slot that earned: who does not know the time adds to this one.
     latest: AtomicU64,
     taken: [AtomicU64; SLOTS as usize],
-    /// The sum of `taken` and of what is about to be written there.
+    /// The sum of `taken` and of what is about to be written there, and the latest time at which any of it was
+    /// forgotten: for whoever comes late, what was earned is forgotten by then too.
     spent: AtomicU64,
 }
 
@@ -88,14 +89,17 @@ impl Window {
     pub(crate) fn take(&self, now: Instant) -> bool {
         let at = self.at(now);
         self.forget(at);
-        let allowed = self.allowed(at);
-        let take = |spent: u64| (spent < allowed).then_some(spent + 1);
+        let take = |word: u64| {
+            let spent = Slot::read(word);
+            let room = spent.count < self.allowed(at.max(spent.at)).min(COUNT_MAX);
+            room.then(|| Slot { count: spent.count + 1, ..spent }.word())
+        };
         if self.spent.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).is_err() {
             return false;
         }
         let noted = self.note(at);
         if !noted {
-            self.spent.fetch_sub(1, Ordering::AcqRel);
+            self.give_back(0, 1);
         }
         noted
     }
@@ -104,7 +108,8 @@ impl Window {
     pub(crate) fn level(&self, now: Instant) -> u64 {
         let at = self.at(now);
         self.forget(at);
-        self.allowed(at).saturating_sub(self.spent.load(Ordering::Acquire))
+        let spent = Slot::read(self.spent.load(Ordering::Acquire));
+        self.allowed(at.max(spent.at)).saturating_sub(spent.count)
     }
 
     fn allowed(&self, at: u64) -> u64 {
@@ -134,7 +139,7 @@ impl Window {
             match cell.compare_exchange_weak(word, next.word(), Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => {
                     if renewed {
-                        self.spent.fetch_sub(seen.count, Ordering::AcqRel);
+                        self.give_back(at, seen.count);
                     }
                     return true;
                 }
@@ -152,9 +157,17 @@ impl Window {
                 && self.is_over(slot, at)
                 && cell.compare_exchange(word, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
             {
-                self.spent.fetch_sub(slot.count, Ordering::AcqRel);
+                self.give_back(at, slot.count);
             }
         }
+    }
+
+    fn give_back(&self, at: u64, count: u64) {
+        let less = |word: u64| {
+            let spent = Slot::read(word);
+            Some(Slot { at: spent.at.max(at), count: spent.count.saturating_sub(count) }.word())
+        };
+        let _ = self.spent.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
     }
 
     fn is_over(&self, slot: Slot, at: u64) -> bool {

@@ -1,7 +1,7 @@
 //! Floor 0: a rate limit in one atomic word (GCRA, ITU-T I.371: the generic cell rate algorithm).
 
+use crate::stdx::sync::{AtomicU64, Ordering};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// A rate and a burst, the rule without its memory.

@@ -6,3 +6,4 @@ pub mod gcra;
 pub mod histogram;
 pub mod moment;
 pub mod rng;
+pub mod sync;
