@@ -42,6 +42,21 @@ impl Rate {
         }
     }
 
+    /// Takes one of a bucket whose TAT is `memory`, at `at`.
+    ///
+    /// # Errors
+    /// The nanoseconds to wait; `u64::MAX` when it is for ever.
+    pub fn take(self, memory: &AtomicU64, at: u64) -> Result<(), u64> {
+        let mut tat = memory.load(Ordering::Relaxed);
+        loop {
+            let next = self.next(tat, at)?;
+            match memory.compare_exchange_weak(tat, next, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Ok(()),
+                Err(seen) => tat = seen,
+            }
+        }
+    }
+
     /// How many may come at once at `at`.
     pub fn level(self, tat: u64, at: u64) -> u64 {
         let debt = tat.saturating_sub(at);
@@ -71,15 +86,7 @@ impl Gcra {
     /// # Errors
     /// How long it is until there is one to take.
     pub fn admit(&self, now: Instant) -> Result<(), Duration> {
-        let at = self.at(now);
-        let mut tat = self.tat.load(Ordering::Relaxed);
-        loop {
-            let next = self.rate.next(tat, at).map_err(Duration::from_nanos)?;
-            match self.tat.compare_exchange_weak(tat, next, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => return Ok(()),
-                Err(seen) => tat = seen,
-            }
-        }
+        self.rate.take(&self.tat, self.at(now)).map_err(Duration::from_nanos)
     }
 
     /// How many could be taken.
