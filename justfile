@@ -35,6 +35,10 @@ features:
 powerset:
     .ci/step powerset
 
+# TLS by ring instead of aws-lc-rs
+ring:
+    .ci/step ring
+
 # The declared rust-version compiles
 msrv:
     .ci/step msrv

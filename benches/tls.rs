@@ -93,7 +93,7 @@ fn verifying(options: &Options) {
     let anchors: Vec<CertificateDer<'static>> =
         material.bundles.of(ca.trust_domain()).expect("a bundle").certificates().to_vec();
     let (leaf, rest) = material.chain.split_first().expect("a leaf");
-    let algorithms = rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms;
+    let algorithms = enmesh::tls::provider::crypto().signature_verification_algorithms;
     let anchors: Vec<_> =
         anchors.iter().map(|der| webpki::anchor_from_trusted_cert(der).expect("an anchor")).collect();
     let now = UnixTime::now();
@@ -136,7 +136,7 @@ fn plain_rustls(ca: &Authority) -> (Arc<rustls::ClientConfig>, Arc<rustls::Serve
         roots.add(root.expect("a root")).expect("a root");
     }
     let roots = Arc::new(roots);
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let provider = Arc::clone(enmesh::tls::provider::crypto());
     let mut client = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("tls 1.3")

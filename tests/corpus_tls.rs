@@ -1,5 +1,5 @@
 //! The identity corpus: every SPIFFE ID and certificate case, by verifier and by handshake.
-#![cfg(feature = "tls")]
+#![cfg(any(feature = "tls", feature = "ring"))]
 
 #[path = "support/tls.rs"]
 mod support;
@@ -205,13 +205,14 @@ async fn handshakes_judge_each_certificate_of_the_corpus_as_the_verifier_does() 
 
 fn another_key(chain: &[CertificateDer<'static>]) -> Arc<SingleCertAndKey> {
     let key = rcgen::KeyPair::generate().unwrap().serialize_der();
-    let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key.try_into().unwrap()).unwrap();
+    let provider = enmesh::tls::provider::crypto();
+    let key = provider.key_provider.load_private_key(key.try_into().unwrap()).unwrap();
     Arc::new(SingleCertAndKey::from(CertifiedKey::new(chain.to_vec(), key)))
 }
 
 /// Our client meets a server that presents the case.
 async fn answered_by(case: &Case, identities: &enmesh::tls::rotate::Identities) -> TlsError {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let provider = Arc::clone(enmesh::tls::provider::crypto());
     let config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
@@ -228,7 +229,7 @@ async fn answered_by(case: &Case, identities: &enmesh::tls::rotate::Identities) 
 
 /// Our server meets a client that presents the case.
 async fn called_by(case: &Case, identities: &enmesh::tls::rotate::Identities) -> TlsError {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let provider = Arc::clone(enmesh::tls::provider::crypto());
     let config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()

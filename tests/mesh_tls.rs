@@ -1,5 +1,5 @@
 //! Meshes with identities on loopback: mutual TLS by default, identities that change under load, nothing in clear.
-#![cfg(feature = "tls")]
+#![cfg(any(feature = "tls", feature = "ring"))]
 #![expect(clippy::disallowed_methods, reason = "a test is no library: it spawns")]
 
 use bytes::Bytes;

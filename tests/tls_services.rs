@@ -1,6 +1,6 @@
 //! Identity services as processes of their own: the SPIFFE Workload API and Linkerd's identity service, written from their
 //! public protobufs with prost and hyper, and what becomes of us when they refuse, hang, answer wrongly or restart.
-#![cfg(all(feature = "tls", unix))]
+#![cfg(all(any(feature = "tls", feature = "ring"), unix))]
 #![expect(
     clippy::disallowed_methods,
     reason = "a test is no library: it spawns and waits for other processes"
@@ -495,7 +495,7 @@ async fn linkerd_identity_as_a_process() {
     let directory = Arc::new(PathBuf::from(directory));
     let ca = Arc::new(Ca::new());
     let (leaf, key) = ca.issue(rcgen::SanType::DnsName(SERVER.try_into().unwrap()));
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let provider = Arc::clone(enmesh::tls::provider::crypto());
     let config = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()

@@ -5,9 +5,9 @@ use crate::admin::server::{self, Admin};
 use crate::error::Error;
 use crate::mesh::inspect::Inspection;
 use crate::mesh::services::Services;
-#[cfg(feature = "tls")]
+#[cfg(any(feature = "tls", feature = "ring"))]
 use crate::tls::renew::Alarm;
-#[cfg(feature = "tls")]
+#[cfg(any(feature = "tls", feature = "ring"))]
 use crate::tls::rotate::Identities;
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
@@ -21,7 +21,7 @@ pub(crate) struct Listening {
     pub(crate) addr: SocketAddr,
     pub(crate) run: futures::future::BoxFuture<'static, ()>,
     /// What holds `/ready` up.
-    #[cfg(feature = "tls")]
+    #[cfg(any(feature = "tls", feature = "ring"))]
     pub(crate) readiness: Readiness,
     /// Held until the sources have told of this process's own service.
     pub(crate) first_update: Latch,
@@ -46,7 +46,7 @@ pub(crate) fn listen(
     let addr = listener.local_addr().map_err(refused)?;
     let readiness = Readiness::default();
     let first_update = readiness.latch("the first word of the sources of this service's profile");
-    #[cfg(feature = "tls")]
+    #[cfg(any(feature = "tls", feature = "ring"))]
     let shown = readiness.clone();
     let mut admin = Admin::new(readiness).inspect(move || {
         let inspection = services.upgrade().map(|services| Inspection::of(&services.directory()));
@@ -61,14 +61,14 @@ pub(crate) fn listen(
     Ok(Listening {
         addr,
         run,
-        #[cfg(feature = "tls")]
+        #[cfg(any(feature = "tls", feature = "ring"))]
         readiness: shown,
         first_update,
     })
 }
 
 /// Holds readiness up while this process has no valid certificate, and says why.
-#[cfg(feature = "tls")]
+#[cfg(any(feature = "tls", feature = "ring"))]
 pub(crate) async fn wait_for_identity(readiness: Readiness, identities: Identities) {
     let mut held: Option<(String, Latch)> = None;
     loop {
@@ -85,5 +85,5 @@ pub(crate) async fn wait_for_identity(readiness: Readiness, identities: Identiti
 }
 
 /// How often the certificate is looked at for readiness: as often as a kubelet asks at most.
-#[cfg(feature = "tls")]
+#[cfg(any(feature = "tls", feature = "ring"))]
 const LOOK: std::time::Duration = std::time::Duration::from_secs(1);

@@ -15,11 +15,11 @@ use crate::profile::invalid::{Fault, Invalid};
 use crate::profile::name::ServiceName;
 use crate::profile::service::ServiceProfile;
 use crate::serve::settings::ServeSettings;
-#[cfg(feature = "tls")]
+#[cfg(any(feature = "tls", feature = "ring"))]
 use crate::tls::acceptor::Mode;
-#[cfg(feature = "tls")]
+#[cfg(any(feature = "tls", feature = "ring"))]
 use crate::tls::epoch::EpochSettings;
-#[cfg(feature = "tls")]
+#[cfg(any(feature = "tls", feature = "ring"))]
 use crate::tls::material::Source as IdentitySource;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -27,13 +27,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Where the certificates of a mesh come from.
-#[cfg(feature = "tls")]
+#[cfg(any(feature = "tls", feature = "ring"))]
 pub(crate) struct OwnIdentity {
     pub(crate) source: Box<dyn IdentitySource>,
     pub(crate) settings: EpochSettings,
 }
 
-#[cfg(feature = "tls")]
+#[cfg(any(feature = "tls", feature = "ring"))]
 impl std::fmt::Debug for OwnIdentity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("OwnIdentity").field("source", &self.source.name()).finish_non_exhaustive()
@@ -63,9 +63,9 @@ pub struct MeshBuilder {
     pub(crate) connect: ConnectSettings,
     pub(crate) serve: ServeSettings,
     pub(crate) authz: Option<AuthzSettings>,
-    #[cfg(feature = "tls")]
+    #[cfg(any(feature = "tls", feature = "ring"))]
     pub(crate) identity: Option<OwnIdentity>,
-    #[cfg(feature = "tls")]
+    #[cfg(any(feature = "tls", feature = "ring"))]
     pub(crate) accept: Mode,
     pub(crate) seed: Option<u64>,
     pub(crate) faults: Vec<Fault>,
@@ -205,20 +205,20 @@ impl MeshBuilder {
     /// Where this process's certificates come from. From then on its servers speak mutual TLS
     /// ([`accepting`](Self::accepting)), and so do its clients with every replica whose identity discovery or a profile
     /// names (feature `tls`).
-    #[cfg(feature = "tls")]
+    #[cfg(any(feature = "tls", feature = "ring"))]
     pub fn identity(self, source: impl IdentitySource + 'static) -> Self {
         self.identity_with(source, EpochSettings::default())
     }
 
     /// The same, with how certificates are checked.
-    #[cfg(feature = "tls")]
+    #[cfg(any(feature = "tls", feature = "ring"))]
     pub fn identity_with(mut self, source: impl IdentitySource + 'static, settings: EpochSettings) -> Self {
         self.identity = Some(OwnIdentity { source: Box::new(source), settings });
         self
     }
 
     /// What the servers of a mesh with an identity take. Default: [`Mode::Strict`].
-    #[cfg(feature = "tls")]
+    #[cfg(any(feature = "tls", feature = "ring"))]
     pub fn accepting(mut self, mode: Mode) -> Self {
         self.accept = mode;
         self

@@ -4,13 +4,13 @@
 //! publishes: each service's policy, and each balancer's own snapshot.
 
 use crate::balance::layer::Balance;
-#[cfg(not(feature = "tls"))]
+#[cfg(not(any(feature = "tls", feature = "ring")))]
 use crate::connect::handshake::Plain as Secure;
 use crate::connect::http::Connection as Wire;
 use crate::control::source::{Snapshot, Source, SourceFault, Updates};
 use crate::discover::endpoint::{Endpoint, EndpointSet};
 use crate::mesh::body::ReqBody;
-#[cfg(feature = "tls")]
+#[cfg(any(feature = "tls", feature = "ring"))]
 use crate::mesh::secure::Secure;
 use crate::mesh::stack::{self, Backend};
 use crate::metrics::names::Direction;

@@ -94,7 +94,7 @@ fn authorization(mut builder: MeshBuilder, key: &str, path: &str) -> MeshBuilder
     }
 }
 
-#[cfg(feature = "tls")]
+#[cfg(any(feature = "tls", feature = "ring"))]
 fn tls(mut builder: MeshBuilder, key: &str, value: &str) -> MeshBuilder {
     use crate::stdx::rng::Rng;
     use crate::tls::acceptor::Mode;
@@ -116,7 +116,7 @@ fn tls(mut builder: MeshBuilder, key: &str, value: &str) -> MeshBuilder {
     }
 }
 
-#[cfg(not(feature = "tls"))]
+#[cfg(not(any(feature = "tls", feature = "ring")))]
 fn tls(mut builder: MeshBuilder, key: &str, _: &str) -> MeshBuilder {
     let remedy = "build it with feature `tls`";
     builder.faults.push(Fault::rejected(key, "needs mutual TLS, which is not built in", remedy));
@@ -164,7 +164,7 @@ mod tests {
         check(&[("ENMESH_AUTORIZATION", "x")], Some("is not known"));
     }
 
-    #[cfg(feature = "tls")]
+    #[cfg(any(feature = "tls", feature = "ring"))]
     #[test]
     fn identities_come_from_a_directory_or_a_socket() {
         check(&[("ENMESH_IDENTITY", "/var/run/identity"), ("ENMESH_ACCEPT", "permissive")], None);
@@ -180,7 +180,7 @@ mod tests {
         );
     }
 
-    #[cfg(not(feature = "tls"))]
+    #[cfg(not(any(feature = "tls", feature = "ring")))]
     #[test]
     fn identity_without_tls_is_a_fault_and_not_plaintext() {
         check(&[("ENMESH_IDENTITY", "/var/run/identity")], Some("not built in"));

@@ -25,7 +25,7 @@ pub mod reqwest;
 pub mod response;
 #[cfg(feature = "http")]
 pub mod runtime;
-#[cfg(feature = "tls")]
+#[cfg(any(feature = "tls", feature = "ring"))]
 pub mod secure;
 #[cfg(feature = "http")]
 pub mod services;

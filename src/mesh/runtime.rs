@@ -3,7 +3,7 @@
 use crate::authz::layer::Gate;
 use crate::authz::rules::AuthzPolicy;
 use crate::authz::settings::AuthzSettings;
-#[cfg(not(feature = "tls"))]
+#[cfg(not(any(feature = "tls", feature = "ring")))]
 use crate::connect::handshake::Plain;
 use crate::error::{BoxError, Error};
 use crate::mesh::builder::MeshBuilder;
@@ -13,7 +13,7 @@ use crate::mesh::inbound::InboundLayer;
 use crate::mesh::inspect::Inspection;
 use crate::mesh::layer::MeshLayer;
 use crate::mesh::recording::Recording;
-#[cfg(feature = "tls")]
+#[cfg(any(feature = "tls", feature = "ring"))]
 use crate::mesh::secure::{Secure, SecureAccept};
 use crate::mesh::services::Services;
 use crate::mesh::sources;
@@ -27,11 +27,11 @@ use crate::serve::listen::{self, Drained};
 use crate::serve::settings::ServeSettings;
 use crate::stdx::clock::{self, Instant};
 use crate::stdx::rng::Rng;
-#[cfg(feature = "tls")]
+#[cfg(any(feature = "tls", feature = "ring"))]
 use crate::tls::acceptor::{Acceptor, Mode};
-#[cfg(feature = "tls")]
+#[cfg(any(feature = "tls", feature = "ring"))]
 use crate::tls::connector::Connector;
-#[cfg(feature = "tls")]
+#[cfg(any(feature = "tls", feature = "ring"))]
 use crate::tls::rotate::{Identities, rotation};
 use bytes::Bytes;
 use http::{Request, Response};
@@ -58,9 +58,9 @@ pub struct Made {
     rng: Rng,
     serve: ServeSettings,
     gate: Option<Gate>,
-    #[cfg(feature = "tls")]
+    #[cfg(any(feature = "tls", feature = "ring"))]
     identities: Option<Identities>,
-    #[cfg(feature = "tls")]
+    #[cfg(any(feature = "tls", feature = "ring"))]
     accept: Mode,
     begun: Instant,
     draining: watch::Sender<bool>,
@@ -116,7 +116,7 @@ impl Mesh {
     }
 
     /// This process's identity, if the builder was told where it comes from: whether it is there, and until when.
-    #[cfg(feature = "tls")]
+    #[cfg(any(feature = "tls", feature = "ring"))]
     pub fn identities(&self) -> Option<&Identities> {
         self.made.identities.as_ref()
     }
@@ -171,7 +171,7 @@ impl Mesh {
         // An error means that the sender is gone, which `self` holds.
         let shutdown = async move { drop(draining.wait_for(|draining| *draining).await) };
         let settings = self.made.serve.clone();
-        #[cfg(feature = "tls")]
+        #[cfg(any(feature = "tls", feature = "ring"))]
         let drained = match &self.made.identities {
             Some(identities) => {
                 let acceptor =
@@ -181,7 +181,7 @@ impl Mesh {
             }
             None => listen::serve(listener, app, settings, shutdown).await,
         };
-        #[cfg(not(feature = "tls"))]
+        #[cfg(not(any(feature = "tls", feature = "ring")))]
         let drained = listen::serve(listener, app, settings, shutdown).await;
         drop(serving);
         Ok(drained)
@@ -208,10 +208,10 @@ impl Made {
     pub(crate) fn of(mut builder: MeshBuilder) -> Result<Mesh, Error> {
         let gate = gate(builder.authz.take())?;
         let (needs_runtime, admin) = (sources::needs_runtime(&builder), builder.admin);
-        #[cfg(feature = "tls")]
+        #[cfg(any(feature = "tls", feature = "ring"))]
         let (identities, rotating) =
             builder.identity.take().map(|own| rotation(own.source, own.settings)).unzip();
-        #[cfg(feature = "tls")]
+        #[cfg(any(feature = "tls", feature = "ring"))]
         let accept = builder.accept;
         let rng = builder.seed.map_or_else(Rng::thread, Rng::seeded);
         let recording = Recording::of(&builder)?;
@@ -220,13 +220,13 @@ impl Made {
         let (profiles, endpoints) = sources::of(&builder, &metrics);
         let own = builder.name.clone().unwrap_or_else(ServiceName::localhost);
         let connect_settings = builder.connect.clone();
-        #[cfg(feature = "tls")]
+        #[cfg(any(feature = "tls", feature = "ring"))]
         let connector = identities.clone().map(|own| Connector::new(own, Connector::HANDSHAKE_MAX));
         let connect: Box<Connect> = Box::new(move |endpoint, profile: &ServiceProfile| {
             let settings = connect_settings.clone().with_limits(&profile.limits);
-            #[cfg(feature = "tls")]
+            #[cfg(any(feature = "tls", feature = "ring"))]
             let handshake = Secure::new(connector.clone(), Arc::new(profile.tls.clone()));
-            #[cfg(not(feature = "tls"))]
+            #[cfg(not(any(feature = "tls", feature = "ring")))]
             let handshake = Plain;
             Connection::new(endpoint.as_ref().clone(), settings, handshake)
         });
@@ -247,9 +247,9 @@ impl Made {
             rng,
             serve: builder.serve.clone(),
             gate,
-            #[cfg(feature = "tls")]
+            #[cfg(any(feature = "tls", feature = "ring"))]
             identities,
-            #[cfg(feature = "tls")]
+            #[cfg(any(feature = "tls", feature = "ring"))]
             accept,
             begun: clock::now(),
             draining: watch::Sender::new(false),
@@ -259,7 +259,7 @@ impl Made {
         };
         let mesh = Mesh { made: Arc::new(made) };
         mesh.made.start(needs_runtime, admin)?;
-        #[cfg(feature = "tls")]
+        #[cfg(any(feature = "tls", feature = "ring"))]
         if let (Some(rotating), Ok(runtime)) = (rotating, Handle::try_current()) {
             mesh.made.services.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn(&runtime, rotating);
         }
@@ -302,7 +302,7 @@ impl Made {
         // Set once: a mesh is started once.
         let _ = self.admin.set(listening.addr);
         tasks.spawn(runtime, listening.run);
-        #[cfg(feature = "tls")]
+        #[cfg(any(feature = "tls", feature = "ring"))]
         if let Some(identities) = &self.identities {
             let waiting = crate::mesh::admin::wait_for_identity(listening.readiness, identities.clone());
             tasks.spawn(runtime, waiting);

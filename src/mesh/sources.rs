@@ -24,7 +24,7 @@ pub(crate) fn of(
 
 /// Whether any of them needs a tokio runtime.
 pub(crate) fn needs_runtime(builder: &MeshBuilder) -> bool {
-    #[cfg(feature = "tls")]
+    #[cfg(any(feature = "tls", feature = "ring"))]
     if builder.identity.is_some() {
         return true;
     }

@@ -8,6 +8,8 @@ use crate::tls::identity::Identity;
 use crate::tls::identity::PeerIdentity;
 use crate::tls::material::BadMaterial;
 use crate::tls::material::Material;
+use crate::tls::provider::crypto;
+use crate::tls::provider::signing_key;
 use crate::tls::svid::read_leaf;
 use crate::tls::svid::system_time;
 use crate::tls::verify::ClientVerifier;
@@ -20,8 +22,6 @@ use rustls::ClientConfig;
 use rustls::ServerConfig;
 use rustls::client::ResolvesClientCert;
 use rustls::client::Resumption;
-use rustls::crypto::CryptoProvider;
-use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::UnixTime;
 use rustls::server::NoServerSessionStorage;
@@ -29,31 +29,11 @@ use rustls::sign::CertifiedKey;
 use rustls::sign::SingleCertAndKey;
 use rustls::time_provider::TimeProvider;
 use std::sync::Arc;
-use std::sync::LazyLock;
 use std::time::Duration;
 use std::time::SystemTime;
 
 /// What a mesh speaks inside TLS, in order of preference.
 pub(crate) const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
-
-/// TLS 1.3 alone, by aws-lc-rs, with the post-quantum hybrid first. Passed explicitly: the process default is the
-/// application's, and none of ours is installed.
-static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
-    Arc::new(CryptoProvider {
-        cipher_suites: vec![
-            aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256,
-            aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384,
-            aws_lc_rs::cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
-        ],
-        kx_groups: vec![
-            aws_lc_rs::kx_group::X25519MLKEM768,
-            aws_lc_rs::kx_group::X25519,
-            aws_lc_rs::kx_group::SECP256R1,
-            aws_lc_rs::kx_group::SECP384R1,
-        ],
-        ..aws_lc_rs::default_provider()
-    })
-});
 
 /// The wall clock of [`clock::wall`].
 #[derive(Debug)]
@@ -154,7 +134,7 @@ impl Epoch {
         };
         let leaf = read_leaf(leaf_der, settings.verify.names).map_err(BadMaterial::Own)?;
         // From here on the key lives in the provider alone, which wipes it; our copy is wiped when we return.
-        let signing = aws_lc_rs::sign::any_supported_type(key.der()).map_err(|_| BadMaterial::BadKey)?;
+        let signing = signing_key(&key)?;
         let certified = CertifiedKey::new(chain.clone(), signing);
         certified.keys_match().map_err(|_| BadMaterial::KeyMismatch)?;
         let verifier = Arc::new(Verifier::new(bundles, settings.verify));
@@ -246,7 +226,7 @@ fn client_config(
 ) -> Result<ClientConfig, BadMaterial> {
     // Nobody is expected until `client_for` says who.
     let nobody = ServerVerifier { verifier: Arc::clone(verifier), expected: Expected::OneOf(Arc::new([])) };
-    let builder = ClientConfig::builder_with_details(Arc::clone(&PROVIDER), Arc::clone(&settings.wall));
+    let builder = ClientConfig::builder_with_details(Arc::clone(crypto()), Arc::clone(&settings.wall));
     let mut config = builder
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|_| BadMaterial::BadKey)?
@@ -264,7 +244,7 @@ pub(crate) fn anonymous_client(
     expected: Expected,
     settings: &EpochSettings,
 ) -> Result<ClientConfig, BadMaterial> {
-    let builder = ClientConfig::builder_with_details(Arc::clone(&PROVIDER), Arc::clone(&settings.wall));
+    let builder = ClientConfig::builder_with_details(Arc::clone(crypto()), Arc::clone(&settings.wall));
     let mut config = builder
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|_| BadMaterial::BadKey)?
@@ -282,7 +262,7 @@ fn server_config(
     settings: &EpochSettings,
 ) -> Result<Arc<ServerConfig>, BadMaterial> {
     let clients = ClientVerifier { verifier: Arc::clone(verifier), mandatory };
-    let builder = ServerConfig::builder_with_details(Arc::clone(&PROVIDER), Arc::clone(&settings.wall));
+    let builder = ServerConfig::builder_with_details(Arc::clone(crypto()), Arc::clone(&settings.wall));
     let mut config = builder
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|_| BadMaterial::BadKey)?

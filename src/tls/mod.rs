@@ -1,41 +1,43 @@
 //! Floor 1: who is it: identities, the certificates that prove them, and the handshakes that check them.
 //!
-//! [`identity`] is plain data and needs no feature; the rest is floor 5 behind feature `tls`.
+//! [`identity`] is plain data and needs no feature; the rest is floor 5 behind feature `tls` (or `ring`).
 
 pub mod identity;
 pub mod renew;
 
-#[cfg(feature = "tls")]
+#[cfg(any(feature = "tls", feature = "ring"))]
 pub mod acceptor;
-#[cfg(feature = "tls")]
+#[cfg(any(feature = "tls", feature = "ring"))]
 pub mod authority;
-#[cfg(feature = "tls")]
+#[cfg(any(feature = "tls", feature = "ring"))]
 pub mod bundle;
-#[cfg(feature = "tls")]
+#[cfg(any(feature = "tls", feature = "ring"))]
 pub mod connector;
-#[cfg(feature = "tls")]
+#[cfg(any(feature = "tls", feature = "ring"))]
 pub mod epoch;
-#[cfg(feature = "tls")]
+#[cfg(any(feature = "tls", feature = "ring"))]
 pub mod files;
-#[cfg(feature = "tls")]
+#[cfg(any(feature = "tls", feature = "ring"))]
 mod grpc;
-#[cfg(feature = "tls")]
+#[cfg(any(feature = "tls", feature = "ring"))]
 pub mod issuer;
-#[cfg(feature = "tls")]
+#[cfg(any(feature = "tls", feature = "ring"))]
 pub mod linkerd;
-#[cfg(feature = "tls")]
+#[cfg(any(feature = "tls", feature = "ring"))]
 pub mod material;
-#[cfg(feature = "tls")]
+#[cfg(any(feature = "tls", feature = "ring"))]
 pub mod prefixed;
-#[cfg(feature = "tls")]
+#[cfg(any(feature = "tls", feature = "ring"))]
 mod protobuf;
-#[cfg(feature = "tls")]
+#[cfg(any(feature = "tls", feature = "ring"))]
+pub mod provider;
+#[cfg(any(feature = "tls", feature = "ring"))]
 pub mod rotate;
-#[cfg(feature = "tls")]
+#[cfg(any(feature = "tls", feature = "ring"))]
 pub mod session;
-#[cfg(feature = "tls")]
+#[cfg(any(feature = "tls", feature = "ring"))]
 pub mod svid;
-#[cfg(feature = "tls")]
+#[cfg(any(feature = "tls", feature = "ring"))]
 pub mod verify;
-#[cfg(feature = "tls")]
+#[cfg(any(feature = "tls", feature = "ring"))]
 pub mod workload_api;

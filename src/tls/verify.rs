@@ -8,6 +8,7 @@ use crate::tls::bundle::TrustBundles;
 use crate::tls::identity::Identity;
 use crate::tls::identity::PeerIdentity;
 use crate::tls::identity::TrustDomain;
+use crate::tls::provider::crypto;
 use crate::tls::svid::Leaf;
 use crate::tls::svid::Names;
 use crate::tls::svid::Refusal;
@@ -137,7 +138,7 @@ pub struct Verifier {
 impl Verifier {
     /// A verifier that believes these bundles.
     pub fn new(bundles: TrustBundles, settings: VerifySettings) -> Self {
-        let algorithms = rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms;
+        let algorithms = crypto().signature_verification_algorithms;
         let clock_skew = settings.clock_skew.min(VerifySettings::SKEW_MAX);
         Self { bundles, settings: VerifySettings { clock_skew, ..settings }, algorithms }
     }

@@ -110,6 +110,6 @@ impl rustls::client::danger::ServerCertVerifier for AnyServer {
     }
 
     fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
+        enmesh::tls::provider::crypto().signature_verification_algorithms.supported_schemes()
     }
 }
