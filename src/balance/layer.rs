@@ -18,6 +18,7 @@ use crate::classify::outcome::Outcome;
 use crate::discover::endpoint::{Endpoint, EndpointSet};
 use crate::error::Error;
 use crate::policy::call::{EndpointId, MeshRequest, Tried};
+use crate::policy::route::Standing;
 use crate::profile::settings::{Algorithm, BalancerSettings, BreakerSettings};
 use crate::stdx::clock;
 use crate::stdx::clock::{Duration, Instant};
@@ -330,6 +331,23 @@ impl<S> Balance<S> {
                 routes.all().into_iter().flat_map(of).collect()
             }
         }
+    }
+}
+
+impl<S> Standing for Balance<S> {
+    /// Not while discovery is silent, and not with all endpoints shut, unless one may be tried out again.
+    fn is_usable(&self) -> bool {
+        let snapshot = self.core.now.load();
+        let open = match &snapshot.rules.breaker {
+            Breaker::Whole(ward) => {
+                let shut = ward.shut();
+                shut < snapshot.usable
+                    || snapshot.rules.panics(snapshot.usable, shut)
+                    || ward.is_awake(snapshot.rules.now())
+            }
+            Breaker::None | Breaker::Routes(_) => true,
+        };
+        snapshot.known && snapshot.usable > 0 && open
     }
 }
 

@@ -4,19 +4,25 @@ use crate::classify::classifier::Classifier;
 use crate::metrics::names::Direction;
 use crate::metrics::set::MetricsSet;
 use crate::policy::defaults;
-use crate::policy::route::{Answer, RouteEntry, RoutePolicy, Target};
+use crate::policy::route::{
+    Answer, Extras, MirrorEntry, RouteEntry, RoutePolicy, Target, TimeoutPolicy, Turn,
+};
+use crate::policy::turns::{Place, Turns};
 use crate::profile::invalid::{Fault, Invalid};
 use crate::profile::matching::Condition;
 use crate::profile::name::ServiceName;
-use crate::profile::route::{Action, Backend, Route, WeightedBackend};
+use crate::profile::route::{Action, Backend, Choice, Filter, Forward, Mirror, Route, WeightedBackend};
 use crate::profile::service::{NoMatch, ServiceProfile};
-use crate::profile::settings::{BudgetSettings, RetrySettings};
+use crate::profile::settings::{BudgetSettings, HashKey, RetrySettings};
 use crate::retry::budget::Budget;
 use crate::retry::decide::RetryPolicy;
+use crate::route::cors::CorsPolicy;
 use crate::route::filter::Filters;
 use crate::route::head::RequestHead;
 use crate::route::matcher::Matcher;
 use crate::route::redirect::Redirection;
+use crate::split::mirror::COPY_MAX;
+use crate::split::sticky::Sticky;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -80,6 +86,12 @@ impl<T> Policy<T> {
         self.default.as_ref()
     }
 
+    /// All routes with what is compiled of them, the default one last.
+    fn entries(&self) -> impl Iterator<Item = (Option<&Route>, &RouteEntry<T>)> {
+        let written = self.profile.routes.iter().map(Some).chain([None]);
+        written.zip(self.routes.iter().chain(&self.default).map(|entry| &**entry))
+    }
+
     /// The conditions of the routes, for explanations.
     pub fn matcher(&self) -> &Matcher {
         &self.matcher
@@ -106,10 +118,9 @@ impl Compiler<'_> {
         let budgets =
             Budgets { shared: Arc::clone(&budget), own: before.map(own_budgets).unwrap_or_default() };
         let mut faults = Vec::new();
+        let mut turns = Turns::of(before.map(Policy::entries).into_iter().flatten());
         let mut compile = |index: usize, route: &Route| {
-            let entry = self
-                .route(&profile, route, &budgets)
-                .and_then(|policy| Ok(RouteEntry::new(policy, self.backends(&profile, route, &mut target)?)));
+            let entry = self.entry(&profile, route, &budgets, &mut turns, &mut target);
             entry.map(Arc::new).map_err(|fault| faults.push((index, fault))).ok()
         };
         let routes =
@@ -124,6 +135,38 @@ impl Compiler<'_> {
             return Err(invalid(&profile.routes, faults));
         }
         Ok(Policy { service: Arc::clone(&self.service), matcher, routes, default, budget, profile })
+    }
+
+    fn entry<T>(
+        &self,
+        profile: &ServiceProfile,
+        route: &Route,
+        budgets: &Budgets,
+        turns: &mut Turns,
+        target: &mut impl FnMut(&ServiceName) -> T,
+    ) -> Result<RouteEntry<T>, Fault> {
+        let policy = self.route(profile, route, budgets)?;
+        let (place, said) = self.said(profile, route);
+        let mut backends = Vec::with_capacity(said.len().max(1));
+        let mut weights = Vec::with_capacity(said.len().max(1));
+        for backend in said {
+            backends.push(self.target(route, backend, target)?);
+            weights.push(backend.weight);
+        }
+        if weights.iter().all(|weight| *weight == 0) && place == Place::Service {
+            (backends, weights) = (vec![Target::Service(target(&self.own), None)], vec![1]);
+        }
+        let schedule = turns.take(place, route, &weights);
+        let (mirrored, turn) = match &route.action {
+            Action::Forward(forward) => (&*forward.mirrors, turn(forward, route, &self.own, said)),
+            Action::Redirect(_) | Action::Respond(_) => (&[][..], None),
+        };
+        let mirrors = self.mirrors(route, &policy, mirrored, turns, target);
+        let entry = RouteEntry::new(policy, backends, schedule).mirrored(mirrors);
+        Ok(match turn {
+            Some(turn) => entry.by(turn),
+            None => entry,
+        })
     }
 
     fn route(
@@ -150,24 +193,57 @@ impl Compiler<'_> {
             answer,
             classifier: Arc::new(Classifier::new(route.response_classes.clone())),
             metrics: self.metrics.route(self.direction, &self.service, &route.name),
+            hash: hash(route, profile).into(),
+            extras: extras(route)?.map(Box::new),
         })
     }
 
-    fn backends<T>(
-        &self,
-        profile: &ServiceProfile,
-        route: &Route,
-        target: &mut impl FnMut(&ServiceName) -> T,
-    ) -> Result<Vec<(u32, Target<T>)>, Fault> {
-        let said = match &route.action {
-            Action::Forward(forward) if !forward.backends.is_empty() => &forward.backends,
-            Action::Forward(_) | Action::Redirect(_) | Action::Respond(_) => &profile.backends,
-        };
-        if said.iter().all(|backend| backend.weight == 0) && std::ptr::eq(said, &profile.backends) {
-            return Ok(vec![(1, Target::Service(target(&self.own), None))]);
+    /// The backends of a route: its own, else the service's.
+    fn said<'p>(&self, profile: &'p ServiceProfile, route: &'p Route) -> (Place, &'p [WeightedBackend]) {
+        match &route.action {
+            Action::Forward(forward) if !forward.backends.is_empty() => (Place::Route, &forward.backends),
+            Action::Forward(_) | Action::Redirect(_) | Action::Respond(_) => {
+                (Place::Service, &profile.backends)
+            }
         }
-        let one = |backend: &WeightedBackend| Ok((backend.weight, self.target(route, backend, target)?));
-        said.iter().map(one).collect()
+    }
+
+    /// Where copies of a route's requests go. Nothing that arrives is copied, and no copy goes to what cannot be.
+    fn mirrors<T>(
+        &self,
+        route: &Route,
+        policy: &RoutePolicy,
+        mirrors: &[Mirror],
+        turns: &mut Turns,
+        target: &mut impl FnMut(&ServiceName) -> T,
+    ) -> Vec<MirrorEntry<T>> {
+        let mut made = Vec::new();
+        for mirror in mirrors.iter().filter(|_| self.direction == Direction::Outbound) {
+            let Backend::Service { name, .. } = &mirror.backend else { continue };
+            let name = self.own.port().map_or_else(|| name.clone(), |port| name.or_port(port));
+            let (service, copies): (Arc<str>, Arc<str>) =
+                (name.to_string().into(), format!("mirror of {}", policy.name).into());
+            let budget = turns.budget(&copies, &service, route);
+            let copy = RoutePolicy {
+                metrics: self.metrics.route(self.direction, &service, &copies),
+                service,
+                name: copies,
+                timeouts: copy_timeouts(&policy.timeouts),
+                retry: None,
+                retry_is_asked: false,
+                filters: Arc::default(),
+                answer: None,
+                classifier: Arc::clone(&policy.classifier),
+                hash: policy.hash.clone(),
+                extras: None,
+            };
+            let schedule = turns.take(Place::Mirror, route, &[1]);
+            let entry = RouteEntry::new(copy, vec![Target::Service(target(&name), None)], schedule);
+            let yes = mirror.share.numerator;
+            let no = mirror.share.denominator.saturating_sub(yes);
+            made.push(MirrorEntry::new([yes, no], Arc::new(entry), budget));
+        }
+        made
     }
 
     fn target<T>(
@@ -201,6 +277,54 @@ fn own_budgets<T>(before: &Policy<T>) -> BTreeMap<Arc<str>, Arc<Budget>> {
         before.routes.iter().filter_map(|entry| Some((&entry.policy.name, entry.policy.retry.as_ref()?)));
     let own = retries.filter(|(_, retry)| !Arc::ptr_eq(retry.budget(), &before.budget));
     own.map(|(name, retry)| (Arc::clone(name), Arc::clone(retry.budget()))).collect()
+}
+
+/// How a route's backends are chosen, if not by weight alone.
+fn turn(forward: &Forward, route: &Route, own: &ServiceName, said: &[WeightedBackend]) -> Option<Turn> {
+    let name = |backend: &WeightedBackend| match &backend.backend {
+        Backend::Service { name, subset } => {
+            let name = own.port().map_or_else(|| name.clone(), |port| name.or_port(port));
+            format!("{name}/{}", subset.as_deref().unwrap_or_default())
+        }
+        Backend::Invalid { reason, .. } => format!("invalid {reason}"),
+    };
+    match forward.choice {
+        _ if said.len() < 2 => None,
+        Choice::FirstAvailable => Some(Turn::First),
+        Choice::Sticky => {
+            let named: Vec<(String, u32)> =
+                said.iter().map(|backend| (name(backend), backend.weight)).collect();
+            Some(Turn::Sticky(Sticky::new(named.iter().map(|(name, weight)| (&**name, *weight)))))
+        }
+        Choice::Weighted => route.session.as_ref().map(|_| Turn::Session),
+    }
+}
+
+/// What a route's requests are hashed by; for sticky backends what the service says, where the route says nothing.
+fn hash(route: &Route, profile: &ServiceProfile) -> Vec<HashKey> {
+    let sticky = matches!(&route.action, Action::Forward(Forward { choice: Choice::Sticky, .. }))
+        && route.hash.is_empty();
+    if sticky { profile.balancer.hash.clone() } else { route.hash.clone() }
+}
+
+/// What only few routes have.
+fn extras(route: &Route) -> Result<Option<Extras>, Fault> {
+    let mut extras = Extras { session: route.session.clone(), ..Extras::default() };
+    if let Action::Forward(forward) = &route.action {
+        extras.mirrored = !forward.mirrors.is_empty();
+        for filter in &forward.filters {
+            if let Filter::Cors(cors) = filter {
+                extras.cors = Some(CorsPolicy::compile(cors)?);
+            }
+        }
+    }
+    Ok((extras.mirrored || extras.cors.is_some() || extras.session.is_some()).then_some(extras))
+}
+
+/// A copy takes no longer than what it is a copy of may, and never for ever.
+fn copy_timeouts(of: &TimeoutPolicy) -> TimeoutPolicy {
+    let request = of.request.map_or(COPY_MAX, |request| request.min(COPY_MAX));
+    TimeoutPolicy { request: Some(request), ..*of }
 }
 
 /// What a route changes, and what it answers by itself.
@@ -326,6 +450,53 @@ mod tests {
         let route =
             ServiceProfile { routes: vec![Route { action: forward, ..Route::default() }], ..profile() };
         assert_eq!(targets(route), ["the route's backend cannot be used: no backend has a weight"; 4]);
+    }
+
+    #[test]
+    fn an_update_keeps_whose_turn_it_is_unless_the_weights_changed() {
+        let to = |name: &str, weight| WeightedBackend {
+            backend: Backend::Service { name: name.parse().unwrap(), subset: None },
+            weight,
+            filters: Vec::new(),
+        };
+        let with = |weight, routes| ServiceProfile {
+            backends: vec![to("a", 3), to("b", weight)],
+            routes,
+            ..profile()
+        };
+        let asked = |policy: &Policy<String>, times: usize| {
+            let entry = policy.default_route().unwrap();
+            (0..times).map(|_| entry.backend().unwrap().0.clone()).collect::<String>()
+        };
+        let all = asked(&compile(with(1, vec![]), None).unwrap(), 4);
+        let first = compile(with(1, vec![]), None).unwrap();
+        let begun = asked(&first, 2);
+        let second = compile(with(1, vec![path(PathKind::Exact, "/new")]), Some(&first)).unwrap();
+        assert_eq!(begun + &asked(&second, 2), all);
+        let turns = second.default_route().unwrap().schedule();
+        assert!(Arc::ptr_eq(turns, second.routes()[0].schedule()), "the service's share is all its routes'");
+        let third = compile(with(2, vec![]), Some(&second)).unwrap();
+        assert!(!Arc::ptr_eq(turns, third.default_route().unwrap().schedule()));
+    }
+
+    #[test]
+    fn the_matches_of_one_rule_take_turns_together_and_rules_do_not() {
+        let route = |origin: &str| {
+            let to = |name: &str| WeightedBackend {
+                backend: Backend::Service { name: name.parse().unwrap(), subset: None },
+                weight: 1,
+                filters: Vec::new(),
+            };
+            let forward = Forward { backends: vec![to("a"), to("b")], ..Forward::default() };
+            Route { action: Action::Forward(forward), origin: origin.into(), ..path(PathKind::Exact, "/a") }
+        };
+        let origins =
+            ["f#0:spec.rules[0].matches[0]", "f#0:spec.rules[0].matches[1]", "f#0:spec.rules[1]", "", ""];
+        let routes = origins.into_iter().map(route).collect();
+        let policy = compile(ServiceProfile { routes, ..profile() }, None).unwrap();
+        let same =
+            |a: usize, b: usize| Arc::ptr_eq(policy.routes()[a].schedule(), policy.routes()[b].schedule());
+        assert_eq!([same(0, 1), same(0, 2), same(3, 4)], [true, false, false]);
     }
 
     #[test]

@@ -7,4 +7,5 @@ pub mod explain;
 pub mod question;
 pub mod route;
 pub mod told;
+mod turns;
 pub mod unhonoured;

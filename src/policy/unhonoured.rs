@@ -1,7 +1,7 @@
 //! Floor 3: what a profile says and this version does not do. It is told, and never passed over in silence.
 
 use crate::profile::invalid::{Fault, Severity};
-use crate::profile::route::{Action, Choice, Filter, Forward, Route};
+use crate::profile::route::{Action, Backend, Filter, Forward, Route};
 use crate::profile::service::ServiceProfile;
 use crate::profile::settings::{Limits, RetrySettings};
 
@@ -38,13 +38,11 @@ fn of_forward(forward: &Forward, at: &str, told: &mut Vec<Fault>) {
     let cors = forward.filters.iter().any(|filter| matches!(filter, Filter::Cors(_)));
     tell(cors, &format!("{at}.filters"), "cross-origin questions are not answered yet", told);
     tell(!forward.mirrors.is_empty(), &format!("{at}.mirrors"), "requests are not copied yet", told);
-    let first = forward.choice == Choice::FirstAvailable;
-    tell(
-        first,
-        &format!("{at}.backends"),
-        "the first available backend is not chosen yet; weights are used",
-        told,
-    );
+    let parts = forward.backends.iter().map(|weighted| &weighted.backend);
+    let mut parts = parts.chain(forward.mirrors.iter().map(|mirror| &mirror.backend));
+    let named = |backend: &Backend| matches!(backend, Backend::Service { subset: Some(_), .. });
+    let problem = "subsets are not told apart: the whole service is asked";
+    tell(parts.any(named), &format!("{at}.backends"), problem, told);
 }
 
 fn retry(settings: Option<&RetrySettings>, at: &str, told: &mut Vec<Fault>) {

@@ -71,8 +71,10 @@ pub enum Choice {
     /// By weight, each attempt anew.
     #[default]
     Weighted,
-    /// The first that has a usable endpoint.
+    /// The first that has a usable endpoint; another attempt goes to the next of them.
     FirstAvailable,
+    /// By weight, and requests with the same key (the route's `hash`, else the balancer's) always to the same.
+    Sticky,
 }
 
 /// A backend and its weight.

@@ -136,6 +136,18 @@ impl Compiler {
         self.compare(kind, Arc::clone(&path.value), path.ignore_case)
     }
 
+    /// Compiles texts that stand outside a condition.
+    ///
+    /// # Errors
+    /// The first that is no pattern.
+    pub(crate) fn texts(&mut self, texts: &[TextMatch], ignore_case: bool) -> Result<Vec<Text>, Fault> {
+        let compiled = texts.iter().map(|text| self.text(text, ignore_case)).collect();
+        match std::mem::take(&mut self.faults).into_iter().next() {
+            None => Ok(compiled),
+            Some(fault) => Err(fault),
+        }
+    }
+
     fn text(&mut self, text: &TextMatch, ignore_case: bool) -> Text {
         let (kind, text) = match text {
             TextMatch::Exact(text) => (TextKind::Exact, text),

@@ -215,11 +215,21 @@ impl Filters {
                 Filter::RequestHeaders(mods) => out.request.push(Mods::compile(mods)?),
                 Filter::ResponseHeaders(mods) => out.response.push(Mods::compile(mods)?),
                 Filter::Rewrite(rewrite) => out.rewrites.push(Rewriting::compile(rewrite, condition)?),
-                // Answered before anything is sent: see `route/cors.rs`.
+                // Answered before anything is sent, and set in the response by the origin: see `route/cors.rs`.
                 Filter::Cors(_) => {}
             }
         }
         Ok(out)
+    }
+
+    /// The same changes, and then these headers set in responses. `Vary` is added to, since each of several reasons to
+    /// vary counts.
+    #[must_use]
+    pub fn and_response(&self, headers: Vec<(HeaderName, HeaderValue)>) -> Self {
+        let (add, set) = headers.into_iter().partition(|(name, _)| *name == http::header::VARY);
+        let mut all = self.clone();
+        all.response.push(Mods { set, add, remove: Vec::new() });
+        all
     }
 
     /// Whether requests and responses stay as they are.

@@ -5,6 +5,7 @@
 mod build;
 mod compile;
 mod condition;
+pub mod cors;
 pub mod explain;
 pub mod filter;
 mod fold;

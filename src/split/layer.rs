@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::policy::call::Call;
+use crate::policy::route::Standing;
 use crate::route::filter::Filters;
 use http::Response;
 use pin_project::pin_project;
@@ -22,7 +23,7 @@ pub struct Split;
 
 impl<B, T, ResB> Service<Call<B, T>> for Split
 where
-    T: Service<Call<B, T>, Response = Response<ResB>, Error = Error> + Clone,
+    T: Service<Call<B, T>, Response = Response<ResB>, Error = Error> + Standing + Clone,
 {
     type Response = Response<ResB>;
     type Error = Error;
@@ -34,7 +35,9 @@ where
 
     #[inline]
     fn call(&mut self, mut call: Call<B, T>) -> Self::Future {
-        let (mut backend, filters) = match call.scope.entry.backend() {
+        let state = &call.scope.state;
+        let (mut backend, filters) = match call.scope.entry.backend_for(&call.http, state.attempt, state.hash)
+        {
             Ok((backend, filters)) => (backend.clone(), filters.cloned()),
             Err(error) => return SplitFuture::Failed(Some(error)),
         };

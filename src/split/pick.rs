@@ -17,6 +17,7 @@ pub const BACKENDS_MAX: usize = 256;
 /// A schedule of backends by weight, and the place in it.
 #[derive(Debug, Default)]
 pub struct Schedule {
+    weights: Box<[u32]>,
     turns: Box<[u16]>,
     next: AtomicU32,
 }
@@ -24,6 +25,7 @@ pub struct Schedule {
 impl Schedule {
     /// A schedule for these weights; a weight of 0 gets no turn. At most [`BACKENDS_MAX`] weights are seen.
     pub fn new(weights: &[u32]) -> Self {
+        let all = weights;
         let weights = &weights[..weights.len().min(BACKENDS_MAX)];
         let sum: u64 = weights.iter().map(|w| u64::from(*w)).sum();
         let divisor = weights.iter().fold(0, |d, w| gcd(d, u64::from(*w))).max(1);
@@ -32,7 +34,12 @@ impl Schedule {
         } else {
             round(weights, sum)
         };
-        Self { turns: turns(&parts), next: AtomicU32::new(0) }
+        Self { weights: all.into(), turns: turns(&parts), next: AtomicU32::new(0) }
+    }
+
+    /// The weights that it was made of.
+    pub fn weights(&self) -> &[u32] {
+        &self.weights
     }
 
     /// The backend whose turn it is; `None` when no weight is above 0.

@@ -40,7 +40,11 @@ pub(crate) fn action(f: &mut Fields<'_>) -> Action {
 }
 
 fn forward(f: &mut Fields<'_>) -> Forward {
-    let choice = [("Weighted", Choice::Weighted), ("FirstAvailable", Choice::FirstAvailable)];
+    let choice = [
+        ("Weighted", Choice::Weighted),
+        ("FirstAvailable", Choice::FirstAvailable),
+        ("Sticky", Choice::Sticky),
+    ];
     Forward {
         backends: backends(&f.get("backends")),
         choice: f.get("backendChoice").word(&choice).unwrap_or_default(),

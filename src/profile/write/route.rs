@@ -59,9 +59,17 @@ fn forward(forward: &Forward) -> Tree {
         |mirror: &crate::profile::route::Mirror| backend(&mirror.backend).and(share(mirror.share)).into();
     Tree::default()
         .list("backends", backends(&forward.backends))
-        .maybe("backendChoice", (forward.choice == Choice::FirstAvailable).then_some("FirstAvailable"))
+        .maybe("backendChoice", choice(forward.choice))
         .list("filters", forward.filters.iter().map(filter).collect())
         .list("mirrors", forward.mirrors.iter().map(mirror).collect())
+}
+
+fn choice(choice: Choice) -> Option<&'static str> {
+    match choice {
+        Choice::Weighted => None,
+        Choice::FirstAvailable => Some("FirstAvailable"),
+        Choice::Sticky => Some("Sticky"),
+    }
 }
 
 /// `backends`.

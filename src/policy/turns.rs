@@ -1,0 +1,93 @@
+//! Floor 3: whose turn it is among backends, carried over updates, so that shares stay exact while others change.
+
+use crate::policy::route::RouteEntry;
+use crate::profile::route::{Action, Route};
+use crate::split::mirror::CopyBudget;
+use crate::split::pick::Schedule;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Where backends are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Place {
+    /// With the service: all its routes take turns together.
+    Service,
+    /// With the route.
+    Route,
+    /// They get copies.
+    Mirror,
+}
+
+/// Who takes turns together: a route's name and the rule it was written in. Gateway API's rules become a route for each
+/// of their matches, and the share is the rule's.
+type Key = (Place, Arc<str>, String);
+
+/// A mirror: its own name, its service's, and the rule.
+type MirrorKey = (Arc<str>, Arc<str>, String);
+
+/// The turns of a policy, and those of the one before.
+#[derive(Debug, Default)]
+pub(crate) struct Turns {
+    before: BTreeMap<Key, Arc<Schedule>>,
+    now: BTreeMap<Key, Arc<Schedule>>,
+    budgets: BTreeMap<MirrorKey, Arc<CopyBudget>>,
+}
+
+impl Turns {
+    /// Those of a policy's routes; `None` is its default one.
+    pub(crate) fn of<'a, T: 'a>(
+        entries: impl Iterator<Item = (Option<&'a Route>, &'a RouteEntry<T>)>,
+    ) -> Self {
+        let mut turns = Self::default();
+        for (route, entry) in entries {
+            let own =
+                |route: &&Route| matches!(&route.action, Action::Forward(to) if !to.backends.is_empty());
+            let key = route.filter(own).map_or_else(of_service, |route| key_of(Place::Route, route));
+            turns.before.insert(key, Arc::clone(entry.schedule()));
+            let Some(route) = route else { continue };
+            for mirror in entry.mirrors() {
+                let policy = &mirror.entry.policy;
+                let key = (Arc::clone(&policy.name), Arc::clone(&policy.service), rule(route));
+                turns.budgets.insert(key, Arc::clone(&mirror.budget));
+            }
+        }
+        turns
+    }
+
+    /// The turns of a route's backends: those it had if the weights are the same.
+    pub(crate) fn take(&mut self, place: Place, route: &Route, weights: &[u32]) -> Arc<Schedule> {
+        if place == Place::Mirror || weights.len() < 2 {
+            return Arc::new(Schedule::new(weights));
+        }
+        let key = key_of(place, route);
+        // Routes that nobody wrote down anywhere share nothing but a name.
+        let known = self.now.get(&key).filter(|_| place == Place::Service || !route.origin.is_empty());
+        let same = |schedule: &&Arc<Schedule>| schedule.weights() == weights;
+        let kept = known.filter(same).or_else(|| self.before.get(&key).filter(same)).cloned();
+        let schedule = kept.unwrap_or_else(|| Arc::new(Schedule::new(weights)));
+        self.now.insert(key, Arc::clone(&schedule));
+        schedule
+    }
+
+    /// The budget of a mirror: the one it had.
+    pub(crate) fn budget(&mut self, name: &Arc<str>, service: &Arc<str>, route: &Route) -> Arc<CopyBudget> {
+        let key = (Arc::clone(name), Arc::clone(service), rule(route));
+        Arc::clone(self.budgets.entry(key).or_default())
+    }
+}
+
+fn key_of(place: Place, route: &Route) -> Key {
+    match place {
+        Place::Service => of_service(),
+        Place::Route | Place::Mirror => (place, Arc::clone(&route.name), rule(route)),
+    }
+}
+
+fn of_service() -> Key {
+    (Place::Service, "".into(), String::new())
+}
+
+/// Where a route's rule was written: `file#0:spec.rules[1]`.
+fn rule(route: &Route) -> String {
+    route.origin.split(".matches[").next().unwrap_or_default().to_owned()
+}
