@@ -90,7 +90,7 @@ impl Eye {
     fn screened(path: impl Into<PathBuf>, screen: Screen) -> Self {
         let rejections = Rejections::default();
         let (path, cluster_domain) = (path.into(), "cluster.local".into());
-        let settings = Settings { path, parse: Arc::new(parse), screen, cluster_domain };
+        let settings = Settings { path, parse: Arc::new(parse), screen, cluster_domain, home: None };
         let scanner = Scanner::new(settings, rejections.clone());
         Self { scanner, rejections, now: clock::now() }
     }

@@ -3,6 +3,8 @@
 use crate::authz::parse as authz;
 use crate::discover::endpoint::EndpointSet;
 use crate::discover::parse as endpoints;
+use crate::profile::import::cluster::ImportSettings;
+use crate::profile::import::load;
 use crate::profile::invalid::Fault;
 use crate::profile::invalid::Invalid;
 use crate::profile::invalid::Severity;
@@ -18,6 +20,8 @@ use std::sync::Arc;
 pub struct Parsed {
     /// The profiles in it.
     pub profiles: Vec<Arc<ServiceProfile>>,
+    /// Documents of other dialects in it, which are understood only together with those of other files.
+    pub objects: Vec<Object>,
     /// The endpoints in it.
     pub endpoints: Vec<(ServiceName, EndpointSet)>,
     /// What is said about it although it is good.
@@ -29,8 +33,9 @@ const GROUPS: [&str; 2] = ["enmesh.dev", "linkerd.io"];
 
 /// Reads every document of the file called `name`.
 ///
-/// A file is good or refused as a whole: half of what somebody wrote is not what they meant. Documents of other
-/// kinds, as manifests have them beside ours, are ignored and said to be.
+/// A file is good or refused as a whole: half of what somebody wrote is not what they meant. Documents of the dialects
+/// that are imported are kept as they are, if nothing in them is refused. Documents of other kinds, as manifests have
+/// them beside ours, are ignored and said to be.
 ///
 /// # Errors
 ///
@@ -49,6 +54,8 @@ pub fn parse(name: &str, text: &str) -> Result<Parsed, Invalid> {
             refused |= document.endpoints.is_none();
             parsed.endpoints.extend(document.endpoints);
             faults.extend(document.faults);
+        } else if load::is_read(&object) {
+            parsed.objects.push(object);
         } else if is_foreign(&object) {
             let problem = format!("a {} of {} is nothing that is read here", object.kind, object.api_version);
             faults.push(Fault::new(Severity::Ignored, "kind", problem, "keep it elsewhere to silence this"));
@@ -58,6 +65,14 @@ pub fn parse(name: &str, text: &str) -> Result<Parsed, Invalid> {
             parsed.profiles.extend(document.profile.map(Arc::new));
             faults.extend(document.faults);
         }
+    }
+    if !parsed.objects.is_empty() {
+        // What they come to depends on other files; what is wrong with them alone does not.
+        let imported = load::load(parsed.objects.clone(), &ImportSettings::default());
+        let wrong = imported.notes.into_iter().flat_map(|notes| notes.faults);
+        let before = faults.len();
+        faults.extend(wrong.filter(|fault| fault.severity == Severity::Rejected));
+        refused |= faults.len() > before;
     }
     if refused {
         return Err(Invalid { faults });
@@ -102,8 +117,8 @@ mod tests {
     fn profiles_and_endpoints_may_share_a_file_and_the_foreign_is_told() {
         check(&[PROFILE, ENDPOINTS], Ok((1, 1, &[])));
         let note =
-            "ignored: kind: a Service of v1 is nothing that is read here; keep it elsewhere to silence this";
-        check(&[ENDPOINTS, "apiVersion: v1\nkind: Service\n"], Ok((0, 1, &[note])));
+            "ignored: kind: a Secret of v1 is nothing that is read here; keep it elsewhere to silence this";
+        check(&[ENDPOINTS, "apiVersion: v1\nkind: Secret\n"], Ok((0, 1, &[note])));
     }
 
     #[test]

@@ -95,6 +95,7 @@ impl Files {
             parse: Arc::new(parse),
             screen: Screen::default(),
             cluster_domain: CLUSTER_DOMAIN.into(),
+            home: None,
         };
         Self::with(settings, INTERVAL, Rejections::default())
     }
@@ -127,6 +128,13 @@ impl Files {
     #[must_use]
     pub fn cluster_domain(self, domain: impl Into<Arc<str>>) -> Self {
         self.changed(|settings| settings.cluster_domain = domain.into())
+    }
+
+    /// The same directory for a process in the namespace `home`: profiles for callers there come before the services'
+    /// own, those for callers elsewhere are not used, and `web` is `web.home` where nobody knows it otherwise.
+    #[must_use]
+    pub fn home(self, home: Option<Arc<str>>) -> Self {
+        self.changed(|settings| settings.home = home)
     }
 
     /// The same directory, counting refused inputs with a handle of `registry`.
@@ -164,11 +172,13 @@ impl Files {
     where
         T: PartialEq + Clone + Send + Sync + 'static,
     {
-        let (service, domain) = (service.clone(), Arc::clone(&self.shared.settings.cluster_domain));
+        let settings = &self.shared.settings;
+        let (service, domain, home) =
+            (service.clone(), Arc::clone(&settings.cluster_domain), settings.home.clone());
         let mut told: Option<Snapshot<T>> = None;
         self.directory()
             .filter_map(move |directory| {
-                let value = find(map(&directory), &service, &domain).cloned();
+                let value = find(map(&directory), &service, &domain, home.as_deref()).cloned();
                 let snapshot = Snapshot { value, faults: Arc::clone(&directory.faults) };
                 let news = told.as_ref() != Some(&snapshot);
                 told = Some(snapshot.clone());

@@ -22,6 +22,7 @@ use std::sync::Arc;
 pub struct Fixed<T> {
     values: BTreeMap<ServiceName, T>,
     domain: Arc<str>,
+    home: Option<Arc<str>>,
 }
 
 impl<T> Default for Fixed<T> {
@@ -34,7 +35,14 @@ impl<T> Default for Fixed<T> {
 impl<T> Fixed<T> {
     /// Knows no service of the cluster with this domain.
     pub fn new(cluster_domain: impl Into<Arc<str>>) -> Self {
-        Self { values: BTreeMap::new(), domain: cluster_domain.into() }
+        Self { values: BTreeMap::new(), domain: cluster_domain.into(), home: None }
+    }
+
+    /// The same for a process in the namespace `home`: there `web` is `web.home` where nobody knows it otherwise.
+    #[must_use]
+    pub fn home(mut self, home: Option<Arc<str>>) -> Self {
+        self.home = home;
+        self
     }
 
     /// Adds `value` for `service`, replacing an earlier one.
@@ -67,7 +75,8 @@ impl Fixed<Arc<ServiceProfile>> {
 
 impl<T: Clone + Send + Sync + 'static> Source<T> for Fixed<T> {
     fn watch(&self, service: &ServiceName) -> Updates<T> {
-        let snapshot = Snapshot::good(find(&self.values, service, &self.domain).cloned());
+        let snapshot =
+            Snapshot::good(find(&self.values, service, &self.domain, self.home.as_deref()).cloned());
         stream::iter([snapshot]).boxed()
     }
 }

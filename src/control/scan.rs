@@ -9,10 +9,14 @@ use crate::control::documents::Parsed;
 use crate::control::screen::Screen;
 use crate::control::source::Rejections;
 use crate::control::source::SourceFault;
+use crate::control::source::by_name;
 use crate::discover::endpoint::EndpointSet;
+use crate::profile::import::cluster::ImportSettings;
+use crate::profile::import::load;
 use crate::profile::invalid::Fault;
 use crate::profile::invalid::Invalid;
 use crate::profile::name::ServiceName;
+use crate::profile::object::Object;
 use crate::profile::service::ServiceProfile;
 use crate::stdx::clock::{Duration, Instant, SystemTime};
 use std::collections::BTreeMap;
@@ -67,6 +71,8 @@ pub struct Settings {
     pub screen: Screen,
     /// The domain below which names have a short form.
     pub cluster_domain: Arc<str>,
+    /// The namespace that this process lives in.
+    pub home: Option<Arc<str>>,
 }
 
 impl fmt::Debug for Settings {
@@ -84,14 +90,19 @@ pub struct Scanner {
     files: BTreeMap<String, Memory>,
     /// Why the directory as a whole cannot be read.
     broken: Option<Fault>,
+    /// What the files say together, until one of them says something else.
+    joined: Option<Joined>,
     seen: Arc<Directory>,
 }
+
+/// The profiles of all files by name, and what is said about their documents by file.
+type Joined = (BTreeMap<ServiceName, Arc<ServiceProfile>>, Vec<(String, Fault)>);
 
 impl Scanner {
     /// Has not looked yet.
     pub fn new(settings: Settings, rejections: Rejections) -> Self {
         let (files, seen) = (BTreeMap::new(), Arc::default());
-        Self { settings, rejections, root: None, files, broken: None, seen }
+        Self { settings, rejections, root: None, files, broken: None, joined: None, seen }
     }
 
     /// Looks once. The directory is the same `Arc` as before unless something changed; the second answer says
@@ -161,6 +172,7 @@ impl Scanner {
     /// Remembers what was found. Answers whether something waits to settle.
     fn take(&mut self, root: Root, found: BTreeMap<String, Found>, now: Instant, wall: SystemTime) -> bool {
         let mut again = false;
+        let before = self.files.len();
         self.files.retain(|name, memory| {
             let since = if found.contains_key(name) { None } else { Some(*memory.gone.get_or_insert(now)) };
             memory.gone = since;
@@ -169,6 +181,9 @@ impl Scanner {
             again |= since.is_some() && !deleted;
             !deleted
         });
+        if self.files.len() < before {
+            self.joined = None;
+        }
         for (name, found) in found {
             again |= matches!(found, Found::Waiting(_));
             self.note(name, found, now, wall);
@@ -201,6 +216,7 @@ impl Scanner {
                         Ok((parsed, refused)) => {
                             (0..refused).for_each(|_| self.rejections.add());
                             (memory.good, memory.refused) = (Some(parsed), Vec::new());
+                            self.joined = None;
                         }
                         Err(invalid) => {
                             self.rejections.add();
@@ -212,8 +228,12 @@ impl Scanner {
         }
     }
 
-    fn directory(&self) -> Directory {
-        let mut all = Directory::default();
+    fn directory(&mut self) -> Directory {
+        let (profiles, told) = match self.joined.take() {
+            Some(joined) => joined,
+            None => self.join(),
+        };
+        let mut all = Directory { profiles: profiles.clone(), ..Directory::default() };
         let mut faults: Vec<SourceFault> = Vec::new();
         let origin: Arc<str> = self.settings.path.to_string_lossy().into();
         faults.extend(self.broken.iter().map(|fault| SourceFault::new(Arc::clone(&origin), fault.clone())));
@@ -223,16 +243,50 @@ impl Scanner {
             let of_file = memory.unreadable.iter().chain(&memory.refused).chain(notes);
             faults.extend(of_file.map(|fault| SourceFault::new(Arc::clone(&origin), fault.clone())));
             let Some(good) = &memory.good else { continue };
-            let profiles = good.profiles.iter().flat_map(|p| p.names.iter().map(move |name| (name, p)));
+            let of_file = told.iter().filter(|(file, _)| file == name);
+            faults.extend(of_file.map(|(_, fault)| SourceFault::new(Arc::clone(&origin), fault.clone())));
             let endpoints = good.endpoints.iter().map(|(service, set)| (service, set));
             let domain = &self.settings.cluster_domain;
-            let mut twice = add(&mut all.profiles, profiles, domain);
-            twice.extend(add(&mut all.endpoints, endpoints, domain));
+            let twice = add(&mut all.endpoints, endpoints, domain);
             faults.extend(twice.into_iter().map(|fault| SourceFault::new(Arc::clone(&origin), fault)));
         }
         all.faults = faults.into();
+        self.joined = Some((profiles, told));
         all
     }
+
+    /// What all files say of services. Documents of other dialects refer to each other across files, and are merged with
+    /// the ServiceProfiles for the same service.
+    fn join(&self) -> Joined {
+        let good = || self.files.iter().filter_map(|(name, memory)| Some((name, memory.good.as_ref()?)));
+        let (domain, home) = (&self.settings.cluster_domain, self.settings.home.as_deref());
+        let mut told: Vec<(String, Fault)> = Vec::new();
+        let objects: Vec<Object> = good().flat_map(|(_, parsed)| parsed.objects.clone()).collect();
+        let plain = || good().flat_map(|(name, parsed)| parsed.profiles.iter().map(move |one| (name, one)));
+        if objects.is_empty() {
+            let (profiles, unused) =
+                by_name(plain().map(|(name, one)| (name, Arc::clone(one))), home, domain);
+            told.extend(unused.into_iter().map(|(name, fault)| (name.clone(), fault)));
+            return (profiles, told);
+        }
+        let profiles = plain().map(|(_, one)| ServiceProfile::clone(one)).collect();
+        let settings = ImportSettings { cluster_domain: Arc::clone(domain), ..ImportSettings::default() };
+        let imported = load::load_beside(objects, profiles, &settings);
+        for notes in imported.notes {
+            told.extend(notes.faults.into_iter().map(|fault| (file_of(&notes.origin), fault)));
+        }
+        let found: Vec<(String, Arc<ServiceProfile>)> =
+            imported.profiles.into_iter().map(|one| (file_of(&one.origin), Arc::new(one))).collect();
+        let (profiles, unused) =
+            by_name(found.iter().map(|(file, one)| (file, Arc::clone(one))), home, domain);
+        told.extend(unused.into_iter().map(|(file, fault)| (file.clone(), fault)));
+        (profiles, told)
+    }
+}
+
+/// The file of an origin: `web.yaml` of `web.yaml#0:items[1]`.
+fn file_of(origin: &str) -> String {
+    origin.split_once('#').map_or(origin, |(file, _)| file).to_owned()
 }
 
 /// Adds what is not there yet; a fault for each service that is. Earlier files win, so the order of names decides
@@ -264,7 +318,7 @@ fn judge(settings: &Settings, name: &str, bytes: &[u8]) -> Result<(Parsed, usize
         Fault::rejected("", format!("is not UTF-8 at byte {}", error.valid_up_to()), "write it as UTF-8 text")
     })?;
     let mut parsed = (settings.parse)(name, text)?;
-    if parsed.profiles.is_empty() && parsed.endpoints.is_empty() {
+    if parsed.profiles.is_empty() && parsed.endpoints.is_empty() && parsed.objects.is_empty() {
         let remedy = "to delete its documents, remove the file";
         return Err(Fault::rejected("", "holds no document", remedy).into());
     }

@@ -2,10 +2,15 @@
 
 use crate::metrics::registry::Registry;
 use crate::profile::invalid::Fault;
+use crate::profile::invalid::Severity;
 use crate::profile::name::ServiceName;
+use crate::profile::scope;
+use crate::profile::scope::Scope;
+use crate::profile::service::ServiceProfile;
 use futures::stream::BoxStream;
 use metrics::{Counter, Label};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -81,10 +86,54 @@ impl<T, S: Source<T> + ?Sized> Source<T> for Arc<S> {
 pub const CLUSTER_DOMAIN: &str = "cluster.local";
 
 /// What `map`, whose names are [short](ServiceName::short), says of `service`: under its whole name, else under its
-/// host for every port.
-pub fn find<'a, T>(map: &'a BTreeMap<ServiceName, T>, service: &ServiceName, domain: &str) -> Option<&'a T> {
+/// host for every port; a single label also with the namespace `home`, where its process lives.
+pub fn find<'a, T>(
+    map: &'a BTreeMap<ServiceName, T>,
+    service: &ServiceName,
+    domain: &str,
+    home: Option<&str>,
+) -> Option<&'a T> {
+    let of = |name: &ServiceName| map.get(name).or_else(|| map.get(&name.without_port()));
     let short = service.short(domain);
-    map.get(&short).or_else(|| map.get(&short.without_port()))
+    of(&short).or_else(|| of(&scope::at_home(&short, home)?))
+}
+
+/// The profiles by each of their names, in short, for callers in the namespace `home`: theirs before the service's own.
+/// Of two for the same callers the first is used. Those that are not used at all come second, with the reason.
+pub fn by_name<'p, P>(
+    profiles: impl IntoIterator<Item = (&'p P, Arc<ServiceProfile>)>,
+    home: Option<&str>,
+    domain: &str,
+) -> (BTreeMap<ServiceName, Arc<ServiceProfile>>, Vec<(&'p P, Fault)>) {
+    let mut ranked: Vec<(Scope, &P, Arc<ServiceProfile>)> = Vec::new();
+    ranked.extend(
+        profiles.into_iter().map(|(from, profile)| (scope::scope(&profile, home, domain), from, profile)),
+    );
+    ranked.sort_by_key(|(scope, ..)| *scope);
+    let mut found: BTreeMap<ServiceName, (Scope, Arc<ServiceProfile>)> = BTreeMap::new();
+    let mut unused = Vec::new();
+    for (scope, from, profile) in ranked {
+        if scope == Scope::Others {
+            let (of, here) = (profile.namespace.as_deref().unwrap_or_default(), home.unwrap_or_default());
+            let problem = format!("is for callers in namespace {of}, and this process lives in {here}");
+            let remedy = "nothing is wrong with it; keep it elsewhere to silence this";
+            unused.push((from, Fault::new(Severity::Ignored, "metadata.namespace", problem, remedy)));
+            continue;
+        }
+        for name in &profile.names {
+            match found.entry(name.short(domain)) {
+                Entry::Vacant(place) => drop(place.insert((scope, Arc::clone(&profile)))),
+                Entry::Occupied(place) if place.get().0 == scope => {
+                    let problem =
+                        format!("says what an earlier document already says of {name}, and is not used");
+                    unused.push((from, Fault::rejected("", problem, "keep one of the two")));
+                }
+                // The callers' own comes before the service's: that is no mistake.
+                Entry::Occupied(_) => {}
+            }
+        }
+    }
+    (found.into_iter().map(|(name, (_, profile))| (name, profile)).collect(), unused)
 }
 
 /// How many inputs a source refused since it began.

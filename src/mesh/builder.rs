@@ -5,14 +5,17 @@ use crate::connect::settings::ConnectSettings;
 use crate::control::chain::Chain;
 use crate::control::documents;
 use crate::control::fixed::Fixed;
-use crate::control::source::Source;
+use crate::control::source::{Source, by_name};
 use crate::discover::endpoint::{Endpoint, EndpointSet};
 use crate::error::Error;
 use crate::mesh::env;
 use crate::mesh::runtime::{Made, Mesh};
 use crate::metrics::registry::Registry;
+use crate::profile::import::cluster::ImportSettings;
+use crate::profile::import::load;
 use crate::profile::invalid::{Fault, Invalid};
 use crate::profile::name::ServiceName;
+use crate::profile::scope;
 use crate::profile::service::ServiceProfile;
 use crate::serve::settings::ServeSettings;
 #[cfg(any(feature = "tls", feature = "ring"))]
@@ -248,9 +251,11 @@ impl MeshBuilder {
     }
 
     fn read_texts(&mut self) {
+        let mut objects = Vec::new();
         for text in std::mem::take(&mut self.texts) {
             match documents::parse("profile_yaml", &text) {
                 Ok(parsed) => {
+                    objects.extend(parsed.objects);
                     self.profiles.extend(parsed.profiles.into_iter().map(Arc::unwrap_or_clone));
                     for (name, set) in parsed.endpoints {
                         self.endpoints.entry(name).or_default().extend(set.iter().cloned());
@@ -259,19 +264,30 @@ impl MeshBuilder {
                 Err(invalid) => self.faults.extend(invalid.faults),
             }
         }
+        if !objects.is_empty() {
+            let settings = ImportSettings { cluster_domain: self.domain(), ..ImportSettings::default() };
+            let profiles = std::mem::take(&mut self.profiles);
+            self.profiles = load::load_beside(objects, profiles, &settings).profiles;
+        }
+    }
+
+    /// The namespace that this process lives in, if its name says so.
+    pub(crate) fn home(&self) -> Option<Arc<str>> {
+        self.name.as_ref().and_then(|name| scope::home(name, &self.domain()))
     }
 
     /// What is written in code, as sources.
     pub(crate) fn fixed(&self) -> (Fixed<Arc<ServiceProfile>>, Fixed<EndpointSet>) {
-        let domain = self.domain();
-        let mut profiles = Fixed::default();
-        for profile in &self.profiles {
-            let profile = Arc::new(profile.clone());
-            for name in &profile.names {
-                profiles = profiles.with(name.short(&domain), Arc::clone(&profile));
-            }
-        }
-        let endpoints = self.endpoints.iter().fold(Fixed::default(), |fixed, (name, endpoints)| {
+        let (domain, home) = (self.domain(), self.home());
+        // The last one written for the same callers is used, as with every other setting here.
+        let written = self.profiles.iter().rev().map(|profile| (&(), Arc::new(profile.clone())));
+        let (by_name, _) = by_name(written, home.as_deref(), &domain);
+        let profiles =
+            by_name.into_iter().fold(Fixed::new(&*domain).home(home.clone()), |fixed, (name, profile)| {
+                fixed.with(name, profile)
+            });
+        let endpoints = Fixed::new(&*domain).home(home);
+        let endpoints = self.endpoints.iter().fold(endpoints, |fixed, (name, endpoints)| {
             fixed.with(name.short(&domain), EndpointSet::new(endpoints.iter().cloned()))
         });
         (profiles, endpoints)

@@ -43,7 +43,7 @@ fn directories(
 ) -> (Chain<Arc<ServiceProfile>>, Chain<EndpointSet>) {
     use crate::control::file::Files;
     let watched = |path: &std::path::PathBuf| {
-        Files::new(path).cluster_domain(builder.domain()).counted(metrics.registry())
+        Files::new(path).cluster_domain(builder.domain()).home(builder.home()).counted(metrics.registry())
     };
     match (&builder.profiles_dir, &builder.endpoints_dir) {
         (Some(one), Some(other)) if one == other => {

@@ -20,6 +20,7 @@ pub mod quantity;
 pub(crate) mod read;
 pub mod reader;
 pub mod route;
+pub mod scope;
 pub mod service;
 pub mod settings;
 pub mod write;

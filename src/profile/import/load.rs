@@ -29,6 +29,8 @@ use crate::profile::import::smi;
 use crate::profile::import::smi::Smi;
 use crate::profile::invalid::Fault;
 use crate::profile::invalid::Severity;
+use crate::profile::node::Node;
+use crate::profile::node::Value;
 use crate::profile::object;
 use crate::profile::object::Object;
 use crate::profile::parse;
@@ -65,6 +67,15 @@ pub fn load_text(text: &str, origin: &str, settings: &ImportSettings) -> Importe
 /// keeps that. Where a namespace's services are among the documents, they are taken to be all: a reference to another
 /// one is answered with an error, as Gateway API has it. Where none is, nothing is said of them.
 pub fn load(objects: Vec<Object>, settings: &ImportSettings) -> Imported {
+    load_beside(objects, Vec::new(), settings)
+}
+
+/// The same beside profiles that were read already, which are merged with the others.
+pub fn load_beside(
+    objects: Vec<Object>,
+    profiles: Vec<ServiceProfile>,
+    settings: &ImportSettings,
+) -> Imported {
     let mut documents = Documents::default();
     let mut cluster = Cluster { settings: settings.clone(), ..Cluster::default() };
     for object in &objects {
@@ -78,7 +89,8 @@ pub fn load(objects: Vec<Object>, settings: &ImportSettings) -> Imported {
     for (document, object) in objects.into_iter().enumerate() {
         dialects.read(object, document, &mut cluster, &mut documents);
     }
-    let Dialects { mut gateway_api, smi, linkerd, grants } = dialects;
+    let Dialects { mut gateway_api, smi, mut linkerd, grants } = dialects;
+    linkerd.extend(profiles.into_iter().map(|profile| (usize::MAX, profile)));
     cluster.grants = grants;
     gateway_api.routes.sort_by_key(|route| route.identity.seniority());
     let mut profiles = gateway_api.profiles(&cluster, &mut documents);
@@ -89,6 +101,28 @@ pub fn load(objects: Vec<Object>, settings: &ImportSettings) -> Imported {
         documents.say(places.first().copied().unwrap_or_default(), fault);
     }
     Imported { profiles, notes: documents.notes }
+}
+
+/// Whether an object is of a dialect that [`load`] understands, or tells something of the cluster that those refer to:
+/// a service, a namespace, a config map.
+pub fn is_read(object: &Object) -> bool {
+    let group = object.group();
+    match object.kind.as_str() {
+        "Service" | "Namespace" | "ConfigMap" => object.api_version == "v1",
+        // Routes of Linkerd's servers say who may call: they are read where access is.
+        "HTTPRoute" if group == gateway_route::LINKERD => !is_of_server(object),
+        _ => smi::is_smi(object) || [gateway_route::GROUP, EXPERIMENTAL].contains(&group),
+    }
+}
+
+fn is_of_server(object: &Object) -> bool {
+    let parents = object.root.get("spec").and_then(|spec| spec.get("parentRefs"));
+    match parents.map(|parents| &parents.value) {
+        Some(Value::List(parents)) => {
+            parents.iter().any(|parent| parent.get("kind").and_then(Node::text) == Some("Server"))
+        }
+        Some(Value::Map(_) | Value::Scalar(_)) | None => false,
+    }
 }
 
 fn described(object: &Object) -> String {
