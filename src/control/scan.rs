@@ -7,6 +7,7 @@ use crate::control::disk::Root;
 use crate::control::disk::Signature;
 use crate::control::documents::Parsed;
 use crate::control::screen::Screen;
+use crate::control::source::Profiles;
 use crate::control::source::Rejections;
 use crate::control::source::SourceFault;
 use crate::control::source::by_name;
@@ -36,7 +37,7 @@ pub type Parse = Arc<dyn Fn(&str, &str) -> Result<Parsed, Invalid> + Send + Sync
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Directory {
     /// Profiles by each of their names, in short.
-    pub profiles: BTreeMap<ServiceName, Arc<ServiceProfile>>,
+    pub profiles: Profiles,
     /// Endpoints by service, in short.
     pub endpoints: BTreeMap<ServiceName, EndpointSet>,
     /// What is wrong, in order of file name.
@@ -96,7 +97,7 @@ pub struct Scanner {
 }
 
 /// The profiles of all files by name, and what is said about their documents by file.
-type Joined = (BTreeMap<ServiceName, Arc<ServiceProfile>>, Vec<(String, Fault)>);
+type Joined = (Profiles, Vec<(String, Fault)>);
 
 impl Scanner {
     /// Has not looked yet.

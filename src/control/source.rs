@@ -98,13 +98,16 @@ pub fn find<'a, T>(
     of(&short).or_else(|| of(&scope::at_home(&short, home)?))
 }
 
+/// Profiles by name.
+pub type Profiles = BTreeMap<ServiceName, Arc<ServiceProfile>>;
+
 /// The profiles by each of their names, in short, for callers in the namespace `home`: theirs before the service's own.
 /// Of two for the same callers the first is used. Those that are not used at all come second, with the reason.
 pub fn by_name<'p, P>(
     profiles: impl IntoIterator<Item = (&'p P, Arc<ServiceProfile>)>,
     home: Option<&str>,
     domain: &str,
-) -> (BTreeMap<ServiceName, Arc<ServiceProfile>>, Vec<(&'p P, Fault)>) {
+) -> (Profiles, Vec<(&'p P, Fault)>) {
     let mut ranked: Vec<(Scope, &P, Arc<ServiceProfile>)> = Vec::new();
     ranked.extend(
         profiles.into_iter().map(|(from, profile)| (scope::scope(&profile, home, domain), from, profile)),

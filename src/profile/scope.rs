@@ -18,7 +18,7 @@ pub enum Scope {
 }
 
 /// The namespace of a service: `ns` of `web.ns` and of `web.ns.svc.<domain>`; `None` for other names.
-pub fn namespace<'a>(short: &'a ServiceName) -> Option<&'a str> {
+pub fn namespace(short: &ServiceName) -> Option<&str> {
     let (_, namespace) = short.host().split_once('.')?;
     (!namespace.contains('.')).then_some(namespace)
 }
