@@ -5,12 +5,18 @@ mod support;
 
 use enmesh::authz::layer::AuthzLayer;
 use enmesh::authz::layer::Gate;
+use enmesh::authz::rules::AuthzPolicy;
 use enmesh::authz::settings::Action;
+use enmesh::authz::settings::AuthzSettings;
 use enmesh::authz::settings::Clients;
 use enmesh::authz::settings::IdentityMatch;
 use enmesh::authz::settings::NetworkMatch;
+use enmesh::authz::settings::RateSettings;
 use enmesh::authz::settings::RuleSettings;
 use enmesh::error::Error;
+use enmesh::profile::matching::Condition;
+use enmesh::profile::matching::PathKind;
+use enmesh::profile::matching::PathMatch;
 use futures::FutureExt;
 use http::Request;
 use http::Response;
@@ -175,4 +181,35 @@ async fn a_policy_whose_source_is_lost_stands_until_its_age_limit_and_then_refus
     assert_eq!(ask(&unlimited, web()).await.0, 200);
     limited.publish(by_paths());
     assert_eq!(ask(&limited, web()).await.0, 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn rates_refuse_with_429_and_a_time_count_nothing_that_is_denied_and_survive_an_update() {
+    let settings = |total| AuthzSettings {
+        rules: vec![
+            RuleSettings::new("no", Action::Deny, Clients::Anyone)
+                .on(Condition::Path(PathMatch::new(PathKind::Exact, "/no"))),
+            RuleSettings::new("all", Action::Allow, Clients::Anyone),
+        ],
+        rates: RateSettings { total: Some(total), ..RateSettings::default() },
+        ..AuthzSettings::default()
+    };
+    let policy = |total| AuthzPolicy::compile(&settings(total)).unwrap();
+    let gate = Gate::new(policy(2));
+    for _ in 0..9 {
+        assert_eq!(ask(&gate, from("spiffe://mesh.example/web", "/no")).await.0, 403);
+    }
+    for _ in 0..2 {
+        assert_eq!(ask(&gate, from("spiffe://mesh.example/web", "/")).await.0, 200);
+    }
+    let (status, headers) = ask(&gate, from("spiffe://mesh.example/web", "/")).await;
+    assert_eq!((status, headers["retry-after"].to_str().unwrap()), (429, "1"));
+    let mut grpc = from("spiffe://mesh.example/web", "/a.B/C");
+    grpc.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+    let (status, headers) = ask(&gate, grpc).await;
+    assert_eq!((status, headers["grpc-status"].to_str().unwrap()), (200, "8"));
+    gate.publish(policy(2));
+    assert_eq!(ask(&gate, from("spiffe://mesh.example/web", "/")).await.0, 429, "the same limit goes on");
+    gate.publish(policy(3));
+    assert_eq!(ask(&gate, from("spiffe://mesh.example/web", "/")).await.0, 200, "another begins anew");
 }

@@ -11,6 +11,7 @@ use enmesh::authz::rules::AuthzPolicy;
 use enmesh::authz::settings::Action;
 use enmesh::authz::settings::IdentityMatch;
 use enmesh::authz::settings::NetworkMatch;
+use enmesh::authz::settings::RateSettings;
 use enmesh::profile::object;
 use enmesh::route::head::RequestHead;
 use enmesh::tls::identity::PeerIdentity;
@@ -315,13 +316,13 @@ spec:
 "#
         )
     };
-    let rates = import(&text(35), Access::Deny).rates.unwrap();
-    assert_eq!((rates.total, rates.identity), (Some(35), Some(5)));
+    let rates = import(&text(35), Access::Deny).settings.rates;
+    assert_eq!((&*rates.name, rates.total, rates.identity), ("r", Some(35), Some(5)));
     let batch = IdentityMatch::ServiceAccount { namespace: "tools".into(), name: "batch".into() };
     assert_eq!(rates.overrides, [(10, vec![batch])]);
     let inbound = import(&text(7), Access::Deny);
     assert!(
-        inbound.rates.is_none() && inbound.faults[0].to_string().contains("total"),
+        inbound.settings.rates == RateSettings::default() && inbound.faults[0].to_string().contains("total"),
         "{:?}",
         inbound.faults
     );

@@ -4,9 +4,12 @@
 mod support;
 
 use enmesh::authz::layer::Gate;
+use enmesh::authz::rules::AuthzPolicy;
 use enmesh::authz::settings::Action;
+use enmesh::authz::settings::AuthzSettings;
 use enmesh::authz::settings::Clients;
 use enmesh::authz::settings::IdentityMatch;
+use enmesh::authz::settings::RateSettings;
 use enmesh::authz::settings::RuleSettings;
 use support::*;
 
@@ -68,4 +71,46 @@ async fn linkerds_authorization_cases_hold() {
         let (status, _) = ask(&gate, from(client, "/")).await;
         assert_eq!(status == 200, case["ok"].as_bool().unwrap(), "{case}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn linkerds_timeline_of_rate_limits_holds() {
+    let Ok(root) = std::env::var("ENMESH_CORPUS") else {
+        eprintln!("skipped: ENMESH_CORPUS is not set");
+        return;
+    };
+    let text = std::fs::read_to_string(format!("{root}/vectors/linkerd-rate-limit.json")).unwrap();
+    let corpus: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let timeline = &corpus["timeline"];
+    let rate = |value: &serde_json::Value| Some(u32::try_from(value.as_u64().unwrap()).unwrap());
+    let name = |client: &str| format!("spiffe://mesh.example/{client}");
+    let special = timeline["overrides"].as_object().unwrap().iter();
+    let overrides = special
+        .map(|(client, value)| {
+            (rate(value).unwrap(), vec![IdentityMatch::Exact(name(client).parse().unwrap())])
+        })
+        .collect();
+    let (total, identity) = (rate(&timeline["total"]), rate(&timeline["per_identity"]));
+    let rates = RateSettings { name: "r".into(), total, identity, overrides };
+    let rules = vec![RuleSettings::new("all", Action::Allow, Clients::Anyone)];
+    let settings = AuthzSettings { rules, rates, ..AuthzSettings::default() };
+    let gate = Gate::new(AuthzPolicy::compile(&settings).unwrap());
+    let denied = u16::try_from(corpus["denied"]["http"].as_u64().unwrap()).unwrap();
+    let mut seen = 0;
+    for _second in 0..5 {
+        for step in timeline["each_second_for_5_seconds"].as_array().unwrap() {
+            let expected = if step[1] == "ok" { 200 } else { denied };
+            for part in step[0].as_str().unwrap().split(", ") {
+                let (client, times) = part.split_once(" x").unwrap_or((part, "1"));
+                for _ in 0..times.parse().unwrap() {
+                    seen += 1;
+                    let (status, headers) = ask(&gate, from(&name(client), "/")).await;
+                    assert_eq!(status, expected, "{step}");
+                    assert_eq!(headers.contains_key("retry-after"), expected == denied, "{step}");
+                }
+            }
+        }
+        tokio::time::advance(std::time::Duration::from_secs(1)).await;
+    }
+    assert_eq!(seen, 5 * 36);
 }

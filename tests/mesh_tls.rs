@@ -192,7 +192,7 @@ async fn who_may_is_judged_by_the_proven_identity_of_each_request() {
             Clients::Identity(IdentityMatch::Exact(id(name))),
         )],
         otherwise: Action::Deny,
-        trust_domain: None,
+        ..AuthzSettings::default()
     };
     let server = serve(meshed(&ca, "api").authorize(only("web"))).await;
     let client = |name| meshed(&ca, name).endpoint_set("api.ns:80", [at(server.addr, API)]).build().unwrap();
@@ -322,4 +322,45 @@ async fn a_process_without_a_certificate_is_not_ready_and_says_why() {
     until("it is empty").await;
     feed.send(ca.issue(&id("web")).unwrap()).await.unwrap();
     until("200 OK").await;
+}
+
+/// The value of the first series of `/metrics` that begins so.
+#[cfg(feature = "prometheus")]
+fn shown(mesh: &Mesh, series: &str) -> Option<f64> {
+    let text = mesh.metrics_text().unwrap();
+    let line = text.lines().find(|line| line.starts_with(series))?;
+    line.rsplit_once(' ')?.1.parse().ok()
+}
+
+#[cfg(feature = "prometheus")]
+#[tokio::test]
+async fn identity_handshakes_and_decisions_are_counted_where_the_mesh_counts() {
+    let ca = authority();
+    let only_web = AuthzSettings {
+        rules: vec![RuleSettings::new(
+            "friends",
+            Action::Allow,
+            Clients::Identity(IdentityMatch::Exact(id("web"))),
+        )],
+        ..AuthzSettings::default()
+    };
+    let server = serve(meshed(&ca, "api").authorize(only_web)).await;
+    for (name, status) in [("web", 200), ("other", 403)] {
+        let client = meshed(&ca, name).endpoint_set("api.ns:80", [at(server.addr, API)]).build().unwrap();
+        client.identities().unwrap().ready().await;
+        assert_eq!(ask(&client).await.unwrap().0, status);
+        assert_eq!(shown(&client, "tls_handshakes_total{direction=\"outbound\"}"), Some(1.0));
+    }
+    for (series, value) in [
+        ("inbound_http_authz_allow_total{authz_name=\"friends\"}", 1.0),
+        ("inbound_http_authz_deny_total{authz_name=\"default\"}", 1.0),
+        ("tls_handshakes_total{direction=\"inbound\"}", 2.0),
+        ("control_identity_epoch", 1.0),
+        ("control_identity_cert_refreshes_total", 1.0),
+        ("control_identity_cert_alarm{level=\"low\"}", 0.0),
+    ] {
+        assert_eq!(shown(&server.mesh, series), Some(value), "{series}");
+    }
+    assert!(shown(&server.mesh, "control_identity_cert_expiration_timestamp_seconds").unwrap() > 1.7e9);
+    assert!(shown(&server.mesh, "control_identity_cert_seconds_left").unwrap() > 3000.0);
 }

@@ -6,6 +6,8 @@ use crate::authz::path;
 use crate::authz::rules::AuthzPolicy;
 use crate::authz::settings::Action;
 use crate::error::Error;
+use crate::limit::rate::Counted;
+use crate::metrics::registry::Registry;
 use crate::route::head::RequestHead;
 use crate::stdx::clock;
 use crate::tls::identity::PeerIdentity;
@@ -15,6 +17,7 @@ use http::HeaderValue;
 use http::Method;
 use http::Request;
 use metrics::Counter;
+use metrics::Label;
 use pin_project::pin_project;
 use std::fmt;
 use std::future::Future;
@@ -40,16 +43,24 @@ pub struct Gate(Arc<Shared>);
 
 struct Shared {
     live: ArcSwap<Live>,
+    registry: Registry,
     born: Instant,
     /// When the policy's source was last heard, in milliseconds after `born`.
     heard: AtomicU64,
     age_max: Option<Duration>,
 }
 
+/// The name, in refusals and metrics, of the rule that refuses when a policy is too old.
+const TOO_OLD: &str = "policy too old";
+
 /// A policy with the counters of its rules.
 struct Live {
     policy: AuthzPolicy,
     counters: Vec<Counter>,
+    /// Refusals for a policy whose source was silent for too long.
+    too_old: Counter,
+    /// Refusals by rate limits, by [`Counted`].
+    limited: Option<[(Counted, Counter); 3]>,
 }
 
 impl fmt::Debug for Gate {
@@ -61,23 +72,35 @@ impl fmt::Debug for Gate {
 impl Gate {
     /// A gate with this policy, which stands until another is published, however long its source is silent.
     pub fn new(policy: AuthzPolicy) -> Self {
-        Self::build(policy, None)
+        Self::build(policy, None, Registry::global())
     }
 
     /// A gate that refuses everything once its source was not [`heard`](Self::heard) for `age_max`.
     pub fn with_age_max(policy: AuthzPolicy, age_max: Duration) -> Self {
-        Self::build(policy, Some(age_max))
+        Self::build(policy, Some(age_max), Registry::global())
     }
 
-    fn build(policy: AuthzPolicy, age_max: Option<Duration>) -> Self {
-        let live = ArcSwap::from_pointee(Live::new(policy));
-        Self(Arc::new(Shared { live, born: clock::now(), heard: AtomicU64::new(0), age_max }))
+    /// A gate that counts in `registry`; otherwise as [`new`](Self::new).
+    pub fn counted(policy: AuthzPolicy, registry: Registry) -> Self {
+        Self::build(policy, None, registry)
     }
 
-    /// Judges by this policy from now on.
+    fn build(policy: AuthzPolicy, age_max: Option<Duration>, registry: Registry) -> Self {
+        let live = ArcSwap::from_pointee(Live::new(policy, &registry));
+        Self(Arc::new(Shared { live, registry, born: clock::now(), heard: AtomicU64::new(0), age_max }))
+    }
+
+    /// Judges by this policy from now on. Rate limits that are the same go on counting where they were.
     pub fn publish(&self, policy: AuthzPolicy) {
-        self.0.live.store(Arc::new(Live::new(policy)));
+        let policy = policy.keep_counts(&self.0.live.load().policy);
+        self.0.live.store(Arc::new(Live::new(policy, &self.0.registry)));
         self.heard();
+    }
+
+    /// The names and actions of the rules, in order, and of what is done without one.
+    pub fn rules(&self) -> Vec<(Arc<str>, Action)> {
+        let live = self.0.live.load();
+        live.policy.names().map(|(name, action)| (Arc::clone(name), action)).collect()
     }
 
     /// Notes that the policy's source is there and has nothing new.
@@ -94,24 +117,27 @@ impl Gate {
 
     /// Whether the request may go on; otherwise its answer.
     fn judge<B>(&self, request: &Request<B>, address: Option<IpAddr>) -> Result<(), Error> {
-        if *request.method() != Method::CONNECT {
-            path::check(request.uri().path())
+        // The target of CONNECT is an authority, and has no path.
+        let path = request.uri().path();
+        if *request.method() != Method::CONNECT || !path.is_empty() {
+            path::check(path)
                 .map_err(|ambiguity| Error::BadRequest { reason: ambiguity.to_string().into() })?;
         }
-        if self.0.age_max.is_some_and(|age_max| self.age() > age_max) {
-            return Err(Error::Denied { rule: "policy too old".into() });
-        }
         let live = self.0.live.load();
+        if self.0.age_max.is_some_and(|age_max| self.age() > age_max) {
+            live.too_old.increment(1);
+            return Err(Error::Denied { rule: TOO_OLD.into() });
+        }
         let client = Client { peer: request.extensions().get::<PeerIdentity>(), address };
         let decision = live.policy.decide(&RequestHead::of_request(request), &client);
         if let Some(counter) = live.counters.get(decision.index) {
             counter.increment(1);
         }
         match decision.action {
-            Action::Allow => Ok(()),
+            Action::Allow => live.limit(&client),
             Action::Audit => {
                 tracing::debug!(rule = %decision.rule, "audit: this request would have been refused");
-                Ok(())
+                live.limit(&client)
             }
             Action::Deny => {
                 tracing::debug!(rule = %decision.rule, "refused");
@@ -123,22 +149,42 @@ impl Gate {
 }
 
 impl Live {
-    fn new(policy: AuthzPolicy) -> Self {
+    fn new(policy: AuthzPolicy, registry: &Registry) -> Self {
+        let denied = |name| registry.counter("inbound_http_authz_deny_total", vec![name]);
         let counter = |(name, action): (&Arc<str>, Action)| {
-            let name = name.to_string();
+            let name = Label::new("authz_name", Arc::clone(name));
             match action {
-                Action::Allow => metrics::counter!("inbound_http_authz_allow_total", "authz_name" => name),
-                Action::Deny => metrics::counter!("inbound_http_authz_deny_total", "authz_name" => name),
-                Action::NotFound => {
-                    metrics::counter!("inbound_http_route_not_found_total", "authz_name" => name)
-                }
+                Action::Allow => registry.counter("inbound_http_authz_allow_total", vec![name]),
+                Action::Deny => denied(name),
+                Action::NotFound => registry.counter("inbound_http_route_not_found_total", vec![name]),
                 Action::Audit => {
-                    metrics::counter!("inbound_http_authz_allow_total", "authz_name" => name, "authz_kind" => "audit")
+                    let audit = Label::new("authz_kind", "audit");
+                    registry.counter("inbound_http_authz_allow_total", vec![name, audit])
                 }
             }
         };
         let counters = policy.names().map(counter).collect();
-        Self { policy, counters }
+        let limited = policy.rates().map(|rates| {
+            [Counted::Total, Counted::Identity, Counted::Override].map(|counted| {
+                let name = Label::new("ratelimit_name", Arc::clone(rates.name()));
+                let scope = Label::new("ratelimit_scope", counted.as_str());
+                (counted, registry.counter("inbound_http_local_ratelimit_total", vec![name, scope]))
+            })
+        });
+        let too_old = denied(Label::new("authz_name", TOO_OLD));
+        Self { policy, counters, too_old, limited }
+    }
+
+    /// Whether the rate limits take a request that the rules let in.
+    fn limit(&self, client: &Client<'_>) -> Result<(), Error> {
+        let Some(rates) = self.policy.rates() else { return Ok(()) };
+        rates.admit(client, clock::now()).map_err(|refused| {
+            let counters = self.limited.iter().flatten();
+            for (_, counter) in counters.filter(|(counted, _)| *counted == refused.counted) {
+                counter.increment(1);
+            }
+            Error::RateLimited { retry_after: refused.retry_after }
+        })
     }
 }
 
@@ -148,7 +194,7 @@ type AddressOf = fn(&Extensions) -> Option<IpAddr>;
 /// Puts a [`Gate`] before an application.
 ///
 /// A request with an ambiguous path ends with [`Error::BadRequest`], one that the policy refuses with
-/// [`Error::Denied`]; the application is not asked. Of the others it takes the mesh's own headers that a peer has set,
+/// [`Error::Denied`], one beyond the policy's rate limits with [`Error::RateLimited`]; the application is not asked. Of the others it takes the mesh's own headers that a peer has set,
 /// and sets `l5d-client-id` to who the peer has proved to be. Who that is, it reads as the [`PeerIdentity`] in the
 /// request's extensions, where the server puts it and the application finds it.
 #[derive(Debug, Clone)]

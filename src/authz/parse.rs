@@ -85,7 +85,7 @@ fn spec(fields: &mut Fields<'_>) -> AuthzSettings {
     let otherwise = fields.get("default").word(&DEFAULTS).unwrap_or(Action::Deny);
     let trust_domain = fields.get("trustDomain").parse(as_a("a trust domain"));
     let rules = fields.get("rules").each(|item| item.fields(rule).flatten());
-    AuthzSettings { rules, otherwise, trust_domain }
+    AuthzSettings { rules, otherwise, trust_domain, ..AuthzSettings::default() }
 }
 
 fn rule(fields: &mut Fields<'_>) -> Option<RuleSettings> {

@@ -2,6 +2,7 @@
 
 use crate::authz::clarity::Looks;
 use crate::authz::client::Client;
+use crate::authz::rates::ServerRates;
 use crate::authz::settings::Action;
 use crate::authz::settings::AuthzSettings;
 use crate::authz::settings::Clients;
@@ -29,6 +30,7 @@ pub struct AuthzPolicy {
     otherwise: Action,
     trust_domain: Option<TrustDomain>,
     default_name: Arc<str>,
+    rates: Option<Arc<ServerRates>>,
 }
 
 #[derive(Debug)]
@@ -79,7 +81,25 @@ impl AuthzPolicy {
             return Err(Invalid { faults });
         }
         let trust_domain = settings.trust_domain.clone();
-        Ok(Self { rules, otherwise: settings.otherwise, trust_domain, default_name: "default".into() })
+        let rates = ServerRates::new(&settings.rates, trust_domain.as_ref()).map(Arc::new);
+        let default_name = "default".into();
+        Ok(Self { rules, otherwise: settings.otherwise, trust_domain, default_name, rates })
+    }
+
+    /// The rate limits of what is let in, if there are any.
+    pub fn rates(&self) -> Option<&ServerRates> {
+        self.rates.as_deref()
+    }
+
+    /// The same, with what `before` has counted if it limits the same.
+    #[must_use]
+    pub(crate) fn keep_counts(mut self, before: &Self) -> Self {
+        if let (Some(mine), Some(theirs)) = (&self.rates, &before.rates)
+            && mine.same_as(theirs)
+        {
+            self.rates = Some(Arc::clone(theirs));
+        }
+        self
     }
 
     /// The names and actions of the rules, in order, and of what is done without one.
@@ -253,7 +273,8 @@ mod tests {
 
     fn policy(rules: Vec<RuleSettings>, otherwise: Action) -> AuthzPolicy {
         let trust_domain = Some("mesh.example".parse().unwrap());
-        AuthzPolicy::compile(&AuthzSettings { rules, otherwise, trust_domain }).unwrap()
+        AuthzPolicy::compile(&AuthzSettings { rules, otherwise, trust_domain, ..AuthzSettings::default() })
+            .unwrap()
     }
 
     fn check(policy: &AuthzPolicy, caller: Option<&str>, request: &Request<()>, expected: (Action, &str)) {

@@ -18,11 +18,32 @@ pub struct AuthzSettings {
     /// Our own trust domain: what `*`, namespaces and service accounts mean, unless a rule names another. Without
     /// it they match nobody.
     pub trust_domain: Option<TrustDomain>,
+    /// How many of the requests that are let in are taken in a second. Default: any number.
+    pub rates: RateSettings,
+}
+
+/// How many requests a second a server takes, in all and of each client; each limit may be used up at once and then
+/// fills evenly. What is denied is not counted.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RateSettings {
+    /// The policy's name, in metrics.
+    pub name: Arc<str>,
+    /// All clients together.
+    pub total: Option<u32>,
+    /// Each client; those without an identity together.
+    pub identity: Option<u32>,
+    /// These clients together, instead.
+    pub overrides: Vec<(u32, Vec<IdentityMatch>)>,
 }
 
 impl Default for AuthzSettings {
     fn default() -> Self {
-        Self { rules: Vec::new(), otherwise: Action::Deny, trust_domain: None }
+        Self {
+            rules: Vec::new(),
+            otherwise: Action::Deny,
+            trust_domain: None,
+            rates: RateSettings::default(),
+        }
     }
 }
 

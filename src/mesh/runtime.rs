@@ -19,6 +19,7 @@ use crate::mesh::services::Services;
 use crate::mesh::sources;
 use crate::mesh::stats::Stats;
 use crate::mesh::tasks::{self, Tasks};
+use crate::metrics::registry::Registry;
 use crate::metrics::set::MetricsSet;
 use crate::profile::name::ServiceName;
 use crate::profile::service::ServiceProfile;
@@ -31,6 +32,8 @@ use crate::stdx::rng::Rng;
 use crate::tls::acceptor::{Acceptor, Mode};
 #[cfg(any(feature = "tls", feature = "ring"))]
 use crate::tls::connector::Connector;
+#[cfg(any(feature = "tls", feature = "ring"))]
+use crate::tls::epoch::EpochSettings;
 #[cfg(any(feature = "tls", feature = "ring"))]
 use crate::tls::rotate::{Identities, rotation};
 use bytes::Bytes;
@@ -206,15 +209,21 @@ impl Drop for Serving {
 
 impl Made {
     pub(crate) fn of(mut builder: MeshBuilder) -> Result<Mesh, Error> {
-        let gate = gate(builder.authz.take())?;
+        let recording = Recording::of(&builder)?;
+        let gate = gate(builder.authz.take(), recording.registry())?;
         let (needs_runtime, admin) = (sources::needs_runtime(&builder), builder.admin);
         #[cfg(any(feature = "tls", feature = "ring"))]
-        let (identities, rotating) =
-            builder.identity.take().map(|own| rotation(own.source, own.settings)).unzip();
+        let (identities, rotating) = builder
+            .identity
+            .take()
+            .map(|own| {
+                let registry = recording.registry().clone();
+                rotation(own.source, EpochSettings { registry, ..own.settings })
+            })
+            .unzip();
         #[cfg(any(feature = "tls", feature = "ring"))]
         let accept = builder.accept;
         let rng = builder.seed.map_or_else(Rng::thread, Rng::seeded);
-        let recording = Recording::of(&builder)?;
         let metrics = Arc::new(MetricsSet::new(recording.registry().clone()));
         let domain = builder.domain();
         let (profiles, endpoints) = sources::of(&builder, &metrics);
@@ -325,8 +334,8 @@ impl Made {
 }
 
 /// The gate of these settings.
-fn gate(settings: Option<AuthzSettings>) -> Result<Option<Gate>, Error> {
+fn gate(settings: Option<AuthzSettings>, registry: &Registry) -> Result<Option<Gate>, Error> {
     let Some(settings) = settings else { return Ok(None) };
     let policy = AuthzPolicy::compile(&settings).map_err(|invalid| Error::Config(Box::new(invalid)))?;
-    Ok(Some(Gate::new(policy)))
+    Ok(Some(Gate::counted(policy, registry.clone())))
 }

@@ -105,7 +105,7 @@ fn until_retired(identities: Identities, session: Session) -> BoxFuture<'static,
         let why = identities.retired(&session, &Rng::thread()).await;
         let peer = session.peer().map(|peer| peer.identity.to_string());
         tracing::debug!(reason = why.label(), peer = peer.as_deref(), "connection retired");
-        metrics::counter!("tls_connections_retired_total", "reason" => why.label()).increment(1);
+        identities.count_retired(&why);
     })
 }
 

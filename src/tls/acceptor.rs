@@ -85,9 +85,10 @@ impl Acceptor {
             Ok(outcome) => outcome,
             Err(_) => Err(TlsError::Timeout(self.handshake_max)),
         };
-        if let Err(error) = &outcome {
-            metrics::counter!("tls_handshake_failures_total", "direction" => "inbound", "reason" => error.label())
-                .increment(1);
+        match &outcome {
+            Ok(Accepted::Plain(_)) => {}
+            Ok(Accepted::Tls(..)) => identities.count_handshake("inbound", None),
+            Err(error) => identities.count_handshake("inbound", Some(error)),
         }
         outcome
     }

@@ -100,10 +100,7 @@ impl Connector {
         IO: AsyncRead + AsyncWrite + Unpin,
     {
         let outcome = self.handshake(io, expected).await;
-        if let Err(error) = &outcome {
-            metrics::counter!("tls_handshake_failures_total", "direction" => "outbound", "reason" => error.label())
-                .increment(1);
-        }
+        self.identities.count_handshake("outbound", outcome.as_ref().err());
         outcome
     }
 

@@ -3,6 +3,7 @@
 //! Nothing is shared between epochs but the crypto provider: no session, no ticket, no resolver. A session that was
 //! agreed under one identity can therefore never be resumed under another, and since resumption is off, not at all.
 
+use crate::metrics::registry::Registry;
 use crate::stdx::clock;
 use crate::tls::identity::Identity;
 use crate::tls::identity::PeerIdentity;
@@ -68,6 +69,8 @@ pub struct EpochSettings {
     pub old_epoch_max: Duration,
     /// The wall clock, which tests turn. Default: the system's.
     pub wall: Arc<dyn TimeProvider>,
+    /// Where identity and handshakes are counted. Default: the program's recorder; a mesh puts its own here.
+    pub registry: Registry,
 }
 
 impl Default for EpochSettings {
@@ -77,6 +80,7 @@ impl Default for EpochSettings {
             identity: None,
             old_epoch_max: Duration::from_secs(300),
             wall: Arc::new(Wall),
+            registry: Registry::global(),
         }
     }
 }

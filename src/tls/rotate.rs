@@ -12,6 +12,7 @@ use crate::tls::renew::Alarm;
 use crate::tls::session::Session;
 use crate::tls::session::TlsError;
 use crate::tls::svid::Refusal;
+use metrics::Label;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::future::Future;
@@ -159,6 +160,24 @@ impl Identities {
         }
     }
 
+    /// Counts a handshake, and why it failed if it did.
+    pub(crate) fn count_handshake(&self, direction: &'static str, failure: Option<&TlsError>) {
+        let direction = Label::new("direction", direction);
+        let (family, labels) = match failure {
+            None => ("tls_handshakes_total", vec![direction]),
+            Some(error) => {
+                ("tls_handshake_failures_total", vec![direction, Label::new("reason", error.label())])
+            }
+        };
+        self.settings.registry.counter(family, labels).increment(1);
+    }
+
+    /// Counts a connection that was retired.
+    pub(crate) fn count_retired(&self, why: &Retirement) {
+        let labels = vec![Label::new("reason", why.label())];
+        self.settings.registry.counter("tls_connections_retired_total", labels).increment(1);
+    }
+
     /// How much is left of the peer's certificate; `None`: nothing.
     fn left_of(&self, session: &Session, skew: Duration) -> Option<Duration> {
         let Some(peer) = session.peer() else { return Some(TICK) };
@@ -258,11 +277,12 @@ impl Publisher {
                     return Verdict::Taken;
                 }
                 tracing::info!(epoch = number, identity = %epoch.identity().identity, "identity published");
-                metrics::counter!("control_identity_cert_refreshes_total").increment(1);
-                metrics::gauge!("control_identity_cert_expiration_timestamp_seconds")
-                    .set(seconds(epoch.identity().not_after));
-                metrics::gauge!("control_identity_cert_refresh_timestamp_seconds")
-                    .set(seconds(self.settings.wall()));
+                self.counted("control_identity_cert_refreshes_total", vec![]);
+                self.shown("control_identity_epoch", vec![], number as f64);
+                let end = seconds(epoch.identity().not_after);
+                self.shown("control_identity_cert_expiration_timestamp_seconds", vec![], end);
+                let now = seconds(self.settings.wall());
+                self.shown("control_identity_cert_refresh_timestamp_seconds", vec![], now);
                 self.sender.send_modify(|state| {
                     state.epoch = Some(Arc::new(epoch));
                     state.fault = None;
@@ -271,8 +291,8 @@ impl Publisher {
             }
             Err(bad) => {
                 tracing::warn!(reason = bad.label(), error = %bad, "identity not taken over");
-                metrics::counter!("config_rejected_total", "source" => "identity", "reason" => bad.label())
-                    .increment(1);
+                let labels = vec![Label::new("source", "identity"), Label::new("reason", bad.label())];
+                self.counted("config_rejected_total", labels);
                 self.sender.send_modify(|state| {
                     state.fault = Some(bad);
                     state.refused += 1;
@@ -282,20 +302,28 @@ impl Publisher {
         }
     }
 
+    fn counted(&self, family: &'static str, labels: Vec<Label>) {
+        self.settings.registry.counter(family, labels).increment(1);
+    }
+
+    fn shown(&self, family: &'static str, labels: Vec<Label>, value: f64) {
+        self.settings.registry.gauge(family, labels).set(value);
+    }
+
     /// Shows and logs how much is left of our certificate.
     fn look_at_the_clock(&mut self) {
         let Some(epoch) = self.sender.borrow().epoch.clone() else { return };
         let (now, end) = (self.settings.wall(), epoch.identity().not_after);
         let alarm = Alarm::at(now, epoch.not_before(), end);
         let left = end.duration_since(now).unwrap_or_default();
-        metrics::gauge!("control_identity_cert_seconds_left").set(left.as_secs_f64());
+        self.shown("control_identity_cert_seconds_left", vec![], left.as_secs_f64());
         for (domain, bundle) in epoch.verifier().bundles().iter() {
             let Some(end) = bundle.first_expiry() else { continue };
             let left = end
                 .duration_since(now)
                 .map_or_else(|late| -late.duration().as_secs_f64(), |left| left.as_secs_f64());
-            metrics::gauge!("control_identity_anchor_seconds_left", "trust_domain" => domain.to_string())
-                .set(left);
+            let of = vec![Label::new("trust_domain", domain.to_string())];
+            self.shown("control_identity_anchor_seconds_left", of, left);
             if left <= 0.0 && self.warned.insert(domain.clone()) {
                 tracing::warn!(trust_domain = %domain, "a trust anchor has expired");
             }
@@ -305,7 +333,7 @@ impl Publisher {
         }
         for each in [Alarm::Low, Alarm::Critical, Alarm::Expired] {
             let rings = if each == alarm { 1.0 } else { 0.0 };
-            metrics::gauge!("control_identity_cert_alarm", "level" => each.as_str()).set(rings);
+            self.shown("control_identity_cert_alarm", vec![Label::new("level", each.as_str())], rings);
         }
         if alarm > Alarm::Calm {
             tracing::warn!(alarm = alarm.as_str(), left = ?left, "our certificate is not being renewed");

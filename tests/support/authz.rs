@@ -34,7 +34,8 @@ pub(crate) fn peer(name: &str) -> PeerIdentity {
 
 pub(crate) fn compile(rules: Vec<RuleSettings>, otherwise: Action) -> AuthzPolicy {
     let trust_domain = Some("mesh.example".parse().unwrap());
-    AuthzPolicy::compile(&AuthzSettings { rules, otherwise, trust_domain }).unwrap()
+    AuthzPolicy::compile(&AuthzSettings { rules, otherwise, trust_domain, ..AuthzSettings::default() })
+        .unwrap()
 }
 
 /// The policy of the corpus's paths.

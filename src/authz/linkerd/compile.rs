@@ -7,7 +7,6 @@
 use crate::authz::linkerd::words::Access;
 use crate::authz::linkerd::words::Authorization;
 use crate::authz::linkerd::words::Documents;
-use crate::authz::linkerd::words::LocalRates;
 use crate::authz::linkerd::words::Port;
 use crate::authz::linkerd::words::Required;
 use crate::authz::linkerd::words::Route;
@@ -64,12 +63,10 @@ pub struct Cluster {
 /// What the documents say about one port.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Inbound {
-    /// Who may do what.
+    /// Who may do what, and how much of it.
     pub settings: AuthzSettings,
     /// What is spoken.
     pub speaks: Speaks,
-    /// The rate limits.
-    pub rates: Option<LocalRates>,
     /// What could not be honoured, besides the faults of the documents themselves.
     pub faults: Vec<Fault>,
 }
@@ -93,7 +90,7 @@ impl Documents {
                     .map(|clients| allow(default_name(cluster.default), clients)),
             );
             let settings = settings(rules, cluster.default.otherwise(), cluster);
-            return Inbound { settings, speaks: Speaks::Unknown, rates: None, faults };
+            return Inbound { settings, speaks: Speaks::Unknown, faults };
         };
         if let Some(((_, other), _)) = selected.next() {
             let problem = format!("{name} and {other} select port {} of one workload", workload.port);
@@ -107,7 +104,7 @@ impl Documents {
         let Some(server) = server else {
             // It may be ours; what it would have refused is not known.
             let settings = settings(Vec::new(), Action::Deny, cluster);
-            return Inbound { settings, speaks: Speaks::Unknown, rates: None, faults };
+            return Inbound { settings, speaks: Speaks::Unknown, faults };
         };
         let mut grants = self.grants(workload, &mut faults, |target| match target {
             Target::Server(named) => named == name,
@@ -122,8 +119,8 @@ impl Documents {
         let otherwise = server.access.otherwise();
         if routes.is_empty() {
             rules.extend(grants.into_iter().map(|(name, clients)| allow(name, clients)));
-            let settings = settings(rules, otherwise, cluster);
-            return Inbound { settings, speaks: server.speaks, rates: self.rates_of(name, workload), faults };
+            let settings = self.limited(name, workload, settings(rules, otherwise, cluster));
+            return Inbound { settings, speaks: server.speaks, faults };
         }
         for matched in by_precedence(&routes) {
             let of_route = self.grants(workload, &mut faults, |target| {
@@ -135,8 +132,8 @@ impl Documents {
             );
             rules.push(on(RuleSettings::new(format!("route {}", matched.name), otherwise, Clients::Anyone)));
         }
-        let settings = settings(rules, Action::NotFound, cluster);
-        Inbound { settings, speaks: server.speaks, rates: self.rates_of(name, workload), faults }
+        let settings = self.limited(name, workload, settings(rules, Action::NotFound, cluster));
+        Inbound { settings, speaks: server.speaks, faults }
     }
 
     /// The authorizations of the workload's namespace whose target is meant, resolved.
@@ -203,11 +200,13 @@ impl Documents {
             .collect()
     }
 
-    fn rates_of(&self, server: &Arc<str>, workload: &Workload) -> Option<LocalRates> {
-        let of_server = |((namespace, _), rates): &(&(Arc<str>, Arc<str>), &LocalRates)| {
-            *namespace == workload.namespace && rates.server == *server
-        };
-        self.rates.iter().find(of_server).map(|(_, rates)| rates.clone())
+    /// The settings with the rate limits of their server.
+    fn limited(&self, server: &Arc<str>, workload: &Workload, settings: AuthzSettings) -> AuthzSettings {
+        let mut here = self.rates.iter().filter(|((namespace, _), _)| *namespace == workload.namespace);
+        match here.find(|(_, rates)| rates.server == *server) {
+            Some((_, of_server)) => AuthzSettings { rates: of_server.rates.clone(), ..settings },
+            None => settings,
+        }
     }
 }
 
@@ -268,5 +267,6 @@ fn allow(name: Arc<str>, clients: Clients) -> RuleSettings {
 }
 
 fn settings(rules: Vec<RuleSettings>, otherwise: Action, cluster: &Cluster) -> AuthzSettings {
-    AuthzSettings { rules, otherwise, trust_domain: Some(cluster.trust_domain.clone()) }
+    let trust_domain = Some(cluster.trust_domain.clone());
+    AuthzSettings { rules, otherwise, trust_domain, ..AuthzSettings::default() }
 }

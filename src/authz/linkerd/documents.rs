@@ -19,6 +19,7 @@ use crate::authz::network::Network;
 use crate::authz::settings::Clients;
 use crate::authz::settings::IdentityMatch;
 use crate::authz::settings::NetworkMatch;
+use crate::authz::settings::RateSettings;
 use crate::profile::invalid::Fault;
 use crate::profile::object;
 use crate::profile::object::Metadata;
@@ -359,7 +360,7 @@ fn client_of(client: &mut Fields<'_>, namespace: &Arc<str>) -> Option<Clients> {
     Some(Clients::All(all))
 }
 
-fn rates(spec: &mut Fields<'_>, _: &Metadata, namespace: &Arc<str>) -> Option<LocalRates> {
+fn rates(spec: &mut Fields<'_>, metadata: &Metadata, namespace: &Arc<str>) -> Option<LocalRates> {
     let server = spec.get("targetRef").required().fields(|fields| {
         let reference = reference(fields, namespace)?;
         if (reference.group, reference.kind) != (POLICY_GROUP, "Server") || reference.key.0 != *namespace {
@@ -393,7 +394,8 @@ fn rates(spec: &mut Fields<'_>, _: &Metadata, namespace: &Arc<str>) -> Option<Lo
             spec.get("total").reject("is less than a limit within it", "raise it, or lower the other");
         }
     }
-    Some(LocalRates { server: server.flatten()?, total, identity, overrides })
+    let name = metadata.name.as_str().into();
+    Some(LocalRates { server: server.flatten()?, rates: RateSettings { name, total, identity, overrides } })
 }
 
 fn rate(field: &Field<'_>) -> Option<u32> {

@@ -4,6 +4,7 @@ use crate::authz::settings::Action;
 use crate::authz::settings::Clients;
 use crate::authz::settings::IdentityMatch;
 use crate::authz::settings::NetworkMatch;
+use crate::authz::settings::RateSettings;
 use crate::profile::matching::Condition;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -232,12 +233,8 @@ pub struct Specificity {
 pub struct LocalRates {
     /// The name of the server.
     pub server: Arc<str>,
-    /// All clients together.
-    pub total: Option<u32>,
-    /// Each client; those without an identity together.
-    pub identity: Option<u32>,
-    /// Each of these clients instead.
-    pub overrides: Vec<(u32, Vec<IdentityMatch>)>,
+    /// The limits.
+    pub rates: RateSettings,
 }
 
 /// All documents, by namespace and name, in order.
