@@ -607,6 +607,74 @@ async fn a_drop_before_the_deadline_is_a_cancel_and_after_it_a_failure() {
     assert_eq!(run(true).await, 1, "the endpoint was too slow");
 }
 
+/// reliability.md T14: only what an endpoint did itself may shut it.
+#[tokio::test(start_paused = true)]
+async fn what_callers_do_shuts_no_endpoint() {
+    let world = World::with(&BalancerSettings::default(), Some(&breaker(3)));
+    world.fill([1, 2]);
+    (1..=2).for_each(|port| world.script(port, after(10)));
+    world.ask_all(10).await;
+    // Callers who go away at once; callers with 1 ms where 10 ms is usual, by the balancer's clock or the server's.
+    let told = |millis: u64| {
+        let mut state = CallState::new(clock::now());
+        (state.deadline, state.is_deadline_told) = (Some(clock::now() + Duration::from_millis(millis)), true);
+        Stateful { http: request(), state }
+    };
+    for _ in 0..10_000 {
+        let mut call = Box::pin(world.balance.clone().oneshot(told(1000)));
+        assert!(futures::poll!(call.as_mut()).is_pending());
+        drop(call);
+        let mut call = Box::pin(world.balance.clone().oneshot(told(1)));
+        assert!(futures::poll!(call.as_mut()).is_pending());
+        tokio::time::advance(Duration::from_millis(1)).await;
+        drop(call);
+    }
+    for answer in [Answer::Grpc("4"), Answer::Status(504), Answer::Status(400)] {
+        (1..=2).for_each(|port| world.answers(port, answer.clone()));
+        for _ in 0..100 {
+            let _ = world.balance.clone().oneshot(told(1)).await.unwrap().into_body().collect().await;
+        }
+    }
+    let state = world.balance.inspect();
+    assert_eq!((state.shut, state.spared, world.in_flight()), (0, 0, 0));
+    assert!(world.balance.events(0).is_empty());
+    // Whoever had a fair chance, and failed, is shut all the same.
+    (1..=2).for_each(|port| world.script(port, after(1_000_000)));
+    for _ in 0..10 {
+        let mut call = Box::pin(world.balance.clone().oneshot(told(100)));
+        assert!(futures::poll!(call.as_mut()).is_pending());
+        tokio::time::advance(Duration::from_millis(100)).await;
+        drop(call);
+    }
+    assert_eq!(world.balance.inspect().shut, 1, "and one stays");
+}
+
+/// A burst of failures within milliseconds, and as many within seconds, are one thing to a breaker.
+#[tokio::test(start_paused = true)]
+async fn a_burst_of_failures_trips_as_a_slow_run_of_them_does() {
+    let rate = Detector::SuccessRate { threshold: 0.8, window: Duration::from_secs(10), min_requests: 20 };
+    for detector in [rate, Detector::Consecutive { class: FailureClass::Any, threshold: 7 }] {
+        let settings = BreakerSettings { detectors: vec![detector], ..breaker(1) };
+        let tripped_after = async |every: u64| {
+            let world = World::with(&in_turn(), Some(&settings));
+            world.fill([1]);
+            // Long well, in the same window.
+            world.ask_all(30).await;
+            world.answers(1, Answer::Status(500));
+            for failures in 1..=100 {
+                world.ask().await.unwrap();
+                tokio::time::advance(Duration::from_millis(every)).await;
+                if world.balance.inspect().shut == 1 {
+                    return failures;
+                }
+            }
+            0
+        };
+        let (burst, slow) = (tripped_after(1).await, tripped_after(100).await);
+        assert!(burst > 0 && burst == slow, "{settings:?}: {burst} {slow}");
+    }
+}
+
 /// A request with a state and no route.
 struct Stateful {
     http: Request<Full<Bytes>>,

@@ -10,7 +10,7 @@ use crate::balance::pick::{Ask, Picker, Rule};
 use crate::balance::routes::{RoutePass, RouteWard};
 use crate::balance::rules::{Breaker, Rules};
 use crate::balance::set::{Set, Slot};
-use crate::balance::ticket::{Member, Ticket};
+use crate::balance::ticket::{Due, Member, Ticket};
 use crate::balance::update::{Edit, Item, Roll};
 use crate::breaker::event::Event;
 use crate::breaker::ward::{BedState, Ward};
@@ -183,7 +183,7 @@ impl<S: Clone> Balance<S> {
     ) -> Pick<S> {
         let state = request.state();
         let tried = state.map_or_else(Tried::default, |state| state.tried);
-        let deadline = state.and_then(|state| state.deadline);
+        let due = state.and_then(|state| Some(Due { at: state.deadline?, told: state.is_deadline_told }));
         let rules = &*snapshot.rules;
         let now = Moment::since(self.core.epoch, started);
         let mut panic = false;
@@ -193,20 +193,18 @@ impl<S: Clone> Balance<S> {
                 if ward.is_awake(now)
                     && let Some((service, member, pass)) = snapshot.probe(ward, now, &tried)
                 {
-                    return Pick::Sent(service, Ticket::with_pass(member, pass, now, deadline));
+                    return Pick::Sent(service, Ticket::with_pass(member, pass, now, due));
                 }
                 panic = rules.panics(snapshot.usable, ward.shut());
             }
             Breaker::Routes(routes) => {
                 let route = routes.of(request.route().map_or(&self.core.nameless, |route| &route.name), now);
-                return self.pick_for(snapshot, &route, (now, hash, deadline), &tried);
+                return self.pick_for(snapshot, &route, (now, hash, due), &tried);
             }
         }
         let picked = snapshot.choose(now, hash, panic, |id| tried.contains(EndpointId(id)));
         match picked {
-            Some(slot) => {
-                Pick::Sent(slot.item.service.clone(), Ticket::take(&slot.item.member, now, deadline))
-            }
+            Some(slot) => Pick::Sent(slot.item.service.clone(), Ticket::take(&slot.item.member, now, due)),
             None => self.refuse(snapshot, now),
         }
     }
@@ -216,7 +214,7 @@ impl<S: Clone> Balance<S> {
         &self,
         snapshot: &Snapshot<S>,
         route: &Arc<RouteWard>,
-        (now, hash, deadline): (Moment, Option<u64>, Option<Instant>),
+        (now, hash, due): (Moment, Option<u64>, Option<Due>),
         tried: &Tried,
     ) -> Pick<S> {
         let rng = &snapshot.rules.rng;
@@ -227,7 +225,7 @@ impl<S: Clone> Balance<S> {
             let slot = found.filter(|slot| slot.cell.id() == seat.member.cell.id() && slot.weight > 0);
             match slot.filter(|_| !tried.contains(seat.member.id())) {
                 Some(slot) => {
-                    let ticket = Ticket::take(&slot.item.member, now, deadline);
+                    let ticket = Ticket::take(&slot.item.member, now, due);
                     let pass = RoutePass { route: Arc::clone(route), seat, pass };
                     return Pick::Sent(slot.item.service.clone(), ticket.of_route(pass));
                 }
@@ -244,7 +242,7 @@ impl<S: Clone> Balance<S> {
         let slot = fresh.filter(open).or_else(|| snapshot.choose(now, hash, false, shut).filter(open));
         match slot {
             Some(slot) => {
-                let ticket = Ticket::take(&slot.item.member, now, deadline);
+                let ticket = Ticket::take(&slot.item.member, now, due);
                 let pass = route.pass(route.seat(&slot.item.member));
                 Pick::Sent(slot.item.service.clone(), ticket.of_route(pass))
             }

@@ -60,6 +60,18 @@ impl Patient for Arc<Member> {
     }
 }
 
+/// When the whole call must have ended.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Due {
+    pub(crate) at: Instant,
+    /// Whether the caller said so, and not the route.
+    pub(crate) told: bool,
+}
+
+/// A caller's own deadline is held against an endpoint only if it left so many times what the endpoint usually
+/// takes; else whoever sends requests with hopeless deadlines would shut endpoints that are well.
+const FAIR_FACTOR: f32 = 2.0;
+
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Phase {
     /// No response yet.
@@ -88,6 +100,8 @@ pub struct Ticket {
     member: Option<Arc<Member>>,
     /// The gate's word when the ticket was taken: an end counts for the breaker only while it is the same.
     pass: u32,
+    /// Whether the deadline is the caller's own.
+    told: bool,
     started: Moment,
     deadline: Option<Instant>,
     phase: Phase,
@@ -98,20 +112,16 @@ pub struct Ticket {
 impl Ticket {
     /// Takes a ticket at `member` for an attempt that started at `started`.
     #[inline]
-    pub(crate) fn take(member: &Arc<Member>, started: Moment, deadline: Option<Instant>) -> Self {
+    pub(crate) fn take(member: &Arc<Member>, started: Moment, due: Option<Due>) -> Self {
         let pass = member.cell.gate().load(Relaxed);
-        Self::with_pass(Arc::clone(member), pass, started, deadline)
+        Self::with_pass(Arc::clone(member), pass, started, due)
     }
 
     /// Takes a ticket with the pass that the breaker gave out.
-    pub(crate) fn with_pass(
-        member: Arc<Member>,
-        pass: u32,
-        started: Moment,
-        deadline: Option<Instant>,
-    ) -> Self {
+    pub(crate) fn with_pass(member: Arc<Member>, pass: u32, started: Moment, due: Option<Due>) -> Self {
         member.cell.begin(started);
-        Self { member: Some(member), pass, started, deadline, phase: Phase::Waiting, route: None }
+        let (told, deadline) = (due.is_some_and(|due| due.told), due.map(|due| due.at));
+        Self { member: Some(member), pass, told, started, deadline, phase: Phase::Waiting, route: None }
     }
 
     /// The same, to be counted by its route's breaker.
@@ -135,7 +145,8 @@ impl Ticket {
         member.cell.stream_begins();
         let (outcome, judged) = match head {
             Head::Decided(outcome) if outcome.is_failure() => {
-                judge(member, (self.pass, self.route.as_deref()), &outcome, || at);
+                let fair = if self.is_hopeless(member, &outcome, || at) { Outcome::DROPPED } else { outcome };
+                judge(member, (self.pass, self.route.as_deref()), &fair, || at);
                 (outcome, true)
             }
             Head::Decided(outcome) | Head::Unless(outcome) => (outcome, false),
@@ -178,8 +189,18 @@ impl Ticket {
         self.member.take()
     }
 
+    /// Whether the time was over before the endpoint had a chance: that says nothing of it.
+    fn is_hopeless(&self, member: &Member, outcome: &Outcome, now: impl Fn() -> Moment) -> bool {
+        // As this side sees it; as a gRPC or an HTTP server says it.
+        let late =
+            matches!(outcome.cause, Cause::Timeout(Scope::Request) | Cause::Grpc(4) | Cause::Status(504));
+        late && self.told && now().secs_since(self.started) < FAIR_FACTOR * member.cell.latency().secs
+    }
+
     fn end(&mut self, outcome: &Outcome) {
         let Some(member) = &self.member else { return };
+        let hopeless = self.is_hopeless(member, outcome, || member.rules.now());
+        let outcome = if hopeless { &Outcome::DROPPED } else { outcome };
         let well = went_well(outcome) == Some(true);
         let rules = &member.rules;
         match std::mem::replace(&mut self.phase, Phase::Settled) {
