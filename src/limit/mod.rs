@@ -1,4 +1,11 @@
 //! How much: rates, requests in flight, and who is refused first.
 
+pub mod concurrency;
+pub mod delay;
+pub mod gradient;
 pub mod keyed;
+pub mod priority;
+pub mod queue;
 pub mod rate;
+pub mod sample;
+pub mod vegas;
