@@ -695,7 +695,7 @@ impl MeshRequest for Stateful {
     fn http_mut(&mut self) -> &mut Request<Full<Bytes>> {
         &mut self.http
     }
-    fn route(&self) -> Option<&RoutePolicy> {
+    fn route(&self) -> Option<&Arc<RoutePolicy>> {
         None
     }
     fn state(&self) -> Option<&CallState> {
@@ -730,7 +730,7 @@ impl<B0> MeshRequest for Other<B0> {
     fn http_mut(&mut self) -> &mut Request<B0> {
         &mut self.0
     }
-    fn route(&self) -> Option<&RoutePolicy> {
+    fn route(&self) -> Option<&Arc<RoutePolicy>> {
         None
     }
     fn state(&self) -> Option<&CallState> {

@@ -7,6 +7,7 @@ mod common;
 
 use bytes::Bytes;
 use common::{Options, Row, measure, print};
+use enmesh::balance::body::AskBody;
 use enmesh::balance::layer::Balance;
 use enmesh::discover::endpoint::{Endpoint, EndpointSet};
 use enmesh::mesh::body::ReqBody;
@@ -15,11 +16,14 @@ use enmesh::mesh::stack::{self, Backend};
 use enmesh::metrics::names::Direction;
 use enmesh::metrics::registry::Registry;
 use enmesh::metrics::set::MetricsSet;
+use enmesh::policy::call::Call;
 use enmesh::policy::compile::{Compiler, Policy};
 use enmesh::profile::matching::{Condition, PathKind, PathMatch};
 use enmesh::profile::route::Route;
 use enmesh::profile::service::ServiceProfile;
 use enmesh::profile::settings::{BreakerSettings, Limit, RetryOn, RetrySettings, Timeouts};
+use enmesh::retry::layer::RetryLayer;
+use enmesh::split::layer::Split;
 use enmesh::stdx::rng::Rng;
 use http::{Request, Response};
 use http_body_util::Empty;
@@ -30,7 +34,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tower::Service;
+use tower::{Layer, Service};
 
 type Boxed = Pin<Box<dyn Future<Output = Result<Response<Empty<Bytes>>, Infallible>> + Send>>;
 
@@ -132,6 +136,36 @@ fn request_like(model: &Request<ReqBody>) -> Request<ReqBody> {
     request
 }
 
+/// The same request through the first layers alone, from the route inward.
+fn part_row<S>(options: &Options, name: &str, stack: S) -> Option<Row>
+where
+    S: Service<Call<ReqBody, Backend<Mock>>> + Clone,
+    S::Error: std::fmt::Debug,
+{
+    if !options.wants(name) {
+        return None;
+    }
+    let policy = policy(profile(10), 10);
+    let model = request("/api/r9");
+    measure(options, name, || {
+        let call = enter(&policy, request_like(&model)).expect("a route");
+        let response = now(stack.clone().call(call)).expect("a response");
+        drop(std::hint::black_box(response));
+    })
+}
+
+/// What each layer adds.
+fn parts(options: &Options) -> Vec<Row> {
+    let retry = RetryLayer::<AskBody>::by_route(Rng::thread()).layer(Split);
+    let mut rows = Vec::new();
+    rows.extend(part_row(options, "its parts: request, route, box", stack::PlainLayer.layer(Mock)));
+    rows.extend(part_row(options, "  and attempt", stack::replica(Mock)));
+    rows.extend(part_row(options, "  and split, balance, breaker", Split));
+    rows.extend(part_row(options, "  and retry", retry));
+    rows.extend(part_row(options, "  and metrics, filters, timeout: all", stack::outbound(Rng::thread())));
+    rows
+}
+
 mod reference;
 
 fn main() {
@@ -150,6 +184,7 @@ fn main() {
     for routes in [1_000, 10_000] {
         rows.extend(enmesh_row(&options, &format!("enmesh, 10 endpoints, {routes} routes"), routes, 10));
     }
+    rows.extend(parts(&options));
     let title = "Whole client stack, one request on a mock connection (box included)";
     print(title, "cargo bench --bench stack -- --callgrind", &rows);
 }

@@ -4,7 +4,7 @@ use crate::balance::ticket::{Member, Ticket};
 use crate::classify::outcome::{Cause, Outcome, Verdict};
 use crate::discover::endpoint::Endpoint;
 use crate::error::BoxError;
-use crate::policy::call::{EndpointId, ServedBy};
+use crate::policy::call::{EndpointId, Judged, ServedBy};
 use http_body::{Body, Frame, SizeHint};
 use pin_project::pin_project;
 use std::pin::Pin;
@@ -18,6 +18,7 @@ pub struct Served<B> {
     #[pin]
     inner: B,
     seat: Seat,
+    judged: Judged,
 }
 
 #[derive(Debug)]
@@ -42,12 +43,12 @@ impl Seat {
 }
 
 impl<B: Body> Served<B> {
-    pub(crate) fn new(inner: B, ticket: Ticket) -> Self {
+    pub(crate) fn new(inner: B, ticket: Ticket, judged: Judged) -> Self {
         let mut seat = Seat::Taken(ticket);
         if inner.is_end_stream() {
             seat.leave(|ticket| ticket.complete(None));
         }
-        Self { inner, seat }
+        Self { inner, seat, judged }
     }
 }
 
@@ -119,5 +120,9 @@ pub struct AskBody;
 impl<B> ServedBy<Served<B>> for AskBody {
     fn served_by(body: &Served<B>) -> Option<EndpointId> {
         body.endpoint_id()
+    }
+
+    fn judged(body: &Served<B>) -> Option<Judged> {
+        Some(body.judged)
     }
 }

@@ -6,7 +6,8 @@ use crate::balance::ticket::Ticket;
 use crate::classify::classifier::Classifier;
 use crate::classify::outcome::Outcome;
 use crate::error::{Error, Scope};
-use crate::policy::call::MeshRequest;
+use crate::policy::call::{Judged, MeshRequest};
+use crate::policy::route::RoutePolicy;
 use crate::stdx::clock;
 use crate::stdx::clock::Duration;
 use http::header::SET_COOKIE;
@@ -38,7 +39,7 @@ pub(crate) enum Pick<S> {
 pub struct BalanceFuture<S: Service<R>, R> {
     #[pin]
     state: State<S, R>,
-    classifier: Option<Arc<Classifier>>,
+    route: Option<Arc<RoutePolicy>>,
     /// The cookie that binds the caller to its endpoint; boxed, as few responses have one.
     cookie: Option<Box<HeaderValue>>,
 }
@@ -92,13 +93,13 @@ where
         request: R,
         cookie: Option<Box<HeaderValue>>,
     ) -> Self {
-        let classifier = request.route().map(|route| Arc::clone(&route.classifier));
+        let route = request.route().cloned();
         let state = match pick {
             Pick::Sent(service, ticket) => State::send(service, ticket, request, balance.fail_fast()),
             Pick::Refused(error) => State::Failed(Some(error)),
             Pick::Unknown => State::wait(balance, request),
         };
-        Self { state, classifier, cookie }
+        Self { state, route, cookie }
     }
 }
 
@@ -198,7 +199,7 @@ where
                     return Poll::Ready(finish(
                         result,
                         ticket,
-                        this.classifier.as_deref(),
+                        this.route.as_deref().map(|route| &*route.classifier),
                         this.cookie.take(),
                     ));
                 }
@@ -261,11 +262,12 @@ fn finish<B: Body>(
                 Some(classifier) => classifier.head(status, headers, clock::wall_secs),
                 None => Classifier::default().head(status, headers, clock::wall_secs),
             };
-            ticket.head(clock::now(), head);
+            let judged = Judged { head, at: clock::now() };
+            ticket.head(judged.at, head);
             if let Some(cookie) = cookie {
                 response.headers_mut().append(SET_COOKIE, *cookie);
             }
-            Ok(response.map(|body| Served::new(body, ticket)))
+            Ok(response.map(|body| Served::new(body, ticket, judged)))
         }
         Err(error) => {
             ticket.settle(&Outcome::of_error(&error));

@@ -240,7 +240,7 @@ pub struct Judge {
 }
 
 impl Watch for Judge {
-    fn end(mut self, end: End<'_>) {
+    fn end(&mut self, end: End<'_>) {
         let outcome = match (end, self.head) {
             (End::Complete(last), Head::Unless(outcome)) => trailers(outcome, last),
             // A reader that has seen enough has seen a response.

@@ -26,8 +26,8 @@ pub trait Watch {
     fn data(&mut self, bytes: usize) {
         let _ = bytes;
     }
-    /// It ended. Called once at most: not after `end`.
-    fn end(self, end: End<'_>);
+    /// It ended. Called once at most, and nothing after it.
+    fn end(&mut self, end: End<'_>);
 }
 
 /// A body that passes frames on and tells a [`Watch`] how it ended.
@@ -38,6 +38,7 @@ pub struct Watched<B, W: Watch> {
     inner: B,
     watch: Option<W>,
     begun: bool,
+    ended: bool,
 }
 
 impl<B: Body, W: Watch> Watched<B, W> {
@@ -48,9 +49,9 @@ impl<B: Body, W: Watch> Watched<B, W> {
 
     /// Watches `inner` if there is a watch.
     pub fn maybe(inner: B, watch: Option<W>) -> Self {
-        let mut this = Self { inner, watch, begun: false };
+        let mut this = Self { inner, watch, begun: false, ended: false };
         if this.inner.is_end_stream() {
-            finish(&mut this.watch, End::Complete(None));
+            finish(&mut this.watch, &mut this.ended, End::Complete(None));
         }
         this
     }
@@ -62,7 +63,7 @@ impl<B, W: Watch> Watched<B, W> {
         &self.inner
     }
 
-    /// The watch, until the end was told.
+    /// The watch, if there is one.
     pub fn watch(&self) -> Option<&W> {
         self.watch.as_ref()
     }
@@ -83,21 +84,24 @@ where
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let mut this = self.project();
         let frame = ready!(this.inner.as_mut().poll_frame(cx));
+        if *this.ended {
+            return Poll::Ready(frame);
+        }
         if let (false, Some(watch)) = (*this.begun, this.watch.as_mut()) {
             watch.first();
             *this.begun = true;
         }
         match &frame {
-            None => finish(this.watch, End::Complete(None)),
-            Some(Err(_)) => finish(this.watch, End::Broken),
+            None => finish(this.watch, this.ended, End::Complete(None)),
+            Some(Err(_)) => finish(this.watch, this.ended, End::Broken),
             Some(Ok(frame)) => match frame.trailers_ref() {
-                Some(trailers) => finish(this.watch, End::Complete(Some(trailers))),
+                Some(trailers) => finish(this.watch, this.ended, End::Complete(Some(trailers))),
                 None => {
                     if let (Some(watch), Some(data)) = (this.watch.as_mut(), frame.data_ref()) {
                         watch.data(bytes::Buf::remaining(data));
                     }
                     if this.inner.is_end_stream() {
-                        finish(this.watch, End::Complete(None));
+                        finish(this.watch, this.ended, End::Complete(None));
                     }
                 }
             },
@@ -114,8 +118,10 @@ where
     }
 }
 
-fn finish<W: Watch>(watch: &mut Option<W>, end: End<'_>) {
-    if let Some(watch) = watch.take() {
+#[inline]
+fn finish<W: Watch>(watch: &mut Option<W>, ended: &mut bool, end: End<'_>) {
+    if let Some(watch) = watch.as_mut().filter(|_| !*ended) {
+        *ended = true;
         watch.end(end);
     }
 }
@@ -123,7 +129,8 @@ fn finish<W: Watch>(watch: &mut Option<W>, end: End<'_>) {
 #[pinned_drop]
 impl<B, W: Watch> PinnedDrop for Watched<B, W> {
     fn drop(self: Pin<&mut Self>) {
-        finish(self.project().watch, End::Dropped);
+        let this = self.project();
+        finish(this.watch, this.ended, End::Dropped);
     }
 }
 
@@ -146,7 +153,7 @@ mod tests {
             self.0.lock().unwrap().push(format!("{bytes}"));
         }
 
-        fn end(self, end: End<'_>) {
+        fn end(&mut self, end: End<'_>) {
             self.0.lock().unwrap().push(match end {
                 End::Complete(Some(_)) => "trailers".into(),
                 End::Complete(None) => "end".into(),

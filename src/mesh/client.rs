@@ -99,10 +99,7 @@ impl Client {
             return ResponseFuture::failed(Error::BadRequest { reason: HTTPS.into() });
         }
         match enter(&policy, request) {
-            Ok(call) => {
-                let (route, started) = (Arc::clone(&call.scope.entry.policy.name), call.scope.state.started);
-                ResponseFuture::sent(self.stack.clone().call(call), route, started)
-            }
+            Ok(call) => ResponseFuture::sent(self.stack.clone().call(call)),
             Err(error) => ResponseFuture::failed(error),
         }
     }

@@ -36,3 +36,4 @@ pub mod stack;
 pub mod stats;
 #[cfg(feature = "http")]
 pub mod tasks;
+pub mod whole;

@@ -8,10 +8,11 @@ use crate::error::{BoxError, Error};
 use crate::mesh::body::ReqBody;
 use crate::mesh::client::ClientStack;
 use crate::mesh::directory::Target;
+use crate::mesh::whole::WholeBody;
 use crate::metrics::layer::Meter;
 use crate::policy::call::{Call, CallInfo};
 use crate::retry::body::Attempted;
-use crate::stdx::clock::{self, Instant};
+use crate::stdx::clock::Duration;
 use crate::timeout::body::TimedBody;
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -28,7 +29,7 @@ use tower_service::Service;
 /// The body of an attempt, as the retries see it.
 type Attempt = Served<TimedBody<ResponseBody>>;
 /// The body of a call.
-type Whole = Watched<RespondBody<TimedBody<Attempted<Attempt>>>, Meter>;
+type Whole = WholeBody<Attempt>;
 type StackFuture = <ClientStack as Service<Call<ReqBody, Target>>>::Future;
 
 /// A response's body. It passes frames on as they come; the call counts as in flight until it ends or is dropped.
@@ -36,19 +37,24 @@ type StackFuture = <ClientStack as Service<Call<ReqBody, Target>>>::Future;
 pub struct ResBody {
     #[pin]
     inner: Whole,
-    info: CallInfo,
 }
 
 impl ResBody {
-    /// How the call was served.
-    pub fn call_info(&self) -> &CallInfo {
-        &self.info
+    /// How the call was served. Of a route that answered by itself: without an attempt.
+    pub fn call_info(&self) -> CallInfo {
+        let meter = self.inner.watch();
+        let attempted = self.inner.inner().inner().and_then(TimedBody::inner);
+        let route = meter.and_then(Meter::route).map_or_else(|| "".into(), |route| Arc::clone(&route.name));
+        let latency = meter.map_or(Duration::ZERO, Meter::latency);
+        let mut info = CallInfo::new(route, attempted.map_or(0, Attempted::attempts), latency);
+        info.endpoint = attempted.and_then(|body| body.inner().endpoint()).cloned();
+        info
     }
 }
 
 impl fmt::Debug for ResBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResBody").field("info", &self.info).finish_non_exhaustive()
+        f.debug_struct("ResBody").field("info", &self.call_info()).finish_non_exhaustive()
     }
 }
 
@@ -89,20 +95,15 @@ pub struct ResponseFuture {
 )]
 #[pin_project(project = Step)]
 enum State {
-    Sent {
-        #[pin]
-        inner: StackFuture,
-        route: Arc<str>,
-        started: Instant,
-    },
+    Sent(#[pin] StackFuture),
     Failed(Option<Error>),
     /// Its service's source has not answered yet; what comes then is boxed, once per service.
     Waits(BoxFuture<'static, Result<Response<ResBody>, Error>>),
 }
 
 impl ResponseFuture {
-    pub(crate) fn sent(inner: StackFuture, route: Arc<str>, started: Instant) -> Self {
-        Self { state: State::Sent { inner, route, started }, grpc: false }
+    pub(crate) fn sent(inner: StackFuture) -> Self {
+        Self { state: State::Sent(inner), grpc: false }
     }
 
     pub(crate) fn failed(error: Error) -> Self {
@@ -132,13 +133,9 @@ impl Future for ResponseFuture {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let result = match this.state.project() {
-            Step::Sent { inner, route, started } => ready!(inner.poll(cx)).map(|response| {
-                response.map(|inner| {
-                    let latency = clock::now().saturating_duration_since(*started);
-                    let info = info(&inner, Arc::clone(route), latency);
-                    ResBody { inner, info }
-                })
-            }),
+            Step::Sent(inner) => {
+                ready!(inner.poll(cx)).map(|response| response.map(|inner| ResBody { inner }))
+            }
             Step::Failed(error) => Err(error.take().unwrap_or(Error::Closed)),
             Step::Waits(future) => ready!(future.as_mut().poll(cx)),
         };
@@ -151,28 +148,18 @@ impl Future for ResponseFuture {
 
 /// The response that tells a gRPC caller of `error`.
 fn grpc_status(error: &Error) -> Response<ResBody> {
-    let info = CallInfo::new("".into(), 0, std::time::Duration::ZERO);
     let inner = Watched::maybe(RespondBody::default(), None);
-    answer::response::<()>(error, true).map(|()| ResBody { inner, info })
-}
-
-fn info(body: &Whole, route: Arc<str>, latency: std::time::Duration) -> CallInfo {
-    // A route that answered by itself made no attempt.
-    let attempted = body.inner().inner().and_then(TimedBody::inner);
-    let attempts = attempted.map_or(0, Attempted::attempts);
-    let mut info = CallInfo::new(route, attempts, latency);
-    info.endpoint = attempted.and_then(|body| body.inner().endpoint()).cloned();
-    info
+    answer::response::<()>(error, true).map(|()| ResBody { inner })
 }
 
 /// What a response of a [`Client`](crate::mesh::client::Client) says of its call.
 pub trait ResponseExt {
     /// How the call was served: by which endpoint and route, after how many attempts, how fast.
-    fn call_info(&self) -> &CallInfo;
+    fn call_info(&self) -> CallInfo;
 }
 
 impl ResponseExt for Response<ResBody> {
-    fn call_info(&self) -> &CallInfo {
+    fn call_info(&self) -> CallInfo {
         self.body().call_info()
     }
 }

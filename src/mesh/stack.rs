@@ -3,21 +3,19 @@
 use crate::balance::body::AskBody;
 use crate::balance::layer::Balance;
 use crate::error::Error;
-use crate::metrics::layer::{Metrics, MetricsLayer};
+use crate::mesh::whole::{Whole, WholeLayer};
 use crate::policy::call::MeshRequest;
 use crate::retry::layer::{Retry, RetryLayer};
-use crate::route::layer::{Act, ActLayer};
 use crate::split::layer::Split;
 use crate::stdx::rng::Rng;
 use crate::timeout::attempt::{Attempt, AttemptLayer};
-use crate::timeout::layer::{Timeout, TimeoutLayer};
 use std::task::{Context, Poll};
 use tower::ServiceBuilder;
 use tower_layer::Layer;
 use tower_service::Service;
 
 /// What a request meets after it has met its route.
-pub type Outbound<W, S> = Metrics<Act<Timeout<Retry<S, W>>>>;
+pub type Outbound<W, S> = Whole<Retry<S, W>, W>;
 
 /// What one replica is: its connections, below the timer of an attempt.
 pub type Replica<C> = Attempt<Plain<C>>;
@@ -35,12 +33,9 @@ pub fn outbound(rng: Rng) -> Outbound<AskBody, Split> {
 /// The stack around any service that a call can be given to.
 pub fn around<W, S>(rng: Rng, inner: S) -> Outbound<W, S> {
     ServiceBuilder::new()
-        // above the timeout, so that a deadline shows as one
-        .layer(MetricsLayer::default())
-        // below the metrics, so that what a route answers by itself is counted
-        .layer(ActLayer)
-        // above the retries, because it is for all attempts together
-        .layer(TimeoutLayer::request())
+        // metrics, what the route does by itself, and the timeout of the whole call: above the retries, because they are for
+        // all attempts together
+        .layer(WholeLayer::default())
         // above split and balance, so that another attempt may go elsewhere
         .layer(RetryLayer::by_route(rng))
         // chooses the backend; below it stands one balancer per backend, not per route

@@ -5,8 +5,9 @@ use crate::classify::classifier::{Classifier, Head, trailers};
 use crate::classify::outcome::{Cause, Outcome, Verdict};
 use crate::error::{BoxError, Error};
 use crate::metrics::route::RouteMetrics;
-use crate::policy::call::MeshRequest;
-use crate::stdx::clock::{self, Instant};
+use crate::policy::call::{Judged, MeshRequest};
+use crate::policy::route::RoutePolicy;
+use crate::stdx::clock::{self, Duration, Instant};
 use http::Response;
 use http_body::Body;
 use pin_project::{pin_project, pinned_drop};
@@ -66,69 +67,121 @@ where
 
     #[inline]
     fn call(&mut self, request: R) -> Self::Future {
-        let route = request.route();
-        let metrics = route.map(|route| &route.metrics).or(self.layer.own.as_ref());
-        let meter = metrics.map(|metrics| {
-            let started = request.state().map_or_else(clock::now, |state| state.started);
-            Meter::begin(metrics, started, route.map(|route| &route.classifier))
+        let route = request.route().map(|route| Counted::Route(Arc::clone(route)));
+        let counted = route.or_else(|| self.layer.own.clone().map(Counted::Own));
+        let meter = counted.map(|counted| {
+            Meter::begin(counted, request.state().map_or_else(clock::now, |state| state.started))
         });
         MetricsFuture { inner: self.inner.call(request), meter }
     }
 }
 
-/// What one call counts when it ends. Dropped without an end, it counts as cancelled.
+/// Whose counters count a call.
+#[derive(Debug)]
+pub(crate) enum Counted {
+    /// Its route's.
+    Route(Arc<RoutePolicy>),
+    /// The layer's own.
+    Own(Arc<RouteMetrics>),
+}
+
+impl Counted {
+    fn metrics(&self) -> &RouteMetrics {
+        match self {
+            Self::Route(route) => &route.metrics,
+            Self::Own(own) => own,
+        }
+    }
+}
+
+/// What one call counts when it ends. Its owner says how it ends, once.
 #[derive(Debug)]
 pub struct Meter {
-    metrics: Arc<RouteMetrics>,
-    classifier: Option<Arc<Classifier>>,
-    /// The beginning, until the latency is recorded.
-    started: Option<Instant>,
+    counted: Counted,
+    started: Instant,
+    /// From the beginning to the response's headers.
+    latency: Duration,
+    is_latency_counted: bool,
     status: Option<u16>,
     head: Head,
 }
 
 impl Meter {
-    fn begin(metrics: &Arc<RouteMetrics>, started: Instant, classifier: Option<&Arc<Classifier>>) -> Self {
-        metrics.begin();
-        let (classifier, started) = (classifier.cloned(), Some(started));
-        Self { metrics: Arc::clone(metrics), classifier, started, status: None, head: DROPPED }
+    #[inline]
+    pub(crate) fn begin(counted: Counted, started: Instant) -> Self {
+        counted.metrics().begin();
+        let (latency, head) = (Duration::ZERO, Head::Decided(Outcome::DROPPED));
+        Self { counted, started, latency, is_latency_counted: false, status: None, head }
     }
 
-    fn judge<B>(&mut self, response: &Response<B>) {
+    /// The route, if the call met one.
+    pub(crate) fn route(&self) -> Option<&Arc<RoutePolicy>> {
+        match &self.counted {
+            Counted::Route(route) => Some(route),
+            Counted::Own(_) => None,
+        }
+    }
+
+    /// When the call began.
+    pub(crate) fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// From the beginning to the response's headers; zero before they came.
+    pub(crate) fn latency(&self) -> Duration {
+        self.latency
+    }
+
+    /// The response's head came; `judged` is what a layer below found out about it.
+    #[inline]
+    pub(crate) fn head<B>(&mut self, response: &Response<B>, judged: Option<Judged>) {
         let (status, headers) = (response.status(), response.headers());
-        self.status = Some(status.as_u16());
-        self.head = match &self.classifier {
-            Some(classifier) => classifier.head(status, headers, clock::wall_secs),
-            None => Classifier::default().head(status, headers, clock::wall_secs),
+        let judge = || {
+            let head = match self.route() {
+                Some(route) => route.classifier.head(status, headers, clock::wall_secs),
+                None => Classifier::default().head(status, headers, clock::wall_secs),
+            };
+            Judged { head, at: clock::now() }
         };
+        let Judged { head, at } = judged.unwrap_or_else(judge);
+        (self.status, self.head) = (Some(status.as_u16()), head);
+        self.latency = at.saturating_duration_since(self.started);
     }
 
-    fn settle(mut self, outcome: &Outcome) {
-        self.record_latency();
-        self.metrics.end(self.status, outcome);
+    /// It ended so, without a response's body.
+    pub(crate) fn settle(&mut self, outcome: &Outcome) {
+        self.count_latency(clock::now().saturating_duration_since(self.started));
+        self.counted.metrics().end(self.status, outcome);
     }
 
-    fn record_latency(&mut self) {
-        if let Some(started) = self.started.take() {
-            self.metrics.latency(clock::now().saturating_duration_since(started));
+    /// The caller went away before a response came.
+    pub(crate) fn cancel(&mut self) {
+        self.counted.metrics().end(self.status, &Outcome::DROPPED);
+    }
+
+    #[inline]
+    fn count_latency(&mut self, latency: Duration) {
+        if !std::mem::replace(&mut self.is_latency_counted, true) {
+            self.counted.metrics().latency(latency);
         }
     }
 }
 
-const DROPPED: Head = Head::Decided(Outcome::DROPPED);
-
 impl Watch for Meter {
     fn first(&mut self) {
-        self.record_latency();
+        self.count_latency(clock::now().saturating_duration_since(self.started));
     }
 
-    fn end(self, end: End<'_>) {
+    #[inline]
+    fn end(&mut self, end: End<'_>) {
         let outcome = match (self.head, end) {
             (Head::Decided(outcome), _) | (Head::Unless(outcome), End::Dropped) => outcome,
             (Head::Unless(outcome), End::Complete(found)) => trailers(outcome, found),
             (Head::Unless(_), End::Broken) => Outcome::new(Verdict::Failure, Cause::Reset),
         };
-        self.settle(&outcome);
+        // A body without a frame ended with its head.
+        self.count_latency(self.latency);
+        self.counted.metrics().end(self.status, &outcome);
     }
 }
 
@@ -157,12 +210,12 @@ where
         Poll::Ready(match result {
             Ok(response) => {
                 if let Some(meter) = &mut meter {
-                    meter.judge(&response);
+                    meter.head(&response, None);
                 }
                 Ok(response.map(|body| Watched::maybe(body, meter)))
             }
             Err(error) => {
-                if let Some(meter) = meter {
+                if let Some(mut meter) = meter {
                     meter.settle(&Outcome::of_error(&error));
                 }
                 Err(error)
@@ -175,8 +228,7 @@ where
 impl<F> PinnedDrop for MetricsFuture<F> {
     fn drop(self: Pin<&mut Self>) {
         if let Some(mut meter) = self.project().meter.take() {
-            meter.started = None;
-            meter.settle(&Outcome::DROPPED);
+            meter.cancel();
         }
     }
 }

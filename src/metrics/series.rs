@@ -11,12 +11,14 @@ use std::sync::OnceLock;
 pub const SERIES_MAX: usize = 64;
 
 /// What tells the series of a response apart.
+///
+/// Numbers only: to compare two empty texts reads from an address that is none, which costs some processors 100 ns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ending {
     status: u16,
     grpc: u8,
     failure: bool,
-    error: &'static str,
+    error: ErrorWord,
 }
 
 const NO_GRPC: u8 = u8::MAX;
@@ -29,13 +31,13 @@ impl Ending {
             status: status.unwrap_or(0),
             grpc,
             failure: outcome.is_failure(),
-            error: error_word(outcome.cause),
+            error: ErrorWord::of(outcome.cause),
         }
     }
 
     fn slot(self) -> usize {
         let mixed = usize::from(self.status).wrapping_mul(31) ^ usize::from(self.grpc).wrapping_mul(7);
-        (mixed ^ (usize::from(self.failure) << 3) ^ self.error.len()) % SERIES_MAX
+        (mixed ^ (usize::from(self.failure) << 3) ^ self.error as usize) % SERIES_MAX
     }
 
     /// The labels, as Linkerd has them (linkerd.md §8.2): no `status_code` without a response.
@@ -48,21 +50,49 @@ impl Ending {
         labels.push(Label::from_static_parts("classification", class));
         let grpc = if self.grpc == NO_GRPC { String::new() } else { self.grpc.to_string() };
         labels.push(Label::new("grpc_status", grpc));
-        labels.push(Label::from_static_parts("error", self.error));
+        labels.push(Label::from_static_parts("error", self.error.text()));
         labels
     }
 }
 
-fn error_word(cause: Cause) -> &'static str {
-    match cause {
-        Cause::Status(_) | Cause::Grpc(_) => "",
-        Cause::Timeout(Scope::Idle) => "idle timeout",
-        Cause::Timeout(_) => "timeout",
-        Cause::Connect => "connect",
-        Cause::Refused => "refused",
-        Cause::Reset => "reset",
-        Cause::Local => "unsent",
-        Cause::Dropped => "cancelled",
+/// The label `error`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ErrorWord {
+    None,
+    IdleTimeout,
+    Timeout,
+    Connect,
+    Refused,
+    Reset,
+    Unsent,
+    Cancelled,
+}
+
+impl ErrorWord {
+    fn of(cause: Cause) -> Self {
+        match cause {
+            Cause::Status(_) | Cause::Grpc(_) => Self::None,
+            Cause::Timeout(Scope::Idle) => Self::IdleTimeout,
+            Cause::Timeout(_) => Self::Timeout,
+            Cause::Connect => Self::Connect,
+            Cause::Refused => Self::Refused,
+            Cause::Reset => Self::Reset,
+            Cause::Local => Self::Unsent,
+            Cause::Dropped => Self::Cancelled,
+        }
+    }
+
+    fn text(self) -> &'static str {
+        match self {
+            Self::None => "",
+            Self::IdleTimeout => "idle timeout",
+            Self::Timeout => "timeout",
+            Self::Connect => "connect",
+            Self::Refused => "refused",
+            Self::Reset => "reset",
+            Self::Unsent => "unsent",
+            Self::Cancelled => "cancelled",
+        }
     }
 }
 

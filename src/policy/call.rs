@@ -4,6 +4,7 @@
 //! hold, or a [`Call`], which carries its route's policy. What travels beside the request travels in the type
 //! and not in `http::Extensions`, whose first insert costs three allocations (crates.md fact 12).
 
+use crate::classify::classifier::Head;
 use crate::discover::endpoint::Endpoint;
 use crate::policy::route::{RouteEntry, RoutePolicy};
 use crate::stdx::clock::Instant;
@@ -166,7 +167,7 @@ pub trait MeshRequest: Sized {
     /// The HTTP request, to be changed.
     fn http_mut(&mut self) -> &mut Request<Self::Body>;
     /// The policy of the request's route, if it has met one.
-    fn route(&self) -> Option<&RoutePolicy>;
+    fn route(&self) -> Option<&Arc<RoutePolicy>>;
     /// The call's state, if it has met a route.
     fn state(&self) -> Option<&CallState>;
     /// The call's state, to be changed.
@@ -204,7 +205,7 @@ impl<B0> MeshRequest for Request<B0> {
         self
     }
 
-    fn route(&self) -> Option<&RoutePolicy> {
+    fn route(&self) -> Option<&Arc<RoutePolicy>> {
         None
     }
 
@@ -287,7 +288,7 @@ impl<B0, T> MeshRequest for Call<B0, T> {
         &mut self.http
     }
 
-    fn route(&self) -> Option<&RoutePolicy> {
+    fn route(&self) -> Option<&Arc<RoutePolicy>> {
         Some(&self.scope.entry.policy)
     }
 
@@ -325,10 +326,21 @@ impl<B0, T> MeshRequest for Call<B0, T> {
     }
 }
 
-/// Who served an attempt, as the layers above the balancer may ask of a response's body.
+/// What a balancer found out about a response, so that no layer above it need find it out again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Judged {
+    /// What its head says.
+    pub head: Head,
+    /// When it came.
+    pub at: Instant,
+}
+
+/// What the layers above the balancer may ask of a response's body.
 pub trait ServedBy<B> {
-    /// The endpoint, if it is known.
+    /// The endpoint that served the attempt, if it is known.
     fn served_by(body: &B) -> Option<EndpointId>;
+    /// How the response was judged, if it was.
+    fn judged(body: &B) -> Option<Judged>;
 }
 
 /// For stacks without a balancer: nobody knows.
@@ -337,6 +349,10 @@ pub struct Nobody;
 
 impl<B> ServedBy<B> for Nobody {
     fn served_by(_: &B) -> Option<EndpointId> {
+        None
+    }
+
+    fn judged(_: &B) -> Option<Judged> {
         None
     }
 }

@@ -166,7 +166,7 @@ impl<T> MirrorEntry<T> {
 #[derive(Debug)]
 pub struct RouteEntry<T> {
     /// What the layers read.
-    pub policy: RoutePolicy,
+    pub policy: Arc<RoutePolicy>,
     backends: Vec<Target<T>>,
     schedule: Arc<Schedule>,
     turn: Turn,
@@ -176,7 +176,7 @@ pub struct RouteEntry<T> {
 impl<T> RouteEntry<T> {
     /// A route with these backends, of which each attempt takes the one whose turn it is.
     pub fn new(policy: RoutePolicy, backends: Vec<Target<T>>, schedule: Arc<Schedule>) -> Self {
-        Self { policy, backends, schedule, turn: Turn::Weighted, mirrors: Box::default() }
+        Self { policy: Arc::new(policy), backends, schedule, turn: Turn::Weighted, mirrors: Box::default() }
     }
 
     /// The same route, whose backend is chosen in another way.

@@ -56,7 +56,7 @@ pub fn told<T>(
     let head = RequestHead::of_request(&request).from_caller(&caller);
     let decision = policy.explain(&head);
     let candidates = decision.candidates(policy);
-    let entry = decision.entry.map(|entry| &entry.policy);
+    let entry = decision.entry.map(|entry| &*entry.policy);
     let (outcome, status, grpc) = outcome(entry, &candidates);
     let written = |text: &Arc<str>| Some(text.to_string()).filter(|text| !text.is_empty());
     let filters: &[Filter] = decision.forward().map_or(&[], |forward| &forward.filters);

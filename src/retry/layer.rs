@@ -157,7 +157,7 @@ impl<S, R: MeshRequest> Again<S, R> {
         self.own.as_deref().or_else(|| self.head.route()?.retry.as_ref())
     }
 
-    fn judge<ResB: Body>(&self, end: &End<ResB>) -> Judgement {
+    fn judge<ResB: Body, W: ServedBy<ResB>>(&self, end: &End<ResB>) -> Judgement {
         let response = match end {
             Ok(response) => response,
             // What this crate answered itself would be answered so again.
@@ -167,10 +167,11 @@ impl<S, R: MeshRequest> Again<S, R> {
             Err(error) => return Judgement::Done(Outcome::of_error(error)),
         };
         let (status, headers) = (response.status(), response.headers());
-        let head = match self.head.route() {
+        let judged = W::judged(response.body().inner()).map(|judged| judged.head);
+        let head = judged.unwrap_or_else(|| match self.head.route() {
             Some(route) => route.classifier.head(status, headers, clock::wall_secs),
             None => Classifier::default().head(status, headers, clock::wall_secs),
-        };
+        });
         match head {
             Head::Unless(outcome) if self.may_peek(response) => Judgement::Peek(outcome),
             head => Judgement::Done(head.outcome()),
@@ -391,7 +392,7 @@ where
                     this.attempt.set(None);
                     let end = end.map(|response| response.map(Attempted::new));
                     let Some(again) = this.again else { return Poll::Ready(end) };
-                    match again.judge(&end) {
+                    match again.judge::<ResB, W>(&end) {
                         Judgement::Done(outcome) => (outcome, end),
                         Judgement::Peek(outcome) => {
                             *this.stage = Stage::Peek(Box::new((end, outcome)));

@@ -62,7 +62,7 @@ where
     }
 }
 
-fn answered<R: MeshRequest, B>(answer: &Answer, request: &R) -> Response<RespondBody<B>> {
+pub(crate) fn answered<R: MeshRequest, B>(answer: &Answer, request: &R) -> Response<RespondBody<B>> {
     let http = request.http();
     let mut response = Response::new(RespondBody::default());
     match answer {

@@ -2,7 +2,8 @@
 
 use crate::error::{BoxError, Error, Scope};
 use crate::policy::call::MeshRequest;
-use crate::stdx::clock::{self, Duration};
+use crate::policy::route::TimeoutPolicy;
+use crate::stdx::clock::{self, Duration, Instant};
 use crate::timeout::body::TimedBody;
 use crate::timeout::deadline;
 use crate::timeout::plan::Bound;
@@ -45,14 +46,22 @@ impl TimeoutLayer {
             let whole = limit.and_then(|after| Bound::new(clock::now(), after, Scope::Request));
             return (whole, whole);
         };
-        let whole = state.deadline.map(|at| {
-            let after = at.saturating_duration_since(state.started);
-            Bound { at, after, scope: Scope::Request }
-        });
-        let headers = route.timeouts.response_headers;
-        let headers = headers.and_then(|after| Bound::new(state.started, after, Scope::Request));
-        (Bound::earlier(whole, headers), whole)
+        let whole = whole(state.started, state.deadline);
+        (head(state.started, whole, &route.timeouts), whole)
     }
+}
+
+/// What ends a call after its response's headers: its deadline.
+pub(crate) fn whole(started: Instant, deadline: Option<Instant>) -> Option<Bound> {
+    let bound =
+        |at: Instant| Bound { at, after: at.saturating_duration_since(started), scope: Scope::Request };
+    deadline.map(bound)
+}
+
+/// What ends it before them: that, or its route's limit.
+pub(crate) fn head(started: Instant, whole: Option<Bound>, limits: &TimeoutPolicy) -> Option<Bound> {
+    let headers = limits.response_headers;
+    Bound::earlier(whole, headers.and_then(|after| Bound::new(started, after, Scope::Request)))
 }
 
 impl<S> Layer<S> for TimeoutLayer {
