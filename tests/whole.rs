@@ -16,13 +16,13 @@ use enmesh::profile::route::{Action, Filter, Forward, HeaderMods, Respond, Route
 use enmesh::profile::settings::{Limit, RetryOn, RetrySettings, Timeouts};
 use enmesh::retry::layer::RetryLayer;
 use enmesh::route::layer::ActLayer;
+use enmesh::stdx::clock;
 use enmesh::stdx::rng::Rng;
 use enmesh::timeout::layer::TimeoutLayer;
 use http::{Request, Response};
 use http_body::Body;
 use http_body_util::{BodyExt, Empty};
 use std::time::Duration;
-use tokio::time::Instant;
 use tower::{Layer, Service, ServiceExt};
 use upstream::{Reply, Sent, Upstream};
 
@@ -89,7 +89,7 @@ where
     B::Error: std::fmt::Debug,
 {
     let (upstream, entry) = (Upstream::new(case.script), call::entry(case.route));
-    let begun = Instant::now();
+    let begun = clock::now();
     let request = Request::new(Empty::new());
     let told = tokio::time::timeout(case.patience, async {
         match layer(upstream.clone()).oneshot(call::call(&entry, request)).await {

@@ -184,10 +184,10 @@ where
     }
 }
 
-fn answered_by_route<B: Body<Data = Bytes>>(answer: Answer<B>, meter: Option<Meter>) -> Response<WholeBody<B>>
+fn answered_by_route<B>(answer: Answer<B>, meter: Option<Meter>) -> Response<WholeBody<B>>
 where
+    B: Body<Data = Bytes> + Unpin,
     B::Error: Into<BoxError>,
-    B: Unpin,
 {
     let meter = meter.map(|mut meter| {
         meter.head(&answer, None);
