@@ -35,8 +35,10 @@ pub mod route;
 pub mod serve;
 pub mod split;
 pub mod stdx;
+pub mod tap;
 pub mod timeout;
 pub mod tls;
+pub mod trace;
 
 pub use error::{BoxError, Error, Scope};
 #[cfg(feature = "reqwest")]

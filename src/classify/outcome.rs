@@ -1,6 +1,7 @@
 //! Floor 1: how a call or an attempt ended.
 
 use crate::error::{Error, Scope};
+use std::fmt;
 use std::time::Duration;
 
 /// Whether an end counts for or against the peer.
@@ -33,6 +34,35 @@ pub enum Cause {
     Local,
     /// The caller went away.
     Dropped,
+}
+
+impl Cause {
+    /// One word for logs; one of a fixed set.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Status(_) => "status",
+            Self::Grpc(_) => "grpc",
+            Self::Timeout(_) => "timeout",
+            Self::Connect => "connect",
+            Self::Refused => "refused",
+            Self::Reset => "reset",
+            Self::Local => "local",
+            Self::Dropped => "dropped",
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(status) => write!(f, "status {status}"),
+            Self::Grpc(code) => write!(f, "grpc-status {code}"),
+            Self::Timeout(scope) => write!(f, "{} timeout", scope.as_str()),
+            Self::Connect | Self::Refused | Self::Reset | Self::Local | Self::Dropped => {
+                f.write_str(self.as_str())
+            }
+        }
+    }
 }
 
 /// How a call or an attempt ended: made once, in `classify`, and read by everybody.

@@ -4,6 +4,7 @@ pub mod call;
 pub mod compile;
 pub mod defaults;
 pub mod explain;
+pub mod observe;
 pub mod question;
 pub mod route;
 pub mod told;
