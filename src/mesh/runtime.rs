@@ -19,6 +19,7 @@ use crate::mesh::services::Services;
 use crate::mesh::sources;
 use crate::mesh::stats::Stats;
 use crate::mesh::tasks::{self, Tasks};
+use crate::metrics::ledger::Collect;
 use crate::metrics::registry::Registry;
 use crate::metrics::set::MetricsSet;
 use crate::profile::name::ServiceName;
@@ -139,6 +140,12 @@ impl Mesh {
         self.made.recording.render().map(|render| render())
     }
 
+    /// Passes what was counted until now on to the `metrics` recorder of the program, which else happens every 5 s. Does
+    /// nothing when the mesh records its metrics itself.
+    pub fn publish_metrics(&self) {
+        self.made.recording.pass();
+    }
+
     /// Where the admin server listens, if there is one; with port 0 given, the port that was free.
     pub fn admin_addr(&self) -> Option<SocketAddr> {
         self.made.admin.get().copied()
@@ -225,6 +232,8 @@ impl Made {
         let accept = builder.accept;
         let rng = builder.seed.map_or_else(Rng::thread, Rng::seeded);
         let metrics = Arc::new(MetricsSet::new(recording.registry().clone()));
+        let counted: Arc<dyn Collect> = metrics.clone();
+        recording.add(&counted);
         let domain = builder.domain();
         let (profiles, endpoints) = sources::of(&builder, &metrics);
         let own = builder.name.clone().unwrap_or_else(ServiceName::localhost);

@@ -237,14 +237,15 @@ impl<F> PinnedDrop for MetricsFuture<F> {
 mod tests {
     use super::*;
     use crate::metrics::names::Direction;
-    use crate::metrics::registry::Registry;
+    use crate::metrics::route::{RouteKind, RouteNames};
     use bytes::Bytes;
     use http::Request;
     use http_body_util::{BodyExt, Full};
     use tower::ServiceExt;
 
     fn route() -> Arc<RouteMetrics> {
-        Arc::new(RouteMetrics::new(&Registry::global(), Direction::Outbound, &"web:80".into(), &"r".into()))
+        let (direction, kind) = (Direction::Outbound, RouteKind::Profile);
+        Arc::new(RouteMetrics::new(RouteNames { direction, dst: "web:80".into(), route: "r".into(), kind }))
     }
 
     async fn call(metrics: &Arc<RouteMetrics>, status: u16, read: bool) {

@@ -1,9 +1,14 @@
-//! What happened: counters and histograms through the `metrics` facade, and a live reading without any exporter.
+//! What happened: counted in plain atomics on the path, told as Prometheus families when somebody reads.
 //!
-//! Families, labels and buckets are Linkerd's, so its dashboards work (linkerd.md §8.2). Handles are resolved when
-//! a policy is compiled, or once when a status is first seen; never by name for a request.
+//! A request adds to three [`tally::Tally`]s: of its route, of the backend and of the endpoint that its attempt went to. All
+//! families are made from those at a scrape ([`emit`]), so their number costs a request nothing. Families, labels and
+//! buckets are Linkerd's ([`families`], `docs/metrics.md`), so its dashboards work. Labels come from configuration only.
 
+mod emit;
+pub mod families;
+pub mod kept;
 pub mod layer;
+pub mod ledger;
 pub mod names;
 #[cfg(feature = "prometheus")]
 pub mod prometheus;
@@ -11,4 +16,9 @@ pub mod registry;
 pub mod route;
 pub mod series;
 pub mod set;
+pub mod show;
 pub mod stat;
+pub mod tally;
+pub mod text;
+
+pub use emit::service_labels;

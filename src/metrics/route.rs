@@ -1,109 +1,207 @@
-//! Floor 2: the resolved handles of one route, and what is counted when.
+//! Floor 2: what is counted of one route, of its backends, and of one endpoint.
 
-use crate::classify::outcome::{Outcome, Verdict};
-use crate::metrics::names::{self, Direction};
-use crate::metrics::registry::Registry;
-use crate::metrics::series::{Ending, EndingCounters};
-use crate::metrics::stat::{Reading, Stat};
-use metrics::{Counter, Histogram, Label};
+use crate::classify::outcome::Outcome;
+use crate::metrics::kept::Kept;
+use crate::metrics::names::Direction;
+use crate::metrics::series::Ending;
+use crate::metrics::stat::Reading;
+use crate::metrics::tally::Tally;
+use crate::stdx::histogram::{Counts, Histogram};
+use metrics::Label;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+/// The most backends of one route that are counted apart.
+pub const BACKENDS_MAX: usize = 256;
+
+/// What names a route in labels; configuration alone says it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RouteNames {
+    /// The label `direction`.
+    pub direction: Direction,
+    /// The label `dst`: the service with its port.
+    pub dst: Arc<str>,
+    /// The label `rt_route`; empty for the default route.
+    pub route: Arc<str>,
+    /// The labels `route_group` and `route_kind`.
+    pub kind: RouteKind,
+}
+
+/// Which resource a route was written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum RouteKind {
+    /// None: it is the route of what no other is for.
+    #[default]
+    Default,
+    /// A ServiceProfile, or another mesh's that is told as one.
+    Profile,
+    /// Gateway API's HTTPRoute or GRPCRoute.
+    Gateway,
+}
 
 /// Everything that is counted for one route in one direction.
 ///
-/// Conservation: at rest, `requests = successes + failures + cancelled`. A request is counted when it is called,
-/// whatever becomes of its body (Linkerd counts it when its body is first polled, linkerd.md §8.2).
+/// At rest, `requests = successes + failures + cancelled`. A request is counted when it is called, whatever becomes of
+/// its body (Linkerd counts it when its body is first polled, linkerd.md §8.2), and its response once, when its body
+/// ends or is dropped.
 #[derive(Debug)]
 pub struct RouteMetrics {
-    direction: Direction,
-    dst: Arc<str>,
-    route: Arc<str>,
-    requests: Counter,
-    responses: EndingCounters,
-    latency: Histogram,
-    actual_requests: Counter,
-    actual_responses: EndingCounters,
-    retryable: Counter,
-    no_budget: Counter,
-    stat: Stat,
+    names: RouteNames,
+    calls: Tally,
+    /// Attempts that reached no backend of their own.
+    unsent: Tally,
+    backends: Kept<Arc<str>, BackendMetrics>,
+    retries: AtomicU64,
+    retry_successes: AtomicU64,
+    attempts_spent: AtomicU64,
+    no_budget: AtomicU64,
+    deadline_left: Histogram,
+}
+
+/// What is counted of the attempts of a route at one of its backends.
+#[derive(Debug)]
+pub struct BackendMetrics {
+    /// The backend's name, with its port.
+    pub name: Arc<str>,
+    /// The attempts.
+    pub tally: Tally,
+}
+
+/// What is counted of the attempts at one endpoint, whatever their route.
+#[derive(Debug)]
+pub struct EndpointMetrics {
+    /// Its labels (linkerd.md §8.2).
+    pub labels: Vec<Label>,
+    /// The attempts.
+    pub tally: Tally,
+}
+
+/// What a route counts beside its calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Retries {
+    /// Retries that were granted.
+    pub sent: u64,
+    /// Of these, those that needed no further one.
+    pub succeeded: u64,
+    /// Failures that were worth a retry after the last attempt.
+    pub spent: u64,
+    /// Failures that were worth a retry and that the budget refused.
+    pub no_budget: u64,
 }
 
 impl RouteMetrics {
-    /// Handles for `route` of `dst`; an empty route is the default one and has no `rt_route` label.
-    pub fn new(registry: &Registry, direction: Direction, dst: &Arc<str>, route: &Arc<str>) -> Self {
-        let mut labels = vec![
-            Label::from_static_parts("direction", direction.as_str()),
-            Label::new("dst", Arc::clone(dst)),
-        ];
-        if !route.is_empty() {
-            labels.push(Label::new("rt_route", Arc::clone(route)));
-        }
-        let counter = |family| registry.counter(family, labels.clone());
-        // Nobody retries what arrives.
-        let outbound = |family, labels: &Vec<Label>| match direction {
-            Direction::Outbound => registry.counter(family, labels.clone()),
-            Direction::Inbound => Counter::noop(),
-        };
-        let endings = |family| EndingCounters::new(registry.clone(), family, labels.clone());
-        let mut skipped = labels.clone();
-        skipped.push(Label::from_static_parts("skipped", "no_budget"));
+    /// Nothing counted yet.
+    pub fn new(names: RouteNames) -> Self {
         Self {
-            direction,
-            dst: Arc::clone(dst),
-            route: Arc::clone(route),
-            requests: counter(names::ROUTE_REQUEST),
-            responses: endings(names::ROUTE_RESPONSE),
-            latency: registry.histogram(names::ROUTE_LATENCY, labels.clone()),
-            actual_requests: outbound(names::ROUTE_ACTUAL_REQUEST, &labels),
-            actual_responses: endings(names::ROUTE_ACTUAL_RESPONSE),
-            retryable: outbound(names::ROUTE_RETRYABLE, &labels),
-            no_budget: outbound(names::ROUTE_RETRYABLE, &skipped),
-            stat: Stat::default(),
+            names,
+            calls: Tally::default(),
+            unsent: Tally::default(),
+            backends: Kept::new(BACKENDS_MAX),
+            retries: AtomicU64::new(0),
+            retry_successes: AtomicU64::new(0),
+            attempts_spent: AtomicU64::new(0),
+            no_budget: AtomicU64::new(0),
+            deadline_left: Histogram::default(),
         }
+    }
+
+    /// What names it.
+    pub fn names(&self) -> &RouteNames {
+        &self.names
     }
 
     /// The label `dst`.
     pub fn dst(&self) -> &Arc<str> {
-        &self.dst
+        &self.names.dst
     }
 
     /// The label `rt_route`; empty for the default route.
     pub fn route(&self) -> &Arc<str> {
-        &self.route
+        &self.names.route
     }
 
     /// The label `direction`.
     pub fn direction(&self) -> Direction {
-        self.direction
+        self.names.direction
+    }
+
+    /// Its calls, outside retries.
+    pub fn calls(&self) -> &Tally {
+        &self.calls
+    }
+
+    /// Its attempts that reached no backend.
+    pub fn unsent(&self) -> &Tally {
+        &self.unsent
+    }
+
+    /// What is counted of a backend; made when first asked for. For compiling, not for requests.
+    pub fn backend(&self, name: &Arc<str>) -> Arc<BackendMetrics> {
+        let make = |name: &Arc<str>| BackendMetrics { name: Arc::clone(name), tally: Tally::default() };
+        self.backends.get(name, || "other".into(), make)
+    }
+
+    /// All its backends, in order of their names.
+    pub fn backends(&self) -> &Kept<Arc<str>, BackendMetrics> {
+        &self.backends
+    }
+
+    /// What became of its retries.
+    pub fn retries(&self) -> Retries {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Retries {
+            sent: load(&self.retries),
+            succeeded: load(&self.retry_successes),
+            spent: load(&self.attempts_spent),
+            no_budget: load(&self.no_budget),
+        }
+    }
+
+    /// What was left of the deadlines of calls that ended well.
+    pub fn left(&self) -> Counts {
+        self.deadline_left.read()
     }
 
     /// The totals so far.
     pub fn read(&self) -> Reading {
-        self.stat.read()
+        let calls = self.calls.read();
+        let mut reading = Reading {
+            requests: calls.begun,
+            successes: calls.successes(),
+            failures: calls.failures(),
+            cancelled: calls.cancelled(),
+            no_budget: self.no_budget.load(Ordering::Relaxed),
+            latency: calls.latency,
+            ..Reading::default()
+        };
+        let unsent = self.unsent.read();
+        let backends = self.backends.all().into_iter().map(|backend| backend.tally.read());
+        for attempts in backends.chain([unsent]) {
+            reading.attempts += attempts.begun;
+            reading.attempt_successes += attempts.successes();
+            reading.attempt_failures += attempts.failures();
+        }
+        reading
     }
 
     /// A call began, and with it its first attempt.
     #[inline]
     pub fn begin(&self) {
-        self.requests.increment(1);
-        self.stat.begin();
+        self.calls.begin();
         self.begin_attempt();
     }
 
     /// Its response's first frame, or its end, came after `latency`.
     #[inline]
     pub fn latency(&self, latency: Duration) {
-        self.latency.record(latency.as_secs_f64() * 1e3);
-        self.stat.latency(latency);
+        self.calls.latency(latency);
     }
 
     /// It ended, and with it its last attempt; `status` is that of its response, if there was one.
     #[inline]
     pub fn end(&self, status: Option<u16>, outcome: &Outcome) {
-        self.stat.end(outcome);
-        if outcome.verdict != Verdict::Cancelled {
-            self.responses.increment(Ending::new(status, outcome));
-        }
+        self.calls.end(Ending::new(status, outcome));
         self.end_attempt(status, outcome);
     }
 
@@ -116,29 +214,37 @@ impl RouteMetrics {
     /// One more attempt began beside or after others.
     #[inline]
     pub fn begin_attempt(&self) {
-        if self.direction == Direction::Outbound {
-            self.actual_requests.increment(1);
-            self.stat.begin_attempt();
+        if self.names.direction == Direction::Outbound {
+            self.unsent.begin();
         }
     }
 
     /// One of several attempts ended.
     #[inline]
     pub fn end_attempt(&self, status: Option<u16>, outcome: &Outcome) {
-        if self.direction == Direction::Outbound {
-            self.stat.end_attempt(outcome);
-            if outcome.verdict != Verdict::Cancelled {
-                self.actual_responses.increment(Ending::new(status, outcome));
-            }
+        if self.names.direction == Direction::Outbound {
+            self.unsent.end(Ending::new(status, outcome));
         }
     }
 
     /// A failure could be tried again; `granted` says whether the budget allowed it.
     pub fn retryable(&self, granted: bool) {
-        self.retryable.increment(1);
-        if !granted {
-            self.no_budget.increment(1);
-            self.stat.no_budget();
-        }
+        let counter = if granted { &self.retries } else { &self.no_budget };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A failure was worth a retry, after the last attempt.
+    pub fn spent(&self) {
+        self.attempts_spent.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A retry ended and needed no further one.
+    pub fn retry_succeeded(&self) {
+        self.retry_successes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// So much was left of a call's deadline when it had ended well.
+    pub fn deadline_left(&self, left: Duration) {
+        self.deadline_left.record(left);
     }
 }

@@ -1,146 +1,428 @@
-//! Floor 2: counters of one family that differ by how a response ended; each resolved when first seen.
+//! Floor 2: what tells the series of an ending apart, and counters by it without a lock.
 
-use crate::classify::outcome::{Cause, Outcome};
-use crate::error::Scope;
-use crate::metrics::registry::Registry;
-use metrics::{Counter, Label};
+use crate::classify::outcome::{Cause, Outcome, Verdict};
+use crate::error::{Error, Scope};
+use metrics::Label;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The most series of one family and route: all statuses in common use, with room; more share one series
-/// labelled `other`.
-pub const SERIES_MAX: usize = 64;
+/// The most endings that are counted apart for one route, backend or endpoint: all statuses in common use, with room;
+/// more share one series whose status is `other`. A status comes from a peer, so there must be a limit.
+pub const ENDINGS_MAX: usize = NEAR + FAR;
 
-/// What tells the series of a response apart.
-///
-/// Numbers only: to compare two empty texts reads from an address that is none, which costs some processors 100 ns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ending {
-    status: u16,
-    grpc: u8,
-    failure: bool,
-    error: ErrorWord,
-}
+/// Endings beside the other counters: success, and a handful of failures.
+const NEAR: usize = 6;
+/// Further ones, made when the first of them is met.
+const FAR: usize = 58;
 
 const NO_GRPC: u8 = u8::MAX;
 
-impl Ending {
-    /// The series of an outcome whose response had this HTTP status (`None`: there was none).
-    pub fn new(status: Option<u16>, outcome: &Outcome) -> Self {
-        let grpc = if let Cause::Grpc(code) = outcome.cause { code } else { NO_GRPC };
-        Self {
-            status: status.unwrap_or(0),
-            grpc,
-            failure: outcome.is_failure(),
-            error: ErrorWord::of(outcome.cause),
-        }
-    }
+/// Stands for the statuses that are not told apart; no HTTP status is so large.
+const OTHER: u16 = u16::MAX;
 
-    fn slot(self) -> usize {
-        let mixed = usize::from(self.status).wrapping_mul(31) ^ usize::from(self.grpc).wrapping_mul(7);
-        (mixed ^ (usize::from(self.failure) << 3) ^ self.error as usize) % SERIES_MAX
-    }
-
-    /// The labels, as Linkerd has them (linkerd.md §8.2): no `status_code` without a response.
-    fn labels(self, base: &[Label]) -> Vec<Label> {
-        let mut labels = base.to_vec();
-        if self.status != 0 {
-            labels.push(Label::new("status_code", self.status.to_string()));
-        }
-        let class = if self.failure { "failure" } else { "success" };
-        labels.push(Label::from_static_parts("classification", class));
-        let grpc = if self.grpc == NO_GRPC { String::new() } else { self.grpc.to_string() };
-        labels.push(Label::new("grpc_status", grpc));
-        labels.push(Label::from_static_parts("error", self.error.text()));
-        labels
-    }
-}
-
-/// The label `error`.
+/// Why there was no response, or none to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ErrorWord {
+#[repr(u8)]
+enum Word {
     None,
+    RequestTimeout,
+    HeadersTimeout,
+    StreamTimeout,
     IdleTimeout,
-    Timeout,
+    FailFast,
+    Shed,
     Connect,
     Refused,
     Reset,
-    Unsent,
+    Local,
+    Denied,
     Cancelled,
 }
 
-impl ErrorWord {
-    fn of(cause: Cause) -> Self {
+const WORDS: [Word; 13] = [
+    Word::None,
+    Word::RequestTimeout,
+    Word::HeadersTimeout,
+    Word::StreamTimeout,
+    Word::IdleTimeout,
+    Word::FailFast,
+    Word::Shed,
+    Word::Connect,
+    Word::Refused,
+    Word::Reset,
+    Word::Local,
+    Word::Denied,
+    Word::Cancelled,
+];
+
+impl Word {
+    fn of_cause(cause: Cause) -> Self {
         match cause {
             Cause::Status(_) | Cause::Grpc(_) => Self::None,
+            Cause::Timeout(Scope::Request) => Self::RequestTimeout,
+            Cause::Timeout(Scope::Attempt) => Self::HeadersTimeout,
+            Cause::Timeout(Scope::Response) => Self::StreamTimeout,
             Cause::Timeout(Scope::Idle) => Self::IdleTimeout,
-            Cause::Timeout(_) => Self::Timeout,
-            Cause::Connect => Self::Connect,
+            Cause::Timeout(Scope::Queue) => Self::FailFast,
+            Cause::Timeout(Scope::Connect) | Cause::Connect => Self::Connect,
             Cause::Refused => Self::Refused,
             Cause::Reset => Self::Reset,
-            Cause::Local => Self::Unsent,
+            Cause::Local => Self::Local,
             Cause::Dropped => Self::Cancelled,
         }
     }
 
-    fn text(self) -> &'static str {
+    fn of_error(error: &Error) -> Option<Self> {
+        Some(match error {
+            Error::BreakerOpen { .. } | Error::NoEndpoints { .. } => Self::FailFast,
+            Error::Overloaded { .. } | Error::RateLimited { .. } => Self::Shed,
+            Error::Denied { .. } => Self::Denied,
+            _ => return None,
+        })
+    }
+
+    /// The word of the ServiceProfile families; as Linkerd's where it has one (linkerd.md §8.2).
+    fn legacy(self) -> &'static str {
         match self {
             Self::None => "",
+            Self::RequestTimeout | Self::HeadersTimeout | Self::StreamTimeout => "timeout",
             Self::IdleTimeout => "idle timeout",
-            Self::Timeout => "timeout",
+            Self::FailFast => "failfast",
+            Self::Shed => "loadshed",
             Self::Connect => "connect",
             Self::Refused => "refused",
             Self::Reset => "reset",
-            Self::Unsent => "unsent",
+            Self::Local => "unsent",
+            Self::Denied => "denied",
             Self::Cancelled => "cancelled",
         }
     }
-}
 
-/// The counters of one family, by ending.
-#[derive(Debug)]
-pub struct EndingCounters {
-    registry: Registry,
-    family: &'static str,
-    base: Vec<Label>,
-    table: OnceLock<Box<Table>>,
-}
-
-struct Table {
-    slots: [OnceLock<(Ending, Counter)>; SERIES_MAX],
-    other: Counter,
-}
-
-impl std::fmt::Debug for Table {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Table")
-    }
-}
-
-impl EndingCounters {
-    /// Counters of `family` with `base` labels; none exists until something ends.
-    pub fn new(registry: Registry, family: &'static str, base: Vec<Label>) -> Self {
-        Self { registry, family, base, table: OnceLock::new() }
-    }
-
-    /// Counts one ending. The first of its kind resolves a handle; all others find it by a short probe.
-    pub fn increment(&self, ending: Ending) {
-        let table = self.table.get_or_init(|| {
-            let mut labels = self.base.clone();
-            labels.push(Label::from_static_parts("status_code", "other"));
-            Box::new(Table {
-                slots: [const { OnceLock::new() }; SERIES_MAX],
-                other: self.registry.counter(self.family, labels),
-            })
-        });
-        let start = ending.slot();
-        for offset in 0..SERIES_MAX {
-            let slot = &table.slots[(start + offset) % SERIES_MAX];
-            let (key, counter) =
-                slot.get_or_init(|| (ending, self.registry.counter(self.family, ending.labels(&self.base))));
-            if *key == ending {
-                return counter.increment(1);
-            }
+    /// The word of the policy families (linkerd.md §8.5).
+    fn policy(self) -> &'static str {
+        match self {
+            Self::None => "",
+            Self::RequestTimeout => "REQUEST_TIMEOUT",
+            Self::HeadersTimeout => "RESPONSE_HEADERS_TIMEOUT",
+            Self::StreamTimeout => "RESPONSE_STREAM_TIMEOUT",
+            Self::IdleTimeout => "IDLE_TIMEOUT",
+            Self::FailFast => "FAIL_FAST",
+            Self::Shed => "LOAD_SHED",
+            Self::Connect => "IO",
+            Self::Refused => "REFUSED",
+            Self::Reset => "RESET",
+            Self::Local | Self::Denied => "UNKNOWN",
+            Self::Cancelled => "CANCEL",
         }
-        table.other.increment(1);
+    }
+
+    /// The word of `outbound_http_errors_total` (linkerd.md §8.4).
+    fn error(self) -> Option<&'static str> {
+        match self {
+            Self::None | Self::Denied | Self::Cancelled => None,
+            Self::RequestTimeout | Self::HeadersTimeout | Self::StreamTimeout | Self::IdleTimeout => {
+                Some("response timeout")
+            }
+            Self::FailFast => Some("failfast"),
+            Self::Shed => Some("loadshed"),
+            Self::Connect | Self::Refused | Self::Reset => Some("i/o"),
+            Self::Local => Some("unexpected"),
+        }
+    }
+}
+
+/// How a call or an attempt ended, as far as series differ by it. One word, so that it is found by one comparison.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ending(u64);
+
+const GRPC: u32 = 16;
+const WORD: u32 = 24;
+const FAILURE: u64 = 1 << 32;
+const CANCELLED: u64 = 1 << 33;
+/// Set in every ending, so that 0 is none.
+const SET: u64 = 1 << 63;
+
+impl Ending {
+    /// The caller went away before the end was known.
+    pub const DROPPED: Self =
+        Self(SET | CANCELLED | (NO_GRPC as u64) << GRPC | (Word::Cancelled as u64) << WORD);
+
+    /// An outcome whose response had this HTTP status (`None`: there was none).
+    #[inline]
+    pub fn new(status: Option<u16>, outcome: &Outcome) -> Self {
+        Self::with(status, outcome, Word::of_cause(outcome.cause))
+    }
+
+    /// The ending of what has no response.
+    pub fn of_error(error: &Error) -> Self {
+        let outcome = Outcome::of_error(error);
+        let word = Word::of_error(error).unwrap_or_else(|| Word::of_cause(outcome.cause));
+        Self::with(None, &outcome, word)
+    }
+
+    #[inline]
+    fn with(status: Option<u16>, outcome: &Outcome, word: Word) -> Self {
+        let grpc = if let Cause::Grpc(code) = outcome.cause { code } else { NO_GRPC };
+        let verdict = match outcome.verdict {
+            Verdict::Success => 0,
+            Verdict::Failure => FAILURE,
+            Verdict::Cancelled => CANCELLED,
+        };
+        let status = u64::from(status.unwrap_or(0));
+        Self(SET | verdict | status | u64::from(grpc) << GRPC | (word as u64) << WORD)
+    }
+
+    /// Whether it counts against the peer.
+    pub fn is_failure(self) -> bool {
+        self.0 & FAILURE != 0
+    }
+
+    /// Whether the caller went away before the end was known.
+    pub fn is_cancelled(self) -> bool {
+        self.0 & CANCELLED != 0
+    }
+
+    fn verdict(self) -> usize {
+        usize::from(self.is_failure()) + 2 * usize::from(self.is_cancelled())
+    }
+
+    /// The gRPC code of its response, if it was gRPC's.
+    pub fn grpc(self) -> Option<u8> {
+        Some((self.0 >> GRPC) as u8).filter(|code| *code != NO_GRPC)
+    }
+
+    /// The HTTP status of its response, if there was one.
+    pub fn status(self) -> Option<u16> {
+        Some(self.0 as u16).filter(|status| *status != 0)
+    }
+
+    /// The ending that stands for all of its verdict that are not told apart.
+    fn other(self) -> Self {
+        Self(SET | self.0 & (FAILURE | CANCELLED) | u64::from(OTHER) | (NO_GRPC as u64) << GRPC)
+    }
+
+    fn word(self) -> Word {
+        WORDS.get(usize::from((self.0 >> WORD) as u8)).copied().unwrap_or(Word::None)
+    }
+
+    /// Its word in `outbound_http_errors_total`, if it belongs there.
+    pub fn error(self) -> Option<&'static str> {
+        self.word().error()
+    }
+
+    /// The labels of the ServiceProfile families: no `status_code` without a response (linkerd.md §8.2).
+    pub fn legacy_labels(self, labels: &mut Vec<Label>) {
+        if let Some(status) = self.status_text() {
+            labels.push(Label::new("status_code", status));
+        }
+        let class = if self.is_failure() { "failure" } else { "success" };
+        labels.push(Label::from_static_parts("classification", class));
+        labels.push(Label::new("grpc_status", self.grpc().map(|code| code.to_string()).unwrap_or_default()));
+        labels.push(Label::from_static_parts("error", self.word().legacy()));
+    }
+
+    /// The labels of the policy families.
+    pub fn policy_labels(self, grpc: bool, labels: &mut Vec<Label>) {
+        labels.push(self.status_label(grpc, ["http_status", "grpc_status"]));
+        labels.push(Label::from_static_parts("error", self.word().policy()));
+    }
+
+    /// The label of the HTTP or gRPC status, by one name or the other.
+    pub fn status_label(self, grpc: bool, [http_name, grpc_name]: [&'static str; 2]) -> Label {
+        if grpc {
+            let code = match (self.grpc(), self.word()) {
+                (Some(code), _) => grpc_word(code),
+                (None, Word::None) => "UNKNOWN",
+                (None, _) => "",
+            };
+            return Label::from_static_parts(grpc_name, code);
+        }
+        Label::new(http_name, self.status_text().unwrap_or_default())
+    }
+
+    fn status_text(self) -> Option<String> {
+        self.status().map(|status| if status == OTHER { "other".to_owned() } else { status.to_string() })
+    }
+}
+
+/// A gRPC code as Linkerd's policy families write it.
+fn grpc_word(code: u8) -> &'static str {
+    const CODES: [&str; 17] = [
+        "OK",
+        "CANCELLED",
+        "UNKNOWN",
+        "INVALID_ARGUMENT",
+        "DEADLINE_EXCEEDED",
+        "NOT_FOUND",
+        "ALREADY_EXISTS",
+        "PERMISSION_DENIED",
+        "RESOURCE_EXHAUSTED",
+        "FAILED_PRECONDITION",
+        "ABORTED",
+        "OUT_OF_RANGE",
+        "UNIMPLEMENTED",
+        "INTERNAL",
+        "UNAVAILABLE",
+        "DATA_LOSS",
+        "UNAUTHENTICATED",
+    ];
+    CODES.get(usize::from(code)).copied().unwrap_or("UNKNOWN")
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    ending: AtomicU64,
+    count: AtomicU64,
+}
+
+impl Slot {
+    /// Counts `ending` if the slot is its own or free.
+    #[inline(always)]
+    fn count(&self, ending: Ending) -> bool {
+        let mut held = self.ending.load(Ordering::Relaxed);
+        if held == 0 {
+            let taken = self.ending.compare_exchange(0, ending.0, Ordering::Relaxed, Ordering::Relaxed);
+            held = taken.err().unwrap_or(ending.0);
+        }
+        let own = held == ending.0;
+        if own {
+            self.count.fetch_add(1, Ordering::Relaxed);
+        }
+        own
+    }
+
+    fn read(&self) -> Option<(Ending, u64)> {
+        let (ending, count) = (self.ending.load(Ordering::Relaxed), self.count.load(Ordering::Relaxed));
+        (ending != 0 && count != 0).then_some((Ending(ending), count))
+    }
+}
+
+/// Counts by ending.
+#[derive(Debug, Default)]
+pub struct Endings {
+    near: [Slot; NEAR],
+    far: OnceLock<Box<[Slot; FAR]>>,
+    /// By verdict: well, failed, cancelled.
+    others: [AtomicU64; 3],
+}
+
+impl Endings {
+    /// Counts one: one comparison and one addition for the ending that was met first, which is the usual one.
+    #[inline]
+    pub fn count(&self, ending: Ending) {
+        if !self.near.iter().any(|slot| slot.count(ending)) {
+            self.count_far(ending);
+        }
+    }
+
+    #[cold]
+    fn count_far(&self, ending: Ending) {
+        let far = self.far.get_or_init(|| Box::new(std::array::from_fn(|_| Slot::default())));
+        if !far.iter().any(|slot| slot.count(ending)) {
+            self.others[ending.verdict()].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// All counts; those beyond [`ENDINGS_MAX`] with the status `other`.
+    pub fn read(&self) -> Vec<(Ending, u64)> {
+        let far = self.far.get().into_iter().flat_map(|far| far.iter());
+        let apart = self.near.iter().chain(far).filter_map(Slot::read);
+        let others = [Ending(SET), Ending(SET | FAILURE), Ending(SET | CANCELLED)].map(Ending::other);
+        let counts = self.others.iter().map(|count| count.load(Ordering::Relaxed));
+        apart.chain(others.into_iter().zip(counts).filter(|(_, count)| *count != 0)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(labels: &[Label]) -> String {
+        labels.iter().map(|label| format!("{}={}", label.key(), label.value())).collect::<Vec<_>>().join(",")
+    }
+
+    #[test]
+    fn endings_have_linkerds_labels_in_both_families() {
+        let check = |ending: Ending, grpc: bool, legacy: &str, policy: &str| {
+            let (mut a, mut b) = (Vec::new(), Vec::new());
+            ending.legacy_labels(&mut a);
+            ending.policy_labels(grpc, &mut b);
+            assert_eq!((text(&a).as_str(), text(&b).as_str()), (legacy, policy));
+        };
+        let of = |status, verdict, cause| Ending::new(status, &Outcome::new(verdict, cause));
+        check(
+            of(Some(200), Verdict::Success, Cause::Status(200)),
+            false,
+            "status_code=200,classification=success,grpc_status=,error=",
+            "http_status=200,error=",
+        );
+        check(
+            of(Some(200), Verdict::Failure, Cause::Grpc(14)),
+            true,
+            "status_code=200,classification=failure,grpc_status=14,error=",
+            "grpc_status=UNAVAILABLE,error=",
+        );
+        check(
+            of(None, Verdict::Failure, Cause::Timeout(Scope::Request)),
+            false,
+            "classification=failure,grpc_status=,error=timeout",
+            "http_status=,error=REQUEST_TIMEOUT",
+        );
+        check(
+            Ending::of_error(&Error::NoEndpoints { service: "web".into() }),
+            true,
+            "classification=failure,grpc_status=,error=failfast",
+            "grpc_status=,error=FAIL_FAST",
+        );
+        check(
+            Ending::DROPPED,
+            false,
+            "classification=success,grpc_status=,error=cancelled",
+            "http_status=,error=CANCEL",
+        );
+        assert_eq!(Ending::new(None, &Outcome::DROPPED), Ending::DROPPED);
+    }
+
+    #[test]
+    fn words_are_found_by_their_number() {
+        WORDS.iter().enumerate().for_each(|(at, word)| assert_eq!(*word as usize, at));
+    }
+
+    #[test]
+    fn a_peer_that_makes_up_statuses_fills_one_table_and_no_more() {
+        let endings = Endings::default();
+        for status in 0..10_000u16 {
+            let outcome = Outcome::new(Verdict::Success, Cause::Status(status));
+            endings.count(Ending::new(Some(status + 1), &outcome));
+        }
+        let mut labels = Vec::new();
+        let (last, count) = *endings.read().last().unwrap();
+        last.legacy_labels(&mut labels);
+        assert_eq!(text(&labels), "status_code=other,classification=success,grpc_status=,error=");
+        assert_eq!((endings.read().len(), count), (ENDINGS_MAX + 1, 10_000 - ENDINGS_MAX as u64));
+    }
+
+    #[test]
+    fn threads_that_meet_an_ending_at_once_share_its_slot() {
+        for _ in 0..50 {
+            let endings = Endings::default();
+            std::thread::scope(|scope| {
+                for thread in 0..4u16 {
+                    let endings = &endings;
+                    scope.spawn(move || {
+                        for n in 0..40u16 {
+                            let status = 200 + (n + thread) % 8;
+                            endings.count(Ending::new(
+                                Some(status),
+                                &Outcome::new(Verdict::Success, Cause::Status(status)),
+                            ));
+                        }
+                    });
+                }
+            });
+            let apart = endings.read();
+            assert_eq!(apart.len(), 8);
+            assert!(apart.iter().all(|(_, count)| *count == 20));
+        }
     }
 }

@@ -1,31 +1,53 @@
-//! Floor 2: every route's handles, made once and kept over updates.
+//! Floor 2: everything that is counted, made once and kept over updates.
 
+use crate::discover::endpoint::Endpoint;
+use crate::metrics::emit;
+use crate::metrics::kept::Kept;
+use crate::metrics::ledger::{Collect, RETAIN, Sink};
 use crate::metrics::names::Direction;
 use crate::metrics::registry::Registry;
-use crate::metrics::route::RouteMetrics;
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
-
-type Key = (Direction, Arc<str>, Arc<str>);
+use crate::metrics::route::{EndpointMetrics, RouteKind, RouteMetrics, RouteNames};
+use crate::metrics::tally::Tally;
+use metrics::Label;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// The most routes that are counted apart. Routes come from configuration, so this bounds a runaway one; what is
-/// beyond counts under the route name `other`.
+/// beyond counts under the service and route name `other`.
 pub const ROUTES_MAX: usize = 20_000;
 
-/// The handles of all routes. Two profiles that name one route share its counters, and an update loses none.
-#[derive(Debug, Default)]
+/// The most endpoints that are counted apart: twice the largest fleet that a balancer is measured with. Attempts at
+/// further ones count as `target_addr="other"`.
+pub const ENDPOINTS_MAX: usize = 20_000;
+
+/// All that is counted. Two profiles that name one route share its counters, and an update loses none.
 pub struct MetricsSet {
     registry: Registry,
-    routes: Mutex<BTreeMap<Key, Arc<RouteMetrics>>>,
+    routes: Kept<RouteNames, RouteMetrics>,
+    endpoints: Kept<Vec<Label>, EndpointMetrics>,
+    more: Mutex<Vec<Weak<dyn Collect>>>,
+}
+
+impl fmt::Debug for MetricsSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MetricsSet").field("routes", &self.routes.all().len()).finish_non_exhaustive()
+    }
+}
+
+impl Default for MetricsSet {
+    fn default() -> Self {
+        Self::new(Registry::default())
+    }
 }
 
 impl MetricsSet {
-    /// A set that resolves its handles in `registry`.
+    /// A set whose further handles are resolved in `registry`.
     pub fn new(registry: Registry) -> Self {
-        Self { registry, routes: Mutex::default() }
+        let (routes, endpoints) = (Kept::new(ROUTES_MAX), Kept::new(ENDPOINTS_MAX));
+        Self { registry, routes, endpoints, more: Mutex::default() }
     }
 
-    /// A set whose handles count nothing, for compiling apart from all that runs.
+    /// A set that nobody reads, for compiling apart from all that runs.
     pub fn unseen() -> Self {
         Self::new(Registry::own(Arc::new(metrics::NoopRecorder)))
     }
@@ -35,20 +57,104 @@ impl MetricsSet {
         &self.registry
     }
 
-    /// The handles of a route; made when first asked for. For compiling, not for requests.
-    pub fn route(&self, direction: Direction, dst: &Arc<str>, route: &Arc<str>) -> Arc<RouteMetrics> {
-        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
-        let full = routes.len() >= ROUTES_MAX;
-        let mut key = (direction, Arc::clone(dst), Arc::clone(route));
-        if full && !routes.contains_key(&key) {
-            key = (direction, "other".into(), "other".into());
-        }
-        let made = || Arc::new(RouteMetrics::new(&self.registry, key.0, &key.1, &key.2));
-        Arc::clone(routes.entry(key.clone()).or_insert_with(made))
+    /// Tells what `source` counts beside all else, for as long as somebody holds it.
+    pub fn add(&self, source: &Arc<dyn Collect>) {
+        let mut more = self.more.lock().unwrap_or_else(PoisonError::into_inner);
+        more.retain(|source| source.strong_count() > 0);
+        more.push(Arc::downgrade(source));
+    }
+
+    /// What is counted of a route; made when first asked for. For compiling, not for requests.
+    pub fn route(&self, names: &RouteNames) -> Arc<RouteMetrics> {
+        let other = || RouteNames {
+            direction: names.direction,
+            dst: "other".into(),
+            route: "other".into(),
+            kind: RouteKind::Default,
+        };
+        self.routes.get(names, other, |names| RouteMetrics::new(names.clone()))
+    }
+
+    /// What is counted of an endpoint of the service `dst`; made when first asked for. `tls` says how it is spoken to.
+    pub fn endpoint(&self, dst: &Arc<str>, endpoint: &Endpoint, tls: Tls) -> Arc<EndpointMetrics> {
+        let labels = endpoint_labels(dst, endpoint, tls);
+        let other = || {
+            vec![
+                Label::from_static_parts("direction", Direction::Outbound.as_str()),
+                Label::from_static_parts("target_addr", "other"),
+            ]
+        };
+        let make = |labels: &Vec<Label>| EndpointMetrics { labels: labels.clone(), tally: Tally::default() };
+        self.endpoints.get(&labels, other, make)
     }
 
     /// All routes, by direction, service and name.
     pub fn all(&self) -> Vec<Arc<RouteMetrics>> {
-        self.routes.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.routes.all()
     }
+
+    /// All endpoints, by their labels.
+    pub fn endpoints(&self) -> Vec<Arc<EndpointMetrics>> {
+        self.endpoints.all()
+    }
+}
+
+impl Collect for MetricsSet {
+    fn collect(&self, sink: &mut Sink<'_>) {
+        let now = sink.now();
+        for route in self.routes.sweep(now, RETAIN) {
+            emit::route(&route, RETAIN, sink);
+        }
+        for endpoint in self.endpoints.sweep(now, RETAIN) {
+            emit::endpoint(&endpoint, sink);
+        }
+        let more = self.more.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for source in more.iter().filter_map(Weak::upgrade) {
+            source.collect(sink);
+        }
+    }
+}
+
+/// How an endpoint is spoken to, as the labels `tls` and `no_tls_reason` tell it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tls {
+    /// This process has no identity.
+    Disabled,
+    /// By mutual TLS.
+    Mutual,
+    /// In plain text, since nobody told the endpoint's identity.
+    NoIdentity,
+}
+
+/// The labels of an endpoint, in Linkerd's order (linkerd.md §8.2).
+pub fn endpoint_labels(dst: &Arc<str>, endpoint: &Endpoint, tls: Tls) -> Vec<Label> {
+    let mut labels = vec![
+        Label::from_static_parts("direction", Direction::Outbound.as_str()),
+        Label::new("authority", Arc::clone(dst)),
+        Label::new("target_addr", endpoint.addr.to_string()),
+        Label::new("target_ip", endpoint.addr.ip().to_string()),
+        Label::new("target_port", endpoint.addr.port().to_string()),
+    ];
+    match tls {
+        Tls::Disabled => labels.push(Label::from_static_parts("tls", "disabled")),
+        Tls::NoIdentity => {
+            labels.push(Label::from_static_parts("tls", "no_identity"));
+            labels.push(Label::from_static_parts("no_tls_reason", "not_provided_by_service_discovery"));
+        }
+        Tls::Mutual => {
+            labels.push(Label::from_static_parts("tls", "true"));
+            let identity = endpoint.identity.clone().unwrap_or_default();
+            labels.push(Label::new("server_id", identity));
+        }
+    }
+    for (key, value) in &endpoint.labels {
+        labels.push(Label::new(dst_label(key), Arc::clone(value)));
+    }
+    labels
+}
+
+/// The label `dst_<key>`, with what Prometheus does not allow in a name replaced.
+fn dst_label(key: &str) -> String {
+    let allowed = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
+    format!("dst_{}", key.chars().map(allowed).collect::<String>())
 }

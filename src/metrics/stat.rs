@@ -1,27 +1,8 @@
 //! Floor 2: what a route did so far, to be read at any time without an exporter.
 
-use crate::classify::outcome::{Outcome, Verdict};
-use crate::stdx::histogram::{Counts, Histogram};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use crate::stdx::histogram::Counts;
 
-/// The running totals of a route. On the path each event is one atomic addition; windows are made by whoever
-/// reads, by subtracting an earlier reading.
-#[derive(Debug, Default)]
-pub struct Stat {
-    requests: AtomicU64,
-    successes: AtomicU64,
-    failures: AtomicU64,
-    cancelled: AtomicU64,
-    attempts: AtomicU64,
-    attempt_successes: AtomicU64,
-    attempt_failures: AtomicU64,
-    no_budget: AtomicU64,
-    latency: OnceLock<Histogram>,
-}
-
-/// A reading of a [`Stat`]: totals, or the difference of two readings.
+/// What a route did: totals, or the difference of two readings.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Reading {
     /// Calls begun.
@@ -42,68 +23,6 @@ pub struct Reading {
     pub no_budget: u64,
     /// Latencies of the calls, to the first frame of the response's body.
     pub latency: Counts,
-}
-
-impl Stat {
-    /// A call began.
-    #[inline]
-    pub fn begin(&self) {
-        self.requests.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Its response came after `latency`.
-    #[inline]
-    pub fn latency(&self, latency: Duration) {
-        self.latency.get_or_init(Histogram::default).record(latency);
-    }
-
-    /// It ended.
-    #[inline]
-    pub fn end(&self, outcome: &Outcome) {
-        let counter = match outcome.verdict {
-            Verdict::Success => &self.successes,
-            Verdict::Failure => &self.failures,
-            Verdict::Cancelled => &self.cancelled,
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// An attempt began.
-    #[inline]
-    pub fn begin_attempt(&self) {
-        self.attempts.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// An attempt ended.
-    #[inline]
-    pub fn end_attempt(&self, outcome: &Outcome) {
-        match outcome.verdict {
-            Verdict::Success => self.attempt_successes.fetch_add(1, Ordering::Relaxed),
-            Verdict::Failure => self.attempt_failures.fetch_add(1, Ordering::Relaxed),
-            Verdict::Cancelled => return,
-        };
-    }
-
-    /// The budget refused a retry.
-    pub fn no_budget(&self) {
-        self.no_budget.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// The totals so far.
-    pub fn read(&self) -> Reading {
-        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Reading {
-            requests: load(&self.requests),
-            successes: load(&self.successes),
-            failures: load(&self.failures),
-            cancelled: load(&self.cancelled),
-            attempts: load(&self.attempts),
-            attempt_successes: load(&self.attempt_successes),
-            attempt_failures: load(&self.attempt_failures),
-            no_budget: load(&self.no_budget),
-            latency: self.latency.get().map(Histogram::read).unwrap_or_default(),
-        }
-    }
 }
 
 impl Reading {

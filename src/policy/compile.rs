@@ -2,6 +2,7 @@
 
 use crate::classify::classifier::Classifier;
 use crate::metrics::names::Direction;
+use crate::metrics::route::{RouteKind, RouteMetrics, RouteNames};
 use crate::metrics::set::MetricsSet;
 use crate::policy::defaults;
 use crate::policy::route::{
@@ -12,7 +13,7 @@ use crate::profile::invalid::{Fault, Invalid};
 use crate::profile::matching::Condition;
 use crate::profile::name::ServiceName;
 use crate::profile::route::{Action, Backend, Choice, Filter, Forward, Mirror, Route, WeightedBackend};
-use crate::profile::service::{NoMatch, ServiceProfile};
+use crate::profile::service::{DefaultsProfile, NoMatch, ServiceProfile};
 use crate::profile::settings::{BudgetSettings, HashKey, RetrySettings};
 use crate::retry::budget::Budget;
 use crate::retry::decide::RetryPolicy;
@@ -192,10 +193,21 @@ impl Compiler<'_> {
             filters: Arc::new(filters),
             answer,
             classifier: Arc::new(Classifier::new(route.response_classes.clone())),
-            metrics: self.metrics.route(self.direction, &self.service, &route.name),
+            metrics: self.counted(profile.defaults, &self.service, &route.name),
             hash: hash(route, profile).into(),
             extras: extras(route)?.map(Box::new),
         })
+    }
+
+    /// What is counted of a route that is called so.
+    fn counted(&self, defaults: DefaultsProfile, dst: &Arc<str>, route: &Arc<str>) -> Arc<RouteMetrics> {
+        let kind = match defaults {
+            _ if route.is_empty() => RouteKind::Default,
+            DefaultsProfile::GatewayApi => RouteKind::Gateway,
+            _ => RouteKind::Profile,
+        };
+        let (direction, dst, route) = (self.direction, Arc::clone(dst), Arc::clone(route));
+        self.metrics.route(&RouteNames { direction, dst, route, kind })
     }
 
     /// The backends of a route: its own, else the service's.
@@ -225,7 +237,7 @@ impl Compiler<'_> {
                 (name.to_string().into(), format!("mirror of {}", policy.name).into());
             let budget = turns.budget(&copies, &service, route);
             let copy = RoutePolicy {
-                metrics: self.metrics.route(self.direction, &service, &copies),
+                metrics: self.counted(DefaultsProfile::Enmesh, &service, &copies),
                 service,
                 name: copies,
                 timeouts: copy_timeouts(&policy.timeouts),
