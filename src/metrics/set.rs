@@ -64,8 +64,14 @@ impl MetricsSet {
         more.push(Arc::downgrade(source));
     }
 
-    /// What is counted of a route; made when first asked for. For compiling, not for requests.
-    pub fn route(&self, names: &RouteNames) -> Arc<RouteMetrics> {
+    /// What is counted of a route of a ServiceProfile; made when first asked for. For compiling, not for requests.
+    pub fn route(&self, direction: Direction, dst: &Arc<str>, route: &Arc<str>) -> Arc<RouteMetrics> {
+        let kind = if route.is_empty() { RouteKind::Default } else { RouteKind::Profile };
+        self.named(&RouteNames { direction, dst: Arc::clone(dst), route: Arc::clone(route), kind })
+    }
+
+    /// The same, of a route of any kind.
+    pub fn named(&self, names: &RouteNames) -> Arc<RouteMetrics> {
         let other = || RouteNames {
             direction: names.direction,
             dst: "other".into(),

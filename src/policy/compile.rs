@@ -207,7 +207,7 @@ impl Compiler<'_> {
             _ => RouteKind::Profile,
         };
         let (direction, dst, route) = (self.direction, Arc::clone(dst), Arc::clone(route));
-        self.metrics.route(&RouteNames { direction, dst, route, kind })
+        self.metrics.named(&RouteNames { direction, dst, route, kind })
     }
 
     /// The backends of a route: its own, else the service's.
