@@ -106,7 +106,7 @@ where
         }
     });
     let told = told.await.unwrap_or_else(|_| "gone".into());
-    let ended = begun.elapsed();
+    let ended = clock::now().saturating_duration_since(begun);
     tokio::task::yield_now().await;
     assert_eq!(upstream.alive(), 0, "nothing is left behind");
     let seen = upstream.seen.lock().unwrap().len();
