@@ -69,10 +69,11 @@ where
     fn call(&mut self, request: R) -> Self::Future {
         let route = request.route().map(|route| Counted::Route(Arc::clone(route)));
         let counted = route.or_else(|| self.layer.own.clone().map(Counted::Own));
-        let meter = counted.map(|counted| {
-            Meter::begin(counted, request.state().map_or_else(clock::now, |state| state.started))
-        });
-        MetricsFuture { inner: self.inner.call(request), meter }
+        let counted =
+            counted.map(|counted| (counted, request.state().map_or_else(clock::now, |state| state.started)));
+        // First the call, then the count: a panic in it leaves nothing counted as under way.
+        let inner = self.inner.call(request);
+        MetricsFuture { inner, meter: counted.map(|(counted, started)| Meter::begin(counted, started)) }
     }
 }
 
