@@ -10,6 +10,7 @@ use crate::connect::http::Connection as Wire;
 use crate::control::source::{Snapshot, Source, SourceFault, Updates};
 use crate::discover::endpoint::{Endpoint, EndpointSet};
 use crate::mesh::body::ReqBody;
+use crate::mesh::history::{Change, History};
 #[cfg(any(feature = "tls", feature = "ring"))]
 use crate::mesh::secure::Secure;
 use crate::mesh::stack::{self, Backend};
@@ -155,6 +156,7 @@ pub struct Directory {
     inbound: Arc<ArcSwap<Policy<()>>>,
     streams: Streams,
     generation: u64,
+    history: History,
     /// Whether the profile's sources have spoken of this process's own service, or cannot.
     spoken: bool,
 }
@@ -179,8 +181,8 @@ impl Directory {
         let silent = Arc::new(ServiceProfile::new(parts.own.clone()));
         let inbound = inbound_policy(&parts.metrics, silent, &parts.own, None)?;
         let inbound = Arc::new(ArcSwap::from_pointee(inbound));
-        let (known, streams) = (BTreeMap::new(), Streams::default());
-        let mut this = Self { parts, known, inbound, streams, generation: 0, spoken: false };
+        let (known, streams, history) = (BTreeMap::new(), Streams::default(), History::default());
+        let mut this = Self { parts, known, inbound, streams, generation: 0, history, spoken: false };
         this.spoken = this.watch_profile(&own);
         Ok(this)
     }
@@ -310,11 +312,13 @@ impl Directory {
             faults.extend(told.into_iter().map(|fault| SourceFault::new(Arc::clone(&profile.origin), fault)));
         }
         let known = self.known.entry(name.clone()).or_default();
+        self.history.faults(name, &known.profile_faults, &faults);
         known.profile_faults = faults.into();
         let changed = good && known.profile != snapshot.value;
         if changed {
-            known.profile = snapshot.value;
+            let before = std::mem::replace(&mut known.profile, snapshot.value.clone());
             self.generation += 1;
+            self.history.update(self.generation, name, Change::Profile(before, snapshot.value));
             self.republish(name);
         }
         if let Some(service) = self.known.get(name).and_then(Known::service) {
@@ -348,13 +352,17 @@ impl Directory {
         let profile = self.profile(name);
         let connect = &self.parts.connect;
         let known = self.known.entry(name.clone()).or_default();
+        self.history.faults(name, &known.endpoint_faults, &snapshot.faults);
         known.endpoint_faults = snapshot.faults;
         let before = known.endpoints.as_ref();
         let value =
             snapshot.value.map(|set| before.map_or(set.clone(), |before| set.keep_identities(before)));
         if known.endpoints != value || value.is_none() {
-            known.endpoints = value;
+            let before = std::mem::replace(&mut known.endpoints, value.clone());
             self.generation += 1;
+            if before != value {
+                self.history.update(self.generation, name, Change::Endpoints(before, value));
+            }
             if let Some(target) = &known.target {
                 let set = known.endpoints.clone().unwrap_or_default();
                 target.update(&set, |endpoint| stack::replica(connect(endpoint, &profile)));
@@ -365,6 +373,16 @@ impl Directory {
     /// How many updates changed anything.
     pub fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// The last updates, and what was refused.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// This process's own service, and the suffix of Kubernetes names.
+    pub fn own(&self) -> (&ServiceName, &Arc<str>) {
+        (&self.parts.own, &self.parts.cluster_domain)
     }
 
     /// Everything known, by the short name of the service.

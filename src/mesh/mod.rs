@@ -12,6 +12,8 @@ pub mod directory;
 #[cfg(feature = "http")]
 pub mod env;
 #[cfg(feature = "http")]
+pub mod history;
+#[cfg(feature = "http")]
 pub mod inbound;
 #[cfg(feature = "http")]
 pub mod inspect;
@@ -19,6 +21,8 @@ pub mod inspect;
 pub mod layer;
 #[cfg(feature = "http")]
 mod recording;
+#[cfg(feature = "http")]
+mod replicas;
 #[cfg(feature = "reqwest")]
 pub mod reqwest;
 #[cfg(feature = "http")]

@@ -234,7 +234,7 @@ fn fraction(share: Share) -> f64 {
 }
 
 /// `request` bounds the call whether to its headers or to its end; which, says `response_headers`.
-fn timeouts(entry: &RoutePolicy) -> Value {
+pub(crate) fn timeouts(entry: &RoutePolicy) -> Value {
     let text = |time: Option<Duration>| time.map(duration::to_text);
     let times = &entry.timeouts;
     json!({
@@ -247,11 +247,17 @@ fn timeouts(entry: &RoutePolicy) -> Value {
     })
 }
 
-fn retry(entry: &RoutePolicy) -> Option<Value> {
+pub(crate) fn retry(entry: &RoutePolicy) -> Option<Value> {
     // What is certainly not processed is tried again unasked; that is no rule of the route.
     let retry = entry.retry.as_ref().filter(|_| entry.retry_is_asked)?;
+    let budget = budget(retry.budget().settings());
+    Some(json!({"attempts_max": retry.attempts(), "on": retry.on().words(), "budget": budget}))
+}
+
+/// The rules of a retry budget.
+pub(crate) fn budget(settings: &BudgetSettings) -> Value {
     let ratio = |ppm: u32| f64::from(ppm) / 1e6;
-    let budget = match *retry.budget().settings() {
+    match *settings {
         BudgetSettings::Windowed { ratio_ppm, min_per_second, ttl } => {
             json!({"ratio": ratio(ratio_ppm), "min_per_second": min_per_second, "ttl": duration::to_text(ttl)})
         }
@@ -264,8 +270,7 @@ fn retry(entry: &RoutePolicy) -> Option<Value> {
         BudgetSettings::TokenBucket { max_milli, ratio_milli } => {
             json!({"max_tokens": f64::from(max_milli) / 1e3, "token_ratio": f64::from(ratio_milli) / 1e3})
         }
-    };
-    Some(json!({"attempts_max": retry.attempts(), "on": retry.on().words(), "budget": budget}))
+    }
 }
 
 fn fault(fault: &FaultSettings) -> Value {

@@ -2,6 +2,7 @@
 
 pub mod backoff;
 pub mod clock;
+pub mod diff;
 pub mod gcra;
 pub mod histogram;
 pub mod moment;
