@@ -4,6 +4,8 @@
 pub mod asked;
 #[cfg(feature = "admin")]
 pub mod guard;
+#[cfg(feature = "admin")]
+pub(crate) mod page;
 pub mod readiness;
 #[cfg(feature = "admin")]
 pub mod server;

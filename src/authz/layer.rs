@@ -115,6 +115,23 @@ impl Gate {
         clock::now().saturating_duration_since(self.0.born).saturating_sub(heard)
     }
 
+    /// What is decided for such a request, and by which rule or why. Nothing is counted: it is for explanations.
+    pub fn explain(&self, head: &RequestHead<'_>, client: &Client<'_>) -> (Action, Arc<str>) {
+        if let Err(ambiguity) = path::check(head.path()) {
+            return (Action::Deny, ambiguity.to_string().into());
+        }
+        if self.is_too_old() {
+            return (Action::Deny, TOO_OLD.into());
+        }
+        let live = self.0.live.load();
+        let decision = live.policy.decide(head, client);
+        (decision.action, Arc::clone(decision.rule))
+    }
+
+    fn is_too_old(&self) -> bool {
+        self.0.age_max.is_some_and(|age_max| self.age() > age_max)
+    }
+
     /// Whether the request may go on; otherwise its answer.
     fn judge<B>(&self, request: &Request<B>, address: Option<IpAddr>) -> Result<(), Error> {
         // The target of CONNECT is an authority, and has no path.
@@ -124,7 +141,7 @@ impl Gate {
                 .map_err(|ambiguity| Error::BadRequest { reason: ambiguity.to_string().into() })?;
         }
         let live = self.0.live.load();
-        if self.0.age_max.is_some_and(|age_max| self.age() > age_max) {
+        if self.is_too_old() {
             live.too_old.increment(1);
             return Err(Error::Denied { rule: TOO_OLD.into() });
         }

@@ -3,14 +3,14 @@
 use crate::admin::readiness::{Latch, Readiness};
 use crate::admin::server::{self, Admin};
 use crate::error::Error;
-use crate::mesh::inspect::Inspection;
-use crate::mesh::services::Services;
+use crate::mesh::look::Look;
+use crate::mesh::pages;
 #[cfg(any(feature = "tls", feature = "ring"))]
 use crate::tls::renew::Alarm;
 #[cfg(any(feature = "tls", feature = "ring"))]
 use crate::tls::rotate::Identities;
 use std::net::SocketAddr;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use tokio::net::TcpListener;
 
 /// Makes the metrics as text.
@@ -31,11 +31,7 @@ pub(crate) struct Listening {
 ///
 /// # Errors
 /// [`Error::Config`] when the address cannot be listened at.
-pub(crate) fn listen(
-    addr: SocketAddr,
-    services: Weak<Services>,
-    metrics: Option<Render>,
-) -> Result<Listening, Error> {
+pub(crate) fn listen(addr: SocketAddr, look: Look, metrics: Option<Render>) -> Result<Listening, Error> {
     let refused = |error: std::io::Error| {
         let remedy = "choose another address, or port 0 for any that is free";
         Error::Config(format!("the admin server cannot listen at {addr}: {error}; {remedy}").into())
@@ -48,10 +44,7 @@ pub(crate) fn listen(
     let first_update = readiness.latch("the first word of the sources of this service's profile");
     #[cfg(any(feature = "tls", feature = "ring"))]
     let shown = readiness.clone();
-    let mut admin = Admin::new(readiness).inspect(move || {
-        let inspection = services.upgrade().map(|services| Inspection::of(&services.directory()));
-        serde_json::to_value(inspection).unwrap_or_default()
-    });
+    let mut admin = pages::add(Admin::new(readiness), look);
     if let Some(render) = metrics {
         admin = admin.metrics(move || render());
     }

@@ -118,7 +118,7 @@ pub struct IdentityView {
 }
 
 impl Inspection {
-    pub(crate) fn of(directory: &Directory) -> Self {
+    pub(crate) fn of(directory: &Directory, identity: Option<IdentityView>) -> Self {
         let (own, domain) = directory.own();
         let short = own.short(domain);
         let services = directory.known().map(|(name, known)| {
@@ -132,7 +132,7 @@ impl Inspection {
             services: services.collect(),
             updates: directory.history().updates(),
             refused: directory.history().refusals(),
-            identity: None,
+            identity,
         }
     }
 }

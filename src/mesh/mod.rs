@@ -19,6 +19,10 @@ pub mod inbound;
 pub mod inspect;
 #[cfg(feature = "http")]
 pub mod layer;
+#[cfg(feature = "admin")]
+mod look;
+#[cfg(feature = "admin")]
+mod pages;
 #[cfg(feature = "http")]
 mod recording;
 #[cfg(feature = "http")]

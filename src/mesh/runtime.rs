@@ -10,8 +10,12 @@ use crate::mesh::builder::MeshBuilder;
 use crate::mesh::client::Client;
 use crate::mesh::directory::{Connect, Connection, Directory, Parts};
 use crate::mesh::inbound::InboundLayer;
+#[cfg(any(feature = "tls", feature = "ring"))]
+use crate::mesh::inspect::IdentityView;
 use crate::mesh::inspect::Inspection;
 use crate::mesh::layer::MeshLayer;
+#[cfg(feature = "admin")]
+use crate::mesh::look::Look;
 use crate::mesh::recording::Recording;
 #[cfg(any(feature = "tls", feature = "ring"))]
 use crate::mesh::secure::{Secure, SecureAccept};
@@ -132,7 +136,11 @@ impl Mesh {
 
     /// What the mesh knows now: services, routes, endpoints, and what was refused and why.
     pub fn inspect(&self) -> Inspection {
-        Inspection::of(&self.made.services.directory())
+        #[cfg(any(feature = "tls", feature = "ring"))]
+        let identity = self.made.identities.as_ref().map(IdentityView::of);
+        #[cfg(not(any(feature = "tls", feature = "ring")))]
+        let identity = None;
+        Inspection::of(&self.made.services.directory(), identity)
     }
 
     /// The metrics as Prometheus text, if the mesh records them itself (feature `prometheus`, and no registry given).
@@ -315,8 +323,13 @@ impl Made {
         tasks: &mut Tasks,
     ) -> Result<Box<dyn Send>, Error> {
         let Some(addr) = addr else { return Ok(Box::new(())) };
-        let services = Arc::downgrade(&self.services);
-        let listening = crate::mesh::admin::listen(addr, services, self.recording.render())?;
+        let look = Look {
+            services: Arc::downgrade(&self.services),
+            gate: self.gate.clone(),
+            #[cfg(any(feature = "tls", feature = "ring"))]
+            identities: self.identities.clone(),
+        };
+        let listening = crate::mesh::admin::listen(addr, look, self.recording.render())?;
         // Set once: a mesh is started once.
         let _ = self.admin.set(listening.addr);
         tasks.spawn(runtime, listening.run);
