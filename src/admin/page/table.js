@@ -1,0 +1,76 @@
+// A table that sorts, and keeps its rows and cells while their figures change.
+
+import { h, keyed, setText } from "/page/dom.js";
+
+/**
+ * `columns`: `{ key, label, num, sort(row), cell(td, row), text(row), head, wide, wrap, title }`. `cell` is called again and again for the
+ * same element; `text` is enough where the cell is a text. `head` makes the cell the row's name. A column without
+ * `sort` does not sort.
+ */
+export function table({ caption, columns, keyOf, sortBy, rowClass, empty = "nothing yet" }) {
+  let order = sortBy ?? null;
+  let rows = [];
+  const body = h("tbody");
+  const heads = columns.map((column) => {
+    const content = column.sort
+      ? h("button", { type: "button", onclick: () => sort(column) }, column.label)
+      : h("span", { text: column.label });
+    return h("th", { scope: "col", class: column.num ? "num" : null, title: column.title }, content);
+  });
+  const note = h("p", { class: "empty", text: empty });
+  const grid = h("table", { class: "cards" }, h("caption", { class: "hidden", text: caption }), h("thead", {}, h("tr", {}, ...heads)), body);
+  const scroll = h("div", { class: "scroll", role: "region", "aria-label": caption, tabindex: "0" }, grid);
+  const element = h("div", {}, scroll, note);
+
+  function sort(column) {
+    const first = column.num ? "descending" : "ascending";
+    const other = first === "descending" ? "ascending" : "descending";
+    const dir = order?.key === column.key && order.dir === first ? other : first;
+    order = { key: column.key, dir };
+    draw();
+  }
+
+  function make() {
+    const tr = h("tr");
+    for (const column of columns) {
+      const name = [column.num && "num", column.wide && "wide", column.wrap && "wrap"].filter(Boolean).join(" ");
+      tr.append(column.head
+        ? h("th", { scope: "row", class: name || null })
+        : h("td", { class: name || null, "data-label": column.label }));
+    }
+    tr.gone = () => [...tr.children].forEach((cell) => cell.gone?.());
+    return tr;
+  }
+
+  function fill(tr, row) {
+    const name = rowClass?.(row) ?? "";
+    if (tr.className !== name) tr.className = name;
+    columns.forEach((column, at) => {
+      const cell = tr.children[at];
+      if (column.cell) column.cell(cell, row);
+      else setText(cell, column.text(row));
+    });
+  }
+
+  function draw() {
+    const column = columns.find((it) => it.key === order?.key);
+    columns.forEach((it, at) => {
+      if (it.sort) heads[at].setAttribute("aria-sort", it === column ? order.dir : "none");
+    });
+    const sorted = column ? rows.toSorted((a, b) => compare(column.sort(a), column.sort(b), order.dir)) : rows;
+    keyed(body, sorted, keyOf, make, fill);
+    scroll.hidden = rows.length === 0;
+    note.hidden = rows.length !== 0;
+  }
+
+  draw();
+  return { element, update(next) { rows = next; draw(); } };
+}
+
+/** What cannot be said stands last, whichever way is sorted. */
+function compare(a, b, dir) {
+  const none = (value) => value === null || value === undefined;
+  if (none(a) || none(b)) return none(a) - none(b);
+  const order = typeof a === "string" ? a.localeCompare(b, "en", { numeric: true }) : a - b;
+  return dir === "descending" ? -order : order;
+}
