@@ -63,7 +63,7 @@ fn every_document_of_smi_and_flagger_loads_or_says_why_not() {
             Some(fault) => why.push(format!("{name}: {fault}")),
         }
     }
-    // Access control is not read yet; the others are fragments: a patch, answers of an API, no YAML.
+    // Access control is read by `authz/smi.rs`; the others are fragments: a patch, answers of an API, no YAML.
     let known = |line: &&String| {
         line.contains("access control is not read here")
             || line.starts_with("ingress-ts-patch.yml")

@@ -14,3 +14,4 @@ pub mod path;
 pub mod rates;
 pub mod rules;
 pub mod settings;
+pub mod smi;

@@ -67,6 +67,8 @@ pub struct To {
     pub namespace: Option<String>,
     /// The labels of the workload that answers.
     pub labels: BTreeMap<String, String>,
+    /// Its Kubernetes service account, which SMI's access control is for.
+    pub account: Option<String>,
 }
 
 impl Question {

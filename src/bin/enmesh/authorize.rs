@@ -7,6 +7,7 @@ use enmesh::authz::linkerd::words::{Access, Documents};
 use enmesh::authz::path;
 use enmesh::authz::rules::AuthzPolicy;
 use enmesh::authz::settings::{Action, AuthzSettings, NetworkMatch};
+use enmesh::authz::smi::{self, TrafficTargets};
 use enmesh::policy::question::Question;
 use enmesh::profile::name::ServiceName;
 use enmesh::route::head::RequestHead;
@@ -23,6 +24,7 @@ pub(crate) struct Authorizer {
     /// Of the process that is asked, in our own words: it comes before all others.
     own: Option<AuthzSettings>,
     documents: Documents,
+    access: TrafficTargets,
     cluster: Cluster,
 }
 
@@ -31,6 +33,7 @@ impl Authorizer {
     pub(crate) fn new(
         own: Option<AuthzSettings>,
         documents: Documents,
+        access: TrafficTargets,
         domain: &str,
     ) -> Result<Self, Failure> {
         let trust_domain: TrustDomain =
@@ -39,7 +42,7 @@ impl Authorizer {
         let networks = NETWORKS.iter().filter_map(network).collect();
         let default = Access::AllUnauthenticated;
         let cluster = Cluster { trust_domain, networks, probe_networks: Vec::new(), default };
-        Ok(Self { own, documents, cluster })
+        Ok(Self { own, documents, access, cluster })
     }
 
     /// The decision about a request to `name`. `none`: no document speaks of authorization.
@@ -69,10 +72,24 @@ impl Authorizer {
 
     /// What holds at the port that is asked; `None`: no document speaks of authorization.
     fn settings(&self, asked: &Question, name: &ServiceName) -> Option<AuthzSettings> {
-        if self.own.is_some() || self.documents == Documents::default() {
+        let namespace = asked.to.namespace.as_deref().or_else(|| name.host().split('.').nth(1));
+        if self.own.is_some() {
             return self.own.clone();
         }
-        let namespace = asked.to.namespace.as_deref().or_else(|| name.host().split('.').nth(1));
+        if self.documents == Documents::default() && !self.access.is_empty() {
+            let workload = smi::Workload {
+                namespace: namespace.unwrap_or("default").into(),
+                // The one that Kubernetes gives a pod that asks for none.
+                account: asked.to.account.as_deref().unwrap_or("default").into(),
+                labels: asked.to.labels.clone(),
+                port: asked.port(),
+            };
+            let trust_domain = Some(self.cluster.trust_domain.clone());
+            return Some(self.access.compile(&workload, trust_domain).settings);
+        }
+        if self.documents == Documents::default() {
+            return None;
+        }
         let workload = Workload {
             namespace: namespace.unwrap_or("default").into(),
             labels: asked.to.labels.clone(),

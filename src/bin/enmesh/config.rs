@@ -5,6 +5,7 @@ use enmesh::authz::linkerd::words::Documents;
 use enmesh::authz::parse as authorization;
 use enmesh::authz::rules::AuthzPolicy;
 use enmesh::authz::settings::AuthzSettings;
+use enmesh::authz::smi::{self, TrafficTargets};
 use enmesh::discover::parse as endpoints;
 use enmesh::metrics::names::Direction;
 use enmesh::metrics::set::MetricsSet;
@@ -56,6 +57,8 @@ pub(crate) struct Config {
     pub(crate) authz: Documents,
     /// The last `Authorization` of our own: whom the process that is asked lets in.
     pub(crate) own: Option<AuthzSettings>,
+    /// SMI's access control.
+    pub(crate) access: TrafficTargets,
     /// Every document in order.
     pub(crate) notes: Vec<Note>,
 }
@@ -134,7 +137,8 @@ pub(crate) fn read_only(
     takes: impl Fn(&str) -> bool,
 ) -> Result<Config, Failure> {
     let mut config = Config::default();
-    let (mut imported, mut places, mut policies) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut imported, mut places) = (Vec::new(), Vec::new());
+    let (mut policies, mut access) = (Vec::new(), Vec::new());
     for file in files(given)? {
         for object in object::read(&text(&file)?, &file) {
             let (origin, place) = (Arc::clone(&object.origin), object.root.place);
@@ -151,6 +155,10 @@ pub(crate) fn read_only(
                 let refused = compiled.err().map(|invalid| invalid.faults).unwrap_or_default();
                 note.faults = faults.into_iter().chain(refused).collect();
                 config.own = settings.or(config.own);
+            } else if smi::is_access(&object) {
+                let (_, faults) = TrafficTargets::read(std::slice::from_ref(&object), &settings.namespace);
+                note.faults = faults.into_iter().map(|fault| below(fault, &note.origin)).collect();
+                access.push(object);
             } else if is_authorization(&object) {
                 let (_, faults) = Documents::read(std::slice::from_ref(&object), &settings.namespace);
                 note.faults = faults.into_iter().map(|fault| below(fault, &note.origin)).collect();
@@ -163,6 +171,11 @@ pub(crate) fn read_only(
         }
     }
     config.authz = Documents::read(&policies, &settings.namespace).0;
+    if !access.is_empty() {
+        // The groups of matches that they name are read as routes too.
+        access.extend(imported.iter().filter(|object| is_specs(object)).cloned());
+        config.access = TrafficTargets::read(&access, &settings.namespace).0;
+    }
     let loaded = load::load(imported, settings);
     for (place, notes) in places.into_iter().zip(loaded.notes) {
         if let Some(note) = config.notes.get_mut(place) {
@@ -223,6 +236,11 @@ fn name(object: &Object) -> String {
         ("", name) => name.to_owned(),
         (namespace, name) => format!("{namespace}/{name}"),
     }
+}
+
+/// Whether an object is one that SMI's access control refers to.
+fn is_specs(object: &Object) -> bool {
+    matches!(object.kind.as_str(), "HTTPRouteGroup" | "TCPRoute")
 }
 
 /// Whether an object says who may call, and not where calls go.

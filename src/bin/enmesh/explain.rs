@@ -45,7 +45,7 @@ pub(crate) fn run(args: &Args) -> Done {
     let config = config::read(&args.config, &settings)?;
     config.tell();
     let mut faulty = config.any_refused();
-    let authorizer = Authorizer::new(config.own, config.authz, &args.cluster_domain)?;
+    let authorizer = Authorizer::new(config.own, config.authz, config.access, &args.cluster_domain)?;
     let mut catalog = Catalog::new(config.profiles, &args.cluster_domain);
     let mut text = String::new();
     for (number, line) in (1..).zip(config::text(&args.requests)?.lines()) {

@@ -111,6 +111,7 @@ pub fn is_read(object: &Object) -> bool {
         "Service" | "Namespace" | "ConfigMap" => object.api_version == "v1",
         // Routes of Linkerd's servers say who may call: they are read where access is.
         "HTTPRoute" if group == gateway_route::LINKERD => !is_of_server(object),
+        "TrafficTarget" | "IdentityBinding" => false,
         _ => smi::is_smi(object) || [gateway_route::GROUP, EXPERIMENTAL].contains(&group),
     }
 }

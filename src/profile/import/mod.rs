@@ -15,4 +15,4 @@ mod gateway_route;
 mod linkerd;
 pub mod load;
 mod merge;
-mod smi;
+pub(crate) mod smi;

@@ -1,4 +1,4 @@
-//! Floor 1: reads SMI's TrafficSplit and HTTPRouteGroup, of all versions.
+//! Floor 1: reads SMI's TrafficSplit and HTTPRouteGroup, of all versions. Access control: `authz/smi.rs`.
 
 use crate::profile::import::cluster::Cluster;
 use crate::profile::import::cluster::Documents;
@@ -99,9 +99,15 @@ impl Smi {
                 let problem = format!("a {} says nothing about requests", object.kind);
                 documents.say(document, Fault::new(Severity::Ignored, "kind", problem, "remove it"));
             }
+            "TrafficTarget" | "IdentityBinding" => {
+                let problem =
+                    format!("is a {}: access control is not read here, and would be lost", object.kind);
+                let remedy = "give it to the server: `authz::smi::TrafficTargets` reads it for `MeshBuilder::authorize`";
+                documents.say(document, Fault::rejected("kind", problem, remedy));
+            }
             kind => {
-                let problem = format!("is a {kind}: access control is not read here, and would be lost");
-                documents.say(document, Fault::rejected("kind", problem, "keep it where it is enforced"));
+                let problem = format!("is a {kind}, which is not read: its effect would be lost");
+                documents.say(document, Fault::rejected("kind", problem, "remove it"));
             }
         }
     }
@@ -209,7 +215,8 @@ fn split(f: &mut Fields<'_>, identity: &Identity) -> Option<Split> {
     Some(Split { identity: identity.clone(), service: service?, backends, matches })
 }
 
-fn matches(field: &Field<'_>) -> Vec<Named> {
+/// The matches of an HTTPRouteGroup: all parts of one must hold.
+pub(crate) fn matches(field: &Field<'_>) -> Vec<Named> {
     field.each(|item| {
         item.fields(|f| {
             let name = words::name(&f.get("name").required());
