@@ -4,7 +4,7 @@
 use enmesh::profile::import::cluster::ImportSettings;
 use enmesh::profile::import::load::{Imported, load_text};
 use enmesh::profile::invalid::Severity;
-use enmesh::profile::route::{Action, Backend, Route};
+use enmesh::profile::route::{Action, Backend, Choice, Route};
 use enmesh::profile::service::{NoMatch, ServiceProfile};
 use enmesh::profile::settings::{BudgetSettings, Limit};
 use enmesh::route::head::RequestHead;
@@ -521,6 +521,99 @@ spec:
         assert_eq!(outcome(web, head, headers), expected, "{head}");
     }
     assert_eq!(web.no_match, NoMatch::Forward, "the rest goes to the root service itself");
+}
+
+#[test]
+fn a_split_that_fails_over_asks_the_first_usable_backend() {
+    let split = |annotation: &str, backends: &str| {
+        let text = format!(
+            "apiVersion: split.smi-spec.io/v1alpha2\nkind: TrafficSplit\n\
+             metadata:\n  name: s\n  namespace: ns\n  labels: {{failover.linkerd.io/controlled-by: linkerd-failover}}\n  \
+             annotations: {{{annotation}}}\nspec:\n  service: web\n  backends: {backends}\n"
+        );
+        let imported = imported(&text);
+        let Action::Forward(forward) = &imported.profiles[0].routes[0].action else { panic!() };
+        assert_eq!(forward.choice, Choice::FirstAvailable);
+        let names = forward.backends.iter().map(|one| match &one.backend {
+            Backend::Service { name, .. } => {
+                format!("{}={}", name.host().split('.').next().unwrap(), one.weight)
+            }
+            Backend::Invalid { .. } => panic!(),
+        });
+        (names.collect::<Vec<_>>(), faults(&imported))
+    };
+    let two = "[{service: web-b, weight: 0}, {service: web-a, weight: 1}]";
+    assert_eq!(split("", two), (vec!["web-b=1".to_owned(), "web-a=1".to_owned()], vec![]));
+    let named = split("failover.linkerd.io/primary-service: web-a", two);
+    assert_eq!(named, (vec!["web-a=1".to_owned(), "web-b=1".to_owned()], vec![]));
+    let (names, told) = split("failover.linkerd.io/primary-service: web-c", two);
+    assert_eq!((names[0].as_str(), told.len()), ("web-b=1", 1));
+    let three = "[{service: a, weight: 1}, {service: b, weight: 0}, {service: c, weight: 0}]";
+    let (_, told) = split("", three);
+    assert!(told[0].contains("approximated") && told[0].contains("several fallbacks"), "{told:?}");
+}
+
+const EGRESS: &str = "apiVersion: policy.linkerd.io/v1alpha1\nkind: EgressNetwork\nmetadata: {name: all, namespace: ns}\n\
+                      spec: {trafficPolicy: Allow}\n";
+
+fn egress_route(hosts: &str, backends: &str) -> String {
+    format!(
+        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: out, namespace: ns}}\n\
+         spec:\n  parentRefs: [{{group: policy.linkerd.io, kind: EgressNetwork, name: all, port: 80}}]\n  hostnames: {hosts}\n  \
+         rules:\n  - matches: [{{path: {{value: /v1}}}}]\n    backendRefs: {backends}\n    timeouts: {{request: 2s}}\n"
+    )
+}
+
+#[test]
+fn routes_of_an_egress_network_are_for_the_hosts_they_name() {
+    let itself = "[{group: policy.linkerd.io, kind: EgressNetwork, name: all}]";
+    for backends in ["[]", itself] {
+        let imported = imported(&(EGRESS.to_owned() + &egress_route("[api.example.com]", backends)));
+        assert_eq!(faults(&imported), [""; 0]);
+        let [profile] = imported.profiles.as_slice() else { panic!("{:?}", imported.profiles) };
+        assert_eq!(profile.names[0].to_string(), "api.example.com:80");
+        assert_eq!((profile.namespace.as_deref(), profile.no_match), (Some("ns"), NoMatch::Forward));
+        let Action::Forward(forward) = &profile.routes[0].action else { panic!() };
+        assert!(forward.backends.is_empty(), "it goes where it was going");
+        assert_eq!(profile.routes[0].timeouts.request.duration(), Some(Duration::from_secs(2)));
+    }
+    let elsewhere =
+        imported(&(EGRESS.to_owned() + &egress_route("[api.example.com]", "[{name: gate, port: 80}]")));
+    let Action::Forward(forward) = &elsewhere.profiles[0].routes[0].action else { panic!() };
+    assert!(matches!(&forward.backends[0].backend, Backend::Service { .. }));
+}
+
+#[test]
+fn what_of_an_egress_network_would_be_passed_by_is_refused() {
+    for hosts in ["[]", "['*.example.com']"] {
+        let imported = imported(&(EGRESS.to_owned() + &egress_route(hosts, "[]")));
+        assert!(imported.any_rejected() && imported.profiles.is_empty(), "{hosts}: {:?}", imported.notes);
+    }
+    let deny = EGRESS.replace("Allow", "Deny") + &egress_route("[api.example.com]", "[]");
+    let imported = imported(&deny);
+    assert!(faults(&imported)[0].contains("spec.trafficPolicy: is Deny"), "{:?}", faults(&imported));
+    let last = imported.profiles[0].routes.last().unwrap();
+    assert!(
+        matches!(&last.action, Action::Respond(respond) if respond.status == 403 && respond.grpc == Some(7))
+    );
+    let networks =
+        EGRESS.replace("trafficPolicy", "networks: [{cidr: 0.0.0.0/0, except: [10.0.0.0/8]}], trafficPolicy");
+    assert!(faults(&self::imported(&networks))[0].contains("approximated: spec.networks"));
+}
+
+#[test]
+fn linkerds_load_biaser_is_what_balancers_here_do_anyway() {
+    let annotated = |annotations: &str| {
+        faults(&imported(&format!(
+            "apiVersion: v1\nkind: Service\nmetadata:\n  name: web\n  namespace: ns\n  annotations: {{{annotations}}}\n\
+             spec: {{ports: [{{port: 80}}]}}\n"
+        )))
+    };
+    let key = "balancer.alpha.linkerd.io/";
+    assert!(annotated(&format!("{key}penalize-failures: 'true'"))[0].contains("approximated"));
+    assert_eq!(annotated(&format!("{key}penalize-failures: 'false'")), [""; 0]);
+    assert!(annotated(&format!("{key}penalize-failures: maybe"))[0].contains("ignored"));
+    assert!(annotated(&format!("{key}load-biaser-penalty: 60d"))[0].contains("ignored"));
 }
 
 #[test]

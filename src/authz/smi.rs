@@ -50,12 +50,15 @@ use std::sync::Arc;
 /// Namespace and name of an object.
 type Key = (Arc<str>, Arc<str>);
 
+/// The matches of a group by name.
+type Group = Vec<(Arc<str>, Condition)>;
+
 /// SMI's access control as data.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct TrafficTargets {
     targets: Vec<Target>,
     /// Matches by name; `None` for a group that cannot be read: it matches nothing.
-    groups: BTreeMap<Key, Option<Vec<(Arc<str>, Condition)>>>,
+    groups: BTreeMap<Key, Option<Group>>,
     /// Ports of a TCPRoute; none: all.
     ports: BTreeMap<Key, Option<Vec<u16>>>,
     bindings: BTreeMap<Key, Option<Binding>>,

@@ -28,10 +28,10 @@ pub fn scope(profile: &ServiceProfile, home: Option<&str>, domain: &str) -> Scop
     let Some(written) = profile.namespace.as_deref() else { return Scope::All };
     let short = profile.name().map(|name| name.short(domain));
     match short.as_ref().and_then(namespace) {
-        // A name that is no cluster's service belongs to nobody: whoever writes a profile for it is one of many callers.
-        None => Scope::All,
         Some(own) if own == written => Scope::All,
-        Some(_) => match home {
+        // A single label is a service of the document's own namespace; other names belong to no namespace.
+        None if short.as_ref().is_none_or(|name| !name.host().contains('.')) => Scope::All,
+        Some(_) | None => match home {
             Some(home) if home == written => Scope::Ours,
             Some(_) => Scope::Others,
             None => Scope::All,
@@ -72,8 +72,11 @@ mod tests {
             check(name, Some("a"), Some("ns"), Scope::Others);
             check(name, Some("a"), None, Scope::All);
         }
-        for name in ["web", "www.example.com", "10.0.0.1"] {
-            check(name, Some("a"), Some("b"), Scope::All);
+        check("web", Some("a"), Some("b"), Scope::All);
+        for name in ["www.example.com", "10.0.0.1"] {
+            check(name, Some("a"), Some("b"), Scope::Others);
+            check(name, Some("a"), Some("a"), Scope::Ours);
+            check(name, None, Some("a"), Scope::All);
         }
     }
 

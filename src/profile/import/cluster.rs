@@ -48,6 +48,7 @@ pub(crate) struct Identity {
     /// RFC 3339, which sorts by time.
     pub(crate) created: Option<Arc<str>>,
     pub(crate) annotations: BTreeMap<String, String>,
+    pub(crate) labels: BTreeMap<String, String>,
     pub(crate) origin: Arc<str>,
     /// Which of the documents it is.
     pub(crate) document: usize,
@@ -128,6 +129,7 @@ fn identity(metadata: Metadata, document: usize, object: &Object, namespace: &Ar
         name: metadata.name.into(),
         created: metadata.created.map(Arc::from),
         annotations: metadata.annotations,
+        labels: metadata.labels,
         origin: Arc::clone(&object.origin),
         document,
     }
@@ -208,6 +210,7 @@ impl Cluster {
                         name: Arc::clone(&name),
                         created: field("creationTimestamp"),
                         annotations: texts(metadata.and_then(|metadata| metadata.get("annotations"))),
+                        labels: BTreeMap::new(),
                         origin: Arc::clone(&object.origin),
                         document,
                     },

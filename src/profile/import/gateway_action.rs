@@ -29,6 +29,8 @@ use std::sync::Arc;
 pub(crate) enum Frontend {
     /// Calls to a service.
     Service,
+    /// Calls to a host outside.
+    Egress,
     /// A gateway's listener: its port, and whether it speaks TLS.
     Listener { port: u16, tls: bool },
 }
@@ -53,7 +55,12 @@ impl Actions<'_> {
         if let Some(redirect) = &rule.doing.redirect {
             return vec![(None, Action::Redirect(redirected(redirect, frontend)))];
         }
-        if rule.backends.is_empty() && route.linkerd && matches!(frontend, Frontend::Service) {
+        let to_parent = match frontend {
+            Frontend::Service => rule.backends.is_empty() && route.linkerd,
+            Frontend::Egress => rule.backends.iter().all(BackendRef::is_egress),
+            Frontend::Listener { .. } => false,
+        };
+        if to_parent {
             return vec![(None, Action::Forward(self.forward(route, &rule.doing, Vec::new())))];
         }
         let total: u64 = rule.backends.iter().map(|backend| u64::from(backend.weight)).sum();

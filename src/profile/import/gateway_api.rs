@@ -6,6 +6,8 @@
 use crate::profile::import::cluster::Cluster;
 use crate::profile::import::cluster::Documents;
 use crate::profile::import::cluster::Identity;
+use crate::profile::import::egress;
+use crate::profile::import::egress::Egress;
 use crate::profile::import::gateway_action::Actions;
 use crate::profile::import::gateway_action::Frontend;
 use crate::profile::import::gateway_match;
@@ -40,6 +42,7 @@ use std::sync::Arc;
 pub(crate) struct GatewayApi {
     pub(crate) routes: Vec<RouteObject>,
     pub(crate) gateways: Vec<Gateway>,
+    pub(crate) egress: Vec<Egress>,
     pub(crate) policies: Policies,
 }
 
@@ -50,11 +53,11 @@ type Service = (Arc<str>, Arc<str>);
 type Rank = ((bool, Reverse<usize>), MatchRank, (bool, Option<Arc<str>>, Arc<str>, Arc<str>), usize, usize);
 
 /// A route on a frontend, with the hosts that both name and what else must hold there.
-struct Attached<'a> {
-    route: &'a RouteObject,
-    hosts: Vec<Option<HostMatch>>,
-    besides: Option<Condition>,
-    frontend: Frontend,
+pub(crate) struct Attached<'a> {
+    pub(crate) route: &'a RouteObject,
+    pub(crate) hosts: Vec<Option<HostMatch>>,
+    pub(crate) besides: Option<Condition>,
+    pub(crate) frontend: Frontend,
 }
 
 impl GatewayApi {
@@ -66,6 +69,7 @@ impl GatewayApi {
         let mut profiles = Vec::new();
         self.service_profiles(cluster, documents, &mut profiles);
         self.gateway_profiles(cluster, documents, &mut profiles);
+        self.egress_profiles(cluster, documents, &mut profiles);
         profiles
     }
 
@@ -116,7 +120,7 @@ impl GatewayApi {
             };
             for parent in &route.parents {
                 let kind = parent.kind.trim_start_matches('X');
-                if service_of(parent).is_some() {
+                if service_of(parent).is_some() || egress::of_parent(parent).is_some() {
                     continue;
                 }
                 if !matches!(kind, "Gateway" | "ListenerSet") {
@@ -241,6 +245,13 @@ impl GatewayApi {
             profile.timeouts =
                 checked(&mut report, |report| linkerd::timeouts(annotations, report)).unwrap_or_default();
             profile.breaker = checked(&mut report, |report| linkerd::breaker(annotations, report));
+            if linkerd::penalizes_failures(annotations, &mut report) {
+                let problem =
+                    "is always so here: failures raise what an endpoint costs, by a measure of our own";
+                let path = "metadata.annotations[\"balancer.alpha.linkerd.io/penalize-failures\"]";
+                let fault = Fault::new(Severity::Approximated, path, problem, "remove it to silence this");
+                documents.say(document, fault);
+            }
             if profile.origin.is_empty() {
                 profile.origin = Arc::clone(&known.identity.origin);
             }
@@ -315,7 +326,7 @@ impl GatewayApi {
     }
 
     /// All matches of all routes of a frontend, in the order in which they are tried.
-    fn ordered(
+    pub(crate) fn ordered(
         &self,
         cluster: &Cluster,
         documents: &mut Documents,
@@ -424,7 +435,7 @@ fn narrower(place: &Place<'_>, places: &[Place<'_>]) -> Option<Condition> {
 
 /// `routes` without those that cannot stand beside others: an HTTPRoute and a GRPCRoute for the same hosts. On a
 /// gateway the older stays (Gateway API), on a service the GRPCRoute (linkerd.md §6.1).
-fn without_conflicts<'a>(
+pub(crate) fn without_conflicts<'a>(
     mut routes: Vec<&'a RouteObject>,
     grpc_first: bool,
     documents: &mut Documents,

@@ -51,6 +51,13 @@ pub(crate) struct BackendRef {
     pub(crate) spot: Spot,
 }
 
+impl BackendRef {
+    /// Whether it is an EgressNetwork: its requests go where they were going.
+    pub(crate) fn is_egress(&self) -> bool {
+        *self.group == *"policy.linkerd.io" && *self.kind == *"EgressNetwork"
+    }
+}
+
 /// The filters' types, and the field of each.
 const KINDS: &[(&str, &str)] = &[
     ("RequestHeaderModifier", "requestHeaderModifier"),

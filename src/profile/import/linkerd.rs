@@ -178,6 +178,24 @@ pub(crate) fn breaker(annotations: &Annotations, report: Report<'_>) -> Option<B
     Some(BreakerSettings { honour_retry_after: honour_retry_after && unified, ..breaker })
 }
 
+const PENALIZE: &str = "balancer.alpha.linkerd.io/penalize-failures";
+
+/// Whether failures are asked to make an endpoint dearer (Linkerd's load biaser). That is what balancers here always
+/// do, so there is nothing to set; bad values are reported.
+pub(crate) fn penalizes_failures(annotations: &Annotations, report: Report<'_>) -> bool {
+    let own = |name: &str| format!("balancer.alpha.linkerd.io/load-biaser-{name}");
+    let wanted = value(annotations, PENALIZE, report, go_bool).unwrap_or(false);
+    for key in [own("penalty"), own("max-retry-after")] {
+        value(annotations, &key, report, |text| {
+            let time = duration::annotation(text)?;
+            // Linkerd keeps it as milliseconds of 32 bits.
+            let fits = u32::try_from(time.as_millis()).is_ok();
+            if fits { Ok(time) } else { Err(format!("at most {}ms, not {text:?}", u32::MAX)) }
+        });
+    }
+    wanted
+}
+
 fn number(text: &str, most: f64) -> Result<f64, String> {
     let number = text.trim().parse::<f64>().ok().filter(|number| (0.0..=most).contains(number));
     number.ok_or_else(|| format!("a number from 0 to {most}, not {text:?}"))

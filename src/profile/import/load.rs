@@ -20,6 +20,7 @@ use crate::profile::import::cluster::Cluster;
 use crate::profile::import::cluster::Documents;
 use crate::profile::import::cluster::ImportSettings;
 use crate::profile::import::cluster::Notes;
+use crate::profile::import::egress;
 use crate::profile::import::gateway_api::GatewayApi;
 use crate::profile::import::gateway_parent;
 use crate::profile::import::gateway_policy;
@@ -111,6 +112,7 @@ pub fn is_read(object: &Object) -> bool {
         "Service" | "Namespace" | "ConfigMap" => object.api_version == "v1",
         // Routes of Linkerd's servers say who may call: they are read where access is.
         "HTTPRoute" if group == gateway_route::LINKERD => !is_of_server(object),
+        "EgressNetwork" => group == gateway_route::LINKERD,
         "TrafficTarget" | "IdentityBinding" => false,
         _ => smi::is_smi(object) || [gateway_route::GROUP, EXPERIMENTAL].contains(&group),
     }
@@ -198,6 +200,9 @@ impl Dialects {
             }
             (gateway_route::GROUP | EXPERIMENTAL, "Gateway" | "ListenerSet" | "XListenerSet") => {
                 api.gateways.extend(gateway_parent::read(documents, document, &object, &namespace));
+            }
+            (gateway_route::LINKERD, "EgressNetwork") => {
+                api.egress.extend(egress::read(documents, document, &object, &namespace));
             }
             (gateway_route::GROUP, "ReferenceGrant") => {
                 self.grants.extend(gateway_parent::grant(documents, document, &object, &namespace));

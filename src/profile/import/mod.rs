@@ -5,6 +5,7 @@
 //! `runtime-failure`.
 
 pub mod cluster;
+mod egress;
 mod gateway_action;
 mod gateway_api;
 mod gateway_filter;

@@ -20,6 +20,7 @@ use crate::profile::reader::Field;
 use crate::profile::reader::Fields;
 use crate::profile::route::Action;
 use crate::profile::route::Backend;
+use crate::profile::route::Choice;
 use crate::profile::route::Forward;
 use crate::profile::route::Route;
 use crate::profile::route::WeightedBackend;
@@ -140,16 +141,27 @@ impl Smi {
                 origin: Arc::clone(&split.identity.origin),
                 ..ServiceProfile::default()
             };
-            match split.matches.is_empty() {
-                true => profile.backends = backends,
-                false => profile.routes = self.routes(split, &backends, documents),
+            let failover = split.failover(documents);
+            let forward = match failover {
+                Some(primary) => in_order(backends, full_name(cluster, namespace, &primary)),
+                None => Forward { backends, ..Forward::default() },
+            };
+            match (split.matches.is_empty(), forward.choice) {
+                (true, Choice::Weighted | Choice::Sticky) => profile.backends = forward.backends,
+                (true, Choice::FirstAvailable) => profile.routes.push(Route {
+                    name: Arc::clone(&split.identity.name),
+                    action: Action::Forward(forward),
+                    origin: Arc::clone(&split.identity.origin),
+                    ..Route::default()
+                }),
+                (false, _) => profile.routes = self.routes(split, &forward, documents),
             }
             profiles.push(profile);
         }
         profiles
     }
 
-    fn routes(&self, split: &Split, backends: &[WeightedBackend], documents: &mut Documents) -> Vec<Route> {
+    fn routes(&self, split: &Split, forward: &Forward, documents: &mut Documents) -> Vec<Route> {
         let mut routes = Vec::new();
         for (name, spot) in &split.matches {
             let Some(group) = self.groups.get(&(Arc::clone(&split.identity.namespace), Arc::clone(name)))
@@ -162,13 +174,52 @@ impl Smi {
             routes.extend(group.iter().map(|(one, condition)| Route {
                 name: format!("{name}/{one}").into(),
                 condition: condition.clone(),
-                action: Action::Forward(Forward { backends: backends.to_vec(), ..Forward::default() }),
+                action: Action::Forward(forward.clone()),
                 origin: Arc::clone(&split.identity.origin),
                 ..Route::default()
             }));
         }
         routes
     }
+}
+
+impl Split {
+    /// The primary service of a split that `linkerd-failover` is asked to control: its first backend unless an annotation
+    /// names another. Here no controller need write weights: the first backend that has usable endpoints is asked.
+    fn failover(&self, documents: &mut Documents) -> Option<Arc<str>> {
+        let controller = self.identity.labels.get("failover.linkerd.io/controlled-by")?;
+        if controller != "linkerd-failover" {
+            return None;
+        }
+        if self.backends.len() > 2 {
+            let problem =
+                "has several fallbacks, which would share requests: the first usable one gets them all";
+            let fault =
+                Fault::new(Severity::Approximated, "spec.backends", problem, "write the best one first");
+            documents.say(self.identity.document, fault);
+        }
+        let named = self.identity.annotations.get("failover.linkerd.io/primary-service");
+        let known = named.filter(|named| self.backends.iter().any(|(service, _)| **service == ***named));
+        if let Some(named) = named.filter(|_| known.is_none()) {
+            let problem = format!("is {named}, which is none of the backends: the first one is the primary");
+            let path = "metadata.annotations[\"failover.linkerd.io/primary-service\"]";
+            documents
+                .say(self.identity.document, Fault::new(Severity::Ignored, path, problem, "name a backend"));
+        }
+        known.map(|named| Arc::from(named.as_str())).or_else(|| Some(Arc::clone(&self.backends.first()?.0)))
+    }
+}
+
+/// The backends with the primary one first, whatever weights a controller wrote last.
+fn in_order(backends: Vec<WeightedBackend>, primary: Option<ServiceName>) -> Forward {
+    let is_primary = |one: &WeightedBackend| match &one.backend {
+        Backend::Service { name, .. } => Some(name) == primary.as_ref(),
+        Backend::Invalid { .. } => false,
+    };
+    let (first, others): (Vec<_>, Vec<_>) = backends.into_iter().partition(is_primary);
+    let all = first.into_iter().chain(others);
+    let backends = all.map(|one| WeightedBackend { weight: 1, ..one }).collect();
+    Forward { backends, choice: Choice::FirstAvailable, ..Forward::default() }
 }
 
 /// A service as SMI names it: in the object's namespace, unless it is written with its own.
