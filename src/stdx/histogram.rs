@@ -34,8 +34,10 @@ impl Default for Histogram {
 }
 
 /// A reading of a [`Histogram`]: `(bucket, count)` in order of bucket, without empty ones.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(transparent)]
+///
+/// As data it is one flat list `[gap, count, gap, count, …]`, where a gap is the distance from the bucket before, the
+/// first one from bucket 0.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counts(Vec<(u16, u64)>);
 
 fn bucket(micros: u64) -> usize {
@@ -82,7 +84,7 @@ impl Histogram {
 impl Counts {
     /// How many values there are.
     pub fn total(&self) -> u64 {
-        self.0.iter().map(|(_, count)| *count).sum()
+        self.0.iter().fold(0, |sum, (_, count)| sum.saturating_add(*count))
     }
 
     /// Each size that occurred, in microseconds (the middle of its bucket), and how often.
@@ -93,6 +95,33 @@ impl Counts {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// How many values are above `limit`. Those of its own bucket count as within, so one that is less than 1.6 % above
+    /// it may.
+    pub fn over(&self, limit: Duration) -> u64 {
+        let last = bucket(u64::try_from(limit.as_micros()).unwrap_or(u64::MAX));
+        self.0.iter().filter(|(bucket, _)| usize::from(*bucket) > last).map(|(_, count)| *count).sum()
+    }
+
+    /// The flat list of gaps and counts.
+    pub fn gaps(&self) -> impl Iterator<Item = u64> + '_ {
+        let mut before = 0;
+        self.0.iter().flat_map(move |(bucket, count)| {
+            let gap = u64::from(*bucket - before);
+            before = *bucket;
+            [gap, *count]
+        })
+    }
+
+    /// Reads a flat list of gaps and counts; `None` if it is none.
+    pub fn from_gaps(gaps: impl IntoIterator<Item = u64>) -> Option<Self> {
+        let (mut out, mut at, mut gaps) = (Vec::new(), 0u64, gaps.into_iter());
+        while let Some(gap) = gaps.next() {
+            at = at.checked_add(gap).filter(|at| *at < BUCKETS as u64 && (gap > 0 || out.is_empty()))?;
+            out.push((at as u16, gaps.next()?));
+        }
+        Some(Self(out))
     }
 
     /// What was counted after `earlier` was read.
@@ -133,12 +162,25 @@ impl Counts {
         let rank = ((q.clamp(0.0, 1.0) * total as f64).ceil() as u64).max(1);
         let mut seen = 0;
         for (bucket, count) in &self.0 {
-            seen += *count;
+            seen = u64::saturating_add(seen, *count);
             if seen >= rank {
                 return Some(Duration::from_secs_f64(middle(usize::from(*bucket)) / 1e6));
             }
         }
         None
+    }
+}
+
+impl serde::Serialize for Counts {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(self.gaps())
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Counts {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let gaps = Vec::deserialize(from)?;
+        Self::from_gaps(gaps).ok_or_else(|| serde::de::Error::custom("is no list of gaps and counts"))
     }
 }
 
@@ -175,6 +217,44 @@ mod tests {
             prop_assert_eq!(both.read().since(&before), two.read());
             prop_assert_eq!(one.read().merge(&two.read()), both.read());
         }
+    }
+
+    fn of(values: &[u64]) -> Counts {
+        let histogram = Histogram::default();
+        values.iter().for_each(|v| histogram.record(Duration::from_micros(*v)));
+        histogram.read()
+    }
+
+    proptest! {
+        #[test]
+        fn its_data_is_read_back(values in proptest::collection::vec(0u64..2_000_000_000, 0..50)) {
+            let counts = of(&values);
+            let text = serde_json::to_string(&counts).unwrap();
+            prop_assert_eq!(serde_json::from_str::<Counts>(&text).unwrap(), counts);
+        }
+
+        #[test]
+        fn what_is_over_a_limit_is_known_to_its_bucket(
+            values in proptest::collection::vec(1u64..1_000_000_000, 0..50),
+            limit in 1u64..1_000_000_000,
+        ) {
+            let over = of(&values).over(Duration::from_micros(limit));
+            let above = |limit: f64| values.iter().filter(|v| **v as f64 > limit).count() as u64;
+            prop_assert!((above(limit as f64 * 1.016 + 1.0)..=above(limit as f64)).contains(&over));
+        }
+
+        #[test]
+        fn no_data_breaks_it(gaps in proptest::collection::vec(any::<u64>(), 0..6)) {
+            Counts::from_gaps(gaps).map(|counts| counts.quantile(0.5));
+        }
+    }
+
+    #[test]
+    fn what_is_no_list_of_gaps_is_refused() {
+        for bad in ["[1]", "[1,1,0,1]", "[1600,1]", "[18446744073709551615,1,1,1]", "{}", "[-1,1]"] {
+            assert!(serde_json::from_str::<Counts>(bad).is_err(), "{bad}");
+        }
+        assert_eq!(serde_json::to_string(&of(&[0, 0, 5, 6])).unwrap(), "[0,2,5,1,1,1]");
     }
 
     #[test]

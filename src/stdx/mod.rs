@@ -5,6 +5,8 @@ pub mod clock;
 pub mod diff;
 pub mod gcra;
 pub mod histogram;
+pub mod history;
 pub mod moment;
+pub mod packed;
 pub mod rng;
 pub mod sync;
