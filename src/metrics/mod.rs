@@ -10,9 +10,11 @@ pub mod kept;
 pub mod layer;
 pub mod ledger;
 pub mod names;
+pub mod past;
 #[cfg(feature = "prometheus")]
 pub mod prometheus;
 pub mod registry;
+pub mod report;
 pub mod route;
 pub mod series;
 pub mod set;

@@ -1,7 +1,7 @@
 //! Floor 1: which way traffic goes.
 
 /// Whether traffic leaves this process or enters it; the label `direction`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {
     /// It enters.

@@ -8,10 +8,11 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-const SUB_BITS: u32 = 6;
+/// Each power of two is cut into two to the power of this.
+pub const SUB_BITS: u32 = 6;
 const SUB: usize = 1 << SUB_BITS;
 /// 2^30 µs: about 18 minutes; what is longer is counted there.
-const TOP_BITS: u32 = 30;
+pub const TOP_BITS: u32 = 30;
 const OCTAVES: usize = (TOP_BITS - SUB_BITS + 1) as usize;
 /// How many buckets there are.
 pub const BUCKETS: usize = OCTAVES * SUB;
