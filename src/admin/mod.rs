@@ -3,9 +3,13 @@
 #[cfg(feature = "admin")]
 pub mod asked;
 #[cfg(feature = "admin")]
+pub mod fleet;
+#[cfg(feature = "admin")]
 pub mod guard;
 #[cfg(feature = "admin")]
 pub(crate) mod page;
 pub mod readiness;
 #[cfg(feature = "admin")]
 pub mod server;
+#[cfg(feature = "admin")]
+pub mod told;

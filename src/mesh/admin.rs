@@ -1,8 +1,11 @@
 //! Floor 6: the mesh's own admin server: what it shows, and when the process is ready.
 
+use crate::admin::fleet::Fleet;
 use crate::admin::readiness::{Latch, Readiness};
 use crate::admin::server::{self, Admin};
 use crate::error::Error;
+use crate::mesh::api;
+use crate::mesh::live::Live;
 use crate::mesh::look::Look;
 use crate::mesh::pages;
 #[cfg(any(feature = "tls", feature = "ring"))]
@@ -27,11 +30,21 @@ pub(crate) struct Listening {
     pub(crate) first_update: Latch,
 }
 
+/// What an admin server shows.
+pub(crate) struct Shown {
+    pub(crate) look: Look,
+    /// The metrics, if they are the mesh's own.
+    pub(crate) metrics: Option<Render>,
+    pub(crate) live: Arc<Live>,
+    /// The admin servers of other processes that it speaks for too.
+    pub(crate) fleet: Fleet,
+}
+
 /// Listens at `addr`. It shows nothing once the mesh is gone.
 ///
 /// # Errors
 /// [`Error::Config`] when the address cannot be listened at.
-pub(crate) fn listen(addr: SocketAddr, look: Look, metrics: Option<Render>) -> Result<Listening, Error> {
+pub(crate) fn listen(addr: SocketAddr, show: Shown) -> Result<Listening, Error> {
     let refused = |error: std::io::Error| {
         let remedy = "choose another address, or port 0 for any that is free";
         Error::Config(format!("the admin server cannot listen at {addr}: {error}; {remedy}").into())
@@ -44,10 +57,12 @@ pub(crate) fn listen(addr: SocketAddr, look: Look, metrics: Option<Render>) -> R
     let first_update = readiness.latch("the first word of the sources of this service's profile");
     #[cfg(any(feature = "tls", feature = "ring"))]
     let shown = readiness.clone();
+    let Shown { look, metrics, live, fleet } = show;
     let mut admin = pages::add(Admin::new(readiness), look);
     if let Some(render) = metrics {
         admin = admin.metrics(move || render());
     }
+    admin = api::pages(admin, live, fleet);
     let run = Box::pin(async move {
         server::serve(listener, admin, std::future::pending()).await;
     });

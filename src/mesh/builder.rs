@@ -60,6 +60,8 @@ pub struct MeshBuilder {
     pub(crate) more_endpoints: Chain<EndpointSet>,
     pub(crate) dns: Option<bool>,
     pub(crate) admin: Option<SocketAddr>,
+    #[cfg(feature = "admin")]
+    pub(crate) admin_peers: Vec<crate::admin::fleet::Peer>,
     pub(crate) registry: Option<Registry>,
     #[cfg(feature = "prometheus")]
     pub(crate) prometheus: Option<crate::metrics::prometheus::Prometheus>,
@@ -169,6 +171,24 @@ impl MeshBuilder {
     /// Where the admin server listens (feature `admin`): `/metrics`, `/live`, `/ready`, `/inspect`. Default: nowhere.
     pub fn admin(mut self, addr: SocketAddr) -> Self {
         self.admin = Some(addr);
+        self
+    }
+
+    /// The admin servers of other processes, `http://host:port` each, whose figures this one's admin server shows together with its
+    /// own (feature `admin`). A host that is a service of this mesh stands for all of its replicas, any other name for all
+    /// addresses that DNS has; `localhost` is one. Only what is written here is ever asked.
+    #[cfg(feature = "admin")]
+    pub fn admin_peers<I>(mut self, urls: I) -> Self
+    where
+        I: IntoIterator,
+        I::Item: AsRef<str>,
+    {
+        for url in urls {
+            match url.as_ref().parse() {
+                Ok(peer) => self.admin_peers.push(peer),
+                Err(why) => self.faults.push(Fault::rejected("admin_peers", why, "")),
+            }
+        }
         self
     }
 

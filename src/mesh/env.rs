@@ -8,12 +8,16 @@ use std::str::FromStr;
 use std::time::Duration;
 
 /// Every variable that [`Mesh::from_env`](crate::mesh::runtime::Mesh::from_env) reads, and what it sets.
-pub const VARIABLES: [(&str, &str); 11] = [
+pub const VARIABLES: [(&str, &str); 12] = [
     ("ENMESH_NAME", "this process's own service, name.namespace[:port]"),
     ("ENMESH_PROFILES", "a directory of profiles, watched"),
     ("ENMESH_ENDPOINTS", "a directory of Endpoints documents, watched; may be the same"),
     ("ENMESH_DNS", "whether unknown names are looked up in DNS: true or false"),
     ("ENMESH_ADMIN", "address:port of the admin server"),
+    (
+        "ENMESH_ADMIN_PEERS",
+        "admin servers of other processes to show together, http://host:port each, by commas",
+    ),
     ("ENMESH_CLUSTER_DOMAIN", "the suffix of Kubernetes service names; default cluster.local"),
     ("ENMESH_CONNECT_TIMEOUT", "how long opening a connection may take, such as 1s"),
     ("ENMESH_DRAIN_TIMEOUT", "how long requests under way may take at shutdown, such as 30s"),
@@ -53,6 +57,7 @@ fn set(mut builder: MeshBuilder, key: &str, value: &str) -> MeshBuilder {
             builder.admin = parsed(&mut builder.faults, key, value, remedy);
             builder
         }
+        "ENMESH_ADMIN_PEERS" => peers(builder, value),
         "ENMESH_CONNECT_TIMEOUT" => {
             if let Some(time) = time(&mut builder.faults, key, value) {
                 builder.connect.timeout = time;
@@ -74,6 +79,22 @@ fn set(mut builder: MeshBuilder, key: &str, value: &str) -> MeshBuilder {
             builder
         }
     }
+}
+
+#[cfg(feature = "admin")]
+fn peers(builder: MeshBuilder, value: &str) -> MeshBuilder {
+    builder.admin_peers(value.split(',').map(str::trim).filter(|url| !url.is_empty()))
+}
+
+#[cfg(not(feature = "admin"))]
+fn peers(mut builder: MeshBuilder, value: &str) -> MeshBuilder {
+    let remedy = "build it with feature `admin`";
+    builder.faults.push(Fault::rejected(
+        "ENMESH_ADMIN_PEERS",
+        format!("is not built in (`{value}`)"),
+        remedy,
+    ));
+    builder
 }
 
 /// A policy that cannot be read stops the process: without it everything would be allowed.

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "admin")]
 mod admin;
+#[cfg(feature = "admin")]
+mod api;
 pub mod body;
 #[cfg(feature = "http")]
 pub mod builder;
@@ -19,6 +21,8 @@ pub mod inbound;
 pub mod inspect;
 #[cfg(feature = "http")]
 pub mod layer;
+#[cfg(feature = "admin")]
+mod live;
 #[cfg(feature = "admin")]
 mod look;
 #[cfg(feature = "admin")]

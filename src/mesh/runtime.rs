@@ -1,11 +1,17 @@
 //! Floor 6: a running mesh: clients, servers, statistics, and its end.
 
+#[cfg(feature = "admin")]
+use crate::admin::fleet::{Fleet, Peer};
 use crate::authz::layer::Gate;
 use crate::authz::rules::AuthzPolicy;
 use crate::authz::settings::AuthzSettings;
 #[cfg(not(any(feature = "tls", feature = "ring")))]
 use crate::connect::handshake::Plain;
 use crate::error::{BoxError, Error};
+#[cfg(feature = "admin")]
+use crate::mesh::admin::{self, Shown};
+#[cfg(feature = "admin")]
+use crate::mesh::api;
 use crate::mesh::builder::MeshBuilder;
 use crate::mesh::client::Client;
 use crate::mesh::directory::{Connect, Connection, Directory, Parts};
@@ -14,6 +20,10 @@ use crate::mesh::inbound::InboundLayer;
 use crate::mesh::inspect::IdentityView;
 use crate::mesh::inspect::Inspection;
 use crate::mesh::layer::MeshLayer;
+#[cfg(all(feature = "admin", any(feature = "tls", feature = "ring")))]
+use crate::mesh::live::OwnIdentity;
+#[cfg(feature = "admin")]
+use crate::mesh::live::{self, Live};
 #[cfg(feature = "admin")]
 use crate::mesh::look::Look;
 use crate::mesh::recording::Recording;
@@ -75,6 +85,16 @@ pub struct Made {
     serving: watch::Sender<usize>,
     recording: Recording,
     admin: OnceLock<SocketAddr>,
+    #[cfg(feature = "admin")]
+    shown_as: ShownAs,
+}
+
+/// Who the admin server says this process is, and whom else it asks.
+#[cfg(feature = "admin")]
+#[derive(Debug)]
+struct ShownAs {
+    name: ServiceName,
+    peers: Vec<Peer>,
 }
 
 impl Mesh {
@@ -245,6 +265,8 @@ impl Made {
         let domain = builder.domain();
         let (profiles, endpoints) = sources::of(&builder, &metrics);
         let own = builder.name.clone().unwrap_or_else(ServiceName::localhost);
+        #[cfg(feature = "admin")]
+        let shown_as = ShownAs { name: own.clone(), peers: std::mem::take(&mut builder.admin_peers) };
         let connect_settings = builder.connect.clone();
         #[cfg(any(feature = "tls", feature = "ring"))]
         let connector = identities.clone().map(|own| Connector::new(own, Connector::HANDSHAKE_MAX));
@@ -282,6 +304,8 @@ impl Made {
             serving: watch::Sender::new(0),
             recording,
             admin: OnceLock::new(),
+            #[cfg(feature = "admin")]
+            shown_as,
         };
         let mesh = Mesh { made: Arc::new(made) };
         mesh.made.start(needs_runtime, admin)?;
@@ -323,22 +347,42 @@ impl Made {
         tasks: &mut Tasks,
     ) -> Result<Box<dyn Send>, Error> {
         let Some(addr) = addr else { return Ok(Box::new(())) };
-        let look = Look {
-            services: Arc::downgrade(&self.services),
-            gate: self.gate.clone(),
-            #[cfg(any(feature = "tls", feature = "ring"))]
-            identities: self.identities.clone(),
-        };
-        let listening = crate::mesh::admin::listen(addr, look, self.recording.render())?;
+        let show = self.shown();
+        let sampling = live::sampling(Arc::downgrade(&show.live));
+        let listening = admin::listen(addr, show)?;
+        tasks.spawn(runtime, sampling);
         // Set once: a mesh is started once.
         let _ = self.admin.set(listening.addr);
         tasks.spawn(runtime, listening.run);
         #[cfg(any(feature = "tls", feature = "ring"))]
         if let Some(identities) = &self.identities {
-            let waiting = crate::mesh::admin::wait_for_identity(listening.readiness, identities.clone());
+            let waiting = admin::wait_for_identity(listening.readiness, identities.clone());
             tasks.spawn(runtime, waiting);
         }
         Ok(Box::new(listening.first_update))
+    }
+
+    /// What the admin server shows.
+    #[cfg(feature = "admin")]
+    fn shown(&self) -> Shown {
+        let services = Arc::downgrade(&self.services);
+        #[cfg(any(feature = "tls", feature = "ring"))]
+        let identity = self
+            .identities
+            .clone()
+            .map(|identities| -> OwnIdentity { Arc::new(move || identities.status().identity) });
+        #[cfg(not(any(feature = "tls", feature = "ring")))]
+        let identity = None;
+        let live =
+            Live::new(self.shown_as.name.clone(), Arc::clone(&self.metrics), services.clone(), identity);
+        let fleet = Fleet::new(self.shown_as.peers.iter().cloned(), api::lookup(services.clone()));
+        let look = Look {
+            services,
+            gate: self.gate.clone(),
+            #[cfg(any(feature = "tls", feature = "ring"))]
+            identities: self.identities.clone(),
+        };
+        Shown { look, metrics: self.recording.render(), live: Arc::new(live), fleet }
     }
 
     #[cfg(not(feature = "admin"))]

@@ -173,6 +173,25 @@ pub struct Series {
     pub p95_ms: Vec<Option<f64>>,
 }
 
+impl Series {
+    /// Adds another process's. Of the latencies the worse one stays: quantiles of steps cannot be added.
+    pub fn add(&mut self, other: &Self) {
+        for (at, theirs) in other.rps.iter().enumerate() {
+            let rates = (self.success_rate.get_mut(at), other.success_rate.get(at).copied().flatten());
+            if let (Some(mine), Some(rate)) = rates {
+                let (own, more) = (self.rps.get(at).copied().flatten().unwrap_or(0.0), theirs.unwrap_or(0.0));
+                *mine = Some(mine.map_or(rate, |mine| (mine * own + rate * more) / (own + more)));
+            }
+            if let (Some(mine), Some(theirs)) = (self.rps.get_mut(at), theirs) {
+                *mine = Some(mine.unwrap_or(0.0) + theirs);
+            }
+        }
+        for (mine, theirs) in self.p95_ms.iter_mut().zip(&other.p95_ms) {
+            *mine = mine.map_or(*theirs, |mine| Some(theirs.map_or(mine, |theirs| mine.max(theirs))));
+        }
+    }
+}
+
 /// One row.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Row {
@@ -204,7 +223,7 @@ pub struct Row {
 }
 
 impl Row {
-    /// Adds another process's row of the same key. What is known of it stays if both agree. Series are not added.
+    /// Adds another process's row of the same key. What is known of it stays if both agree.
     pub fn add(&mut self, other: &Self) {
         self.facts.overflow |= other.facts.overflow;
         if self.facts.tls != other.facts.tls {
@@ -219,7 +238,10 @@ impl Row {
             (Some(mine), Some(theirs)) => mine.add(theirs),
             (mine, theirs) => *mine = mine.take().or_else(|| theirs.clone()),
         }
-        self.series = None;
+        match (&mut self.series, &other.series) {
+            (Some(mine), Some(theirs)) => mine.add(theirs),
+            (mine, theirs) => *mine = mine.take().or_else(|| theirs.clone()),
+        }
     }
 
     /// Forgets the histograms.
@@ -276,7 +298,7 @@ impl Default for Scheme {
 }
 
 /// What one process or many tell of a window.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// The window that was asked for.
     pub window_secs: f64,
@@ -295,8 +317,7 @@ impl Report {
     /// # Errors
     /// When two cut their histograms differently: they run versions that do not add up.
     pub fn merge(reports: impl IntoIterator<Item = Self>, by_process: bool) -> Result<Self, String> {
-        let mut whole =
-            Self { window_secs: 0.0, histogram: Scheme::default(), processes: Vec::new(), rows: Vec::new() };
+        let mut whole = Self::default();
         let mut rows: BTreeMap<(Option<String>, RowKey), Row> = BTreeMap::new();
         for report in reports {
             if report.histogram != whole.histogram {
@@ -397,6 +418,29 @@ mod tests {
             apart.rows.iter().map(|row| row.process.as_deref()).collect::<Vec<_>>(),
             [Some("a"), Some("b")]
         );
+    }
+
+    #[test]
+    fn steps_are_added() {
+        let series = |rps: &[Option<f64>], rate: &[Option<f64>], p95: &[Option<f64>]| Series {
+            step_secs: 5.0,
+            rps: rps.to_vec(),
+            success_rate: rate.to_vec(),
+            p95_ms: p95.to_vec(),
+        };
+        let mut mine =
+            series(&[Some(1.0), None, Some(0.0)], &[Some(1.0), None, None], &[Some(5.0), None, None]);
+        mine.add(&series(
+            &[Some(3.0), Some(2.0), Some(0.0)],
+            &[Some(0.5), Some(0.1), None],
+            &[Some(9.0), Some(1.0), None],
+        ));
+        let expected = series(
+            &[Some(4.0), Some(2.0), Some(0.0)],
+            &[Some(0.625), Some(0.1), None],
+            &[Some(9.0), Some(1.0), None],
+        );
+        assert_eq!(mine, expected);
     }
 
     #[test]

@@ -1,0 +1,171 @@
+//! Floor 6: the figures of this process and its peers as JSON: `/api/v1/stat`, `/api/v1/edges`.
+
+use crate::admin::asked::Asked;
+use crate::admin::fleet::{self, Fleet, Lookup, Question};
+use crate::admin::guard::Access;
+use crate::admin::server::{self, Admin, AdminBody, Turn};
+use crate::admin::told::{self, Told};
+use crate::mesh::directory::Directory;
+use crate::mesh::live::Live;
+use crate::mesh::services::Services;
+use crate::metrics::edges::Edges;
+use crate::metrics::past::WINDOW_MAX;
+use crate::metrics::report::{Kind, Report, Row};
+use crate::profile::duration;
+use crate::profile::name::ServiceName;
+use futures::future::BoxFuture;
+use http::{Method, Response, StatusCode};
+use serde::Serialize;
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+use tokio::sync::Semaphore;
+
+/// How many questions are passed on to peers at once: a page that is open twice, and a command.
+const PASSED_ON_MAX: usize = 4;
+
+/// What the pages of figures are made of.
+#[derive(Debug, Clone)]
+pub(crate) struct Figures {
+    live: Arc<Live>,
+    fleet: Fleet,
+    passing_on: Arc<Semaphore>,
+    turn: Turn,
+}
+
+/// Finds a peer's processes among the replicas that the mesh knows of the service of that name, else in DNS.
+pub(crate) fn lookup(services: Weak<Services>) -> Lookup {
+    let dns = fleet::dns();
+    Arc::new(move |host, port| {
+        let known = services.upgrade().map(|services| replicas(&services.directory(), &host));
+        match known.filter(|known| !known.is_empty()) {
+            Some(ips) => {
+                let found = ips.into_iter().map(|ip| SocketAddr::new(ip, port)).collect();
+                Box::pin(std::future::ready(Ok(found)))
+            }
+            None => dns(host, port),
+        }
+    })
+}
+
+/// The addresses of the replicas of a service, whichever of its ports they are known by.
+fn replicas(directory: &Directory, host: &str) -> BTreeSet<IpAddr> {
+    let Ok(name) = host.parse::<ServiceName>() else { return BTreeSet::new() };
+    let name = name.short(directory.cluster_domain());
+    let known = directory.known().filter(|(known, _)| known.host() == name.host());
+    let endpoints = known.flat_map(|(_, known)| known.endpoints.iter().flat_map(|set| set.iter()));
+    endpoints.map(|endpoint| endpoint.addr.ip()).collect()
+}
+
+/// An answer, or the refusal of the question.
+type Answered<T> = Result<T, Response<AdminBody>>;
+
+/// Adds the pages of figures.
+pub(crate) fn pages(admin: Admin, live: Arc<Live>, fleet: Fleet) -> Admin {
+    let passing_on = Arc::new(Semaphore::new(PASSED_ON_MAX));
+    let figures = Figures { live, fleet, passing_on, turn: admin.turn() };
+    admin.route(Method::GET, "/api/v1/stat", Access::Read, figures.page(Figures::stat)).route(
+        Method::GET,
+        "/api/v1/edges",
+        Access::Read,
+        figures.page(Figures::edges),
+    )
+}
+
+impl Figures {
+    /// A handler that answers in JSON.
+    fn page<T, F>(
+        &self,
+        answer: fn(Self, Asked) -> F,
+    ) -> impl Fn(Asked) -> BoxFuture<'static, Response<AdminBody>> + Send + Sync + 'static
+    where
+        T: Serialize + Send + 'static,
+        F: Future<Output = Answered<T>> + Send + 'static,
+    {
+        let this = self.clone();
+        move |asked| {
+            let answering = answer(this.clone(), asked);
+            Box::pin(async move {
+                match answering.await.map(|answer| serde_json::to_value(&answer)) {
+                    Ok(Ok(value)) => server::json(StatusCode::OK, &value),
+                    Ok(Err(error)) => {
+                        server::text(StatusCode::INTERNAL_SERVER_ERROR, &format!("no JSON: {error}\n"))
+                    }
+                    Err(refusal) => refusal,
+                }
+            })
+        }
+    }
+
+    async fn stat(self, asked: Asked) -> Answered<Report> {
+        let (window, kinds) = (window(&asked).map_err(bad)?, kinds(&asked).map_err(bad)?);
+        let series = asked.flag("series");
+        let by_process = asked.value("by").is_some_and(|by| by == "process");
+        let live = Arc::clone(&self.live);
+        let own = self.turn.take(move || live.report(window, &kinds, series)).await?;
+        let merge = |reports| Report::merge(reports, by_process);
+        let mut whole = self.with_peers(own, "/api/v1/stat", &asked, merge).await?;
+        if !asked.flag("histograms") {
+            whole.rows.iter_mut().for_each(Row::strip);
+        }
+        Ok(whole)
+    }
+
+    async fn edges(self, asked: Asked) -> Answered<Edges> {
+        let window = window(&asked).map_err(bad)?;
+        let live = Arc::clone(&self.live);
+        let own = self.turn.take(move || live.edges(window)).await?;
+        let mut whole =
+            self.with_peers(own, "/api/v1/edges", &asked, |reports| Ok(Edges::merge(reports))).await?;
+        if !asked.flag("histograms") {
+            whole.strip();
+        }
+        Ok(whole)
+    }
+
+    /// Puts what the peers say to our own, unless the question is for this process alone. What a peer says that is no report is
+    /// told as its error.
+    async fn with_peers<T: Told>(
+        &self,
+        own: T,
+        path: &str,
+        asked: &Asked,
+        merge: impl FnOnce(Vec<T>) -> Result<T, String>,
+    ) -> Answered<T> {
+        let mut reports = vec![own];
+        if !asked.flag("local") && !self.fleet.is_empty() {
+            let Ok(_turn) = self.passing_on.try_acquire() else {
+                let why = "too many questions are being passed on to other processes; come back later\n";
+                return Err(server::text(StatusCode::SERVICE_UNAVAILABLE, why));
+            };
+            let question = Question::get(format!("{path}?local=1&histograms=1&{}", asked.query));
+            reports.extend(self.fleet.ask(&question).await.into_iter().map(told::read::<T>));
+        }
+        merge(reports).map_err(|why| server::text(StatusCode::BAD_GATEWAY, &format!("{why}\n")))
+    }
+}
+
+fn window(asked: &Asked) -> Result<Duration, String> {
+    let Some(text) = asked.value("window") else { return Ok(Duration::from_secs(60)) };
+    let window =
+        duration::go(&text).ok().filter(|window| (Duration::from_secs(1)..=WINDOW_MAX).contains(window));
+    window.ok_or_else(|| format!("window: is no time from 1s to 1h ({text}); write 10s, 1m, 5m or 1h"))
+}
+
+fn kinds(asked: &Asked) -> Result<Vec<Kind>, String> {
+    let Some(text) = asked.value("kind") else { return Ok(Vec::new()) };
+    let kind = |word: &str| match word {
+        "route" => Ok(Kind::Route),
+        "backend" => Ok(Kind::Backend),
+        "endpoint" => Ok(Kind::Endpoint),
+        "client" => Ok(Kind::Client),
+        _ => Err(format!("kind: is not known ({word}); write route, backend, endpoint or client")),
+    };
+    text.split(',').map(kind).collect()
+}
+
+fn bad(why: String) -> Response<AdminBody> {
+    server::text(StatusCode::BAD_REQUEST, &format!("{why}\n"))
+}

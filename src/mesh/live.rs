@@ -1,0 +1,157 @@
+//! Floor 6: the figures of a running mesh, in windows, read without an exporter.
+
+use crate::mesh::directory::{Directory, Known};
+use crate::mesh::services::Services;
+use crate::metrics::edges::{self, Edges, Security, Told};
+use crate::metrics::past::{Past, STEP, Total};
+use crate::metrics::report::{Facts, Kind, Process, Report, RowKey, Scheme};
+use crate::metrics::set::MetricsSet;
+use crate::profile::name::ServiceName;
+use crate::profile::settings::TlsMode;
+use crate::stdx::clock::{self, Instant};
+use crate::stdx::rng::Rng;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+/// Who this process proves to be, if it can.
+pub(crate) type OwnIdentity = Arc<dyn Fn() -> Option<String> + Send + Sync>;
+
+/// What the figures of a mesh are read from. Nothing here is on the path of a request.
+pub(crate) struct Live {
+    id: String,
+    name: ServiceName,
+    begun: Instant,
+    metrics: Arc<MetricsSet>,
+    services: Weak<Services>,
+    /// `None`: this process has no identity and calls without TLS.
+    identity: Option<OwnIdentity>,
+    past: Mutex<Past>,
+}
+
+impl fmt::Debug for Live {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Live").field("id", &self.id).field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Live {
+    pub(crate) fn new(
+        name: ServiceName,
+        metrics: Arc<MetricsSet>,
+        services: Weak<Services>,
+        identity: Option<OwnIdentity>,
+    ) -> Self {
+        let begun = clock::now();
+        let id = format!("{:016x}", Rng::thread().next_u64());
+        Self { id, name, begun, metrics, services, identity, past: Mutex::new(Past::new(begun)) }
+    }
+
+    /// This process, as reports name it.
+    pub(crate) fn process(&self) -> Process {
+        Process {
+            id: Some(self.id.clone()),
+            name: self.name.to_string(),
+            addr: String::new(),
+            uptime_secs: Some(clock::now().saturating_duration_since(self.begun).as_secs_f64()),
+            error: None,
+        }
+    }
+
+    /// Takes the counts of now into the past.
+    fn sample(&self) {
+        let (now, totals) = (clock::now(), self.totals());
+        self.past().push(now, &totals);
+    }
+
+    /// What was counted in the last `window`.
+    pub(crate) fn report(&self, window: Duration, kinds: &[Kind], series: bool) -> Report {
+        let (now, totals) = (clock::now(), self.totals());
+        let past = self.past();
+        let mut rows = past.window(now, window, &totals);
+        rows.retain(|row| kinds.is_empty() || kinds.contains(&row.key.kind));
+        let by_key: BTreeMap<&RowKey, &Total> =
+            totals.iter().filter(|_| series).map(|total| (&*total.key, total)).collect();
+        for row in &mut rows {
+            row.process = Some(self.name.to_string());
+            row.series = by_key.get(&row.key).map(|total| past.series(now, total));
+        }
+        drop(past);
+        let processes = vec![self.process()];
+        Report { window_secs: window.as_secs_f64(), histogram: Scheme::default(), processes, rows }
+    }
+
+    /// Who talked to whom in the last `window`.
+    pub(crate) fn edges(&self, window: Duration) -> Edges {
+        let report = self.report(window, &[Kind::Route, Kind::Client], false);
+        let identity = self.identity.as_ref().and_then(|identity| identity());
+        let told = Told {
+            name: &self.name.to_string(),
+            identity: identity.as_deref(),
+            security: self.security(&report),
+        };
+        let edges = edges::of(&told, &report.rows);
+        Edges { window_secs: report.window_secs, processes: report.processes, edges }
+    }
+
+    /// How the services are called that have rows.
+    fn security(&self, report: &Report) -> BTreeMap<String, Security> {
+        let Some(services) = self.services.upgrade().filter(|_| self.identity.is_some()) else {
+            return BTreeMap::new();
+        };
+        let directory = services.directory();
+        let labels: BTreeSet<&String> = report.rows.iter().map(|row| &row.key.service).collect();
+        labels.into_iter().filter_map(|label| Some((label.clone(), of_service(&directory, label)?))).collect()
+    }
+
+    fn totals(&self) -> Vec<Total> {
+        let mut totals = Vec::new();
+        for route in self.metrics.all() {
+            let key = RowKey::route(route.direction(), route.dst(), route.route());
+            totals.push(Total { key: Arc::new(key), facts: Facts::default(), reading: route.read() });
+        }
+        totals
+    }
+
+    fn past(&self) -> std::sync::MutexGuard<'_, Past> {
+        self.past.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Samples until nobody reads the figures any more.
+pub(crate) async fn sampling(live: Weak<Live>) {
+    let mut ticks = tokio::time::interval(STEP);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let Some(live) = live.upgrade() else { return };
+        // Off the threads that requests run on: ten thousand rows take milliseconds. A panic there is of one sample.
+        let _ = tokio::task::spawn_blocking(move || live.sample()).await;
+    }
+}
+
+fn of_service(directory: &Directory, label: &str) -> Option<Security> {
+    let name: ServiceName = label.parse().ok()?;
+    let name = name.short(directory.cluster_domain());
+    let (_, known) = directory.known().find(|(known, _)| **known == name)?;
+    Some(security(known))
+}
+
+/// How replicas are called by a process that has an identity, as `mesh/secure.rs` decides it for each.
+fn security(known: &Known) -> Security {
+    let tls = known.profile.as_ref().map(|profile| &profile.tls);
+    let listed = tls.is_some_and(|tls| !tls.identities.is_empty());
+    match tls.map(|tls| tls.mode).unwrap_or_default() {
+        TlsMode::Off => return Security { no_tls_reason: Some("disabled"), server_id: None },
+        TlsMode::Auto | TlsMode::Mesh | TlsMode::Simple => {}
+    }
+    let endpoints = known.endpoints.iter().flat_map(|set| set.iter());
+    let identities: BTreeSet<Option<&str>> = endpoints.map(|endpoint| endpoint.identity.as_deref()).collect();
+    let all_named = !identities.is_empty() && !identities.contains(&None);
+    let mut one = identities.iter().flatten();
+    Security {
+        no_tls_reason: (!all_named && !listed).then_some("not_provided_by_service_discovery"),
+        server_id: one.next().filter(|_| identities.len() == 1).map(|id| (*id).to_owned()),
+    }
+}

@@ -1,0 +1,207 @@
+//! The figures of running meshes, as their admin servers tell them: a scripted load gives exact numbers.
+#![cfg(feature = "admin")]
+#![expect(clippy::disallowed_methods, reason = "a test is no library: it spawns")]
+
+use bytes::Bytes;
+use enmesh::Mesh;
+use enmesh::admin::fleet::{self, Fleet, Question};
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use serde_json::Value;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use tokio::net::TcpListener;
+
+const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+
+const PROFILE: &str = r"
+apiVersion: enmesh.dev/v1
+kind: ServiceProfile
+metadata: {name: voting.emojivoto}
+spec:
+  retryBudget: {retryRatio: 1, minRetriesPerSecond: 100, ttl: 10s}
+  routes:
+  - name: GET /vote
+    condition: {pathRegex: /vote}
+  - name: GET /list
+    condition: {pathRegex: /list}
+    isRetryable: true
+  - name: GET /idle
+    condition: {pathRegex: /idle}
+";
+
+/// A service `voting.emojivoto`: every fourth vote fails, and every list that was not asked for twice.
+async fn voting() -> (Mesh, SocketAddr) {
+    let mesh = Mesh::builder().name("voting.emojivoto:80").dns(false).profile_yaml(PROFILE).admin(ANY);
+    let mesh = mesh.build().unwrap();
+    let listener = TcpListener::bind(ANY).await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let calls = Arc::new([AtomicU32::new(0), AtomicU32::new(0)]);
+    let app = tower::service_fn(move |request: Request<enmesh::serve::body::RequestBody>| {
+        let list = request.uri().path() == "/list";
+        let call = calls[usize::from(list)].fetch_add(1, Ordering::SeqCst);
+        let fails = if list { call.is_multiple_of(2) } else { call % 4 == 3 };
+        let response =
+            Response::builder().status(if fails { 503 } else { 200 }).body(Full::<Bytes>::from("x"));
+        async move { Ok::<_, Infallible>(response.unwrap()) }
+    });
+    let serving = mesh.clone();
+    tokio::spawn(async move { serving.serve(listener, app).await });
+    (mesh, addr)
+}
+
+fn web(voting: SocketAddr, peers: &[String]) -> Mesh {
+    let mesh = Mesh::builder().name("web.emojivoto").dns(false).profile_yaml(PROFILE).admin(ANY);
+    mesh.endpoints("voting.emojivoto:80", [voting.to_string()]).admin_peers(peers).build().unwrap()
+}
+
+/// Calls one after the other, so that every call's script is known.
+async fn load(mesh: &Mesh, votes: u32, lists: u32) {
+    let client = mesh.client();
+    for path in std::iter::repeat_n("vote", votes as usize).chain(std::iter::repeat_n("list", lists as usize))
+    {
+        let response = client.get(format!("http://voting.emojivoto/{path}")).await.unwrap();
+        response.into_body().collect().await.unwrap();
+    }
+}
+
+fn url(mesh: &Mesh) -> String {
+    format!("http://{}", mesh.admin_addr().unwrap())
+}
+
+/// What is told once nothing is under way: a server counts a call when its response is written, which may be after it was
+/// read.
+async fn ask(mesh: &Mesh, path: &str) -> Value {
+    for _ in 0..500 {
+        let told = ask_for(mesh, path).await.unwrap();
+        let rows = told["rows"].as_array().into_iter().flatten();
+        if rows.into_iter().all(|row| row["in_flight"] == 0) {
+            return told;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    panic!("a call is under way for ever");
+}
+
+async fn ask_for(mesh: &Mesh, path: &str) -> Result<Value, String> {
+    let fleet = Fleet::new([url(mesh).parse().unwrap()], fleet::dns());
+    fleet.ask(&Question::get(path)).await.remove(0).answer
+}
+
+/// The row of a kind whose fields have these values.
+fn row<'a>(report: &'a Value, kind: &str, fields: &[(&str, &str)]) -> &'a Value {
+    let rows = report["rows"].as_array().unwrap();
+    let is_meant =
+        |row: &&Value| row["kind"] == kind && fields.iter().all(|(key, value)| row[*key] == *value);
+    let found: Vec<&Value> = rows.iter().filter(is_meant).collect();
+    assert_eq!(found.len(), 1, "{kind} {fields:?} in {report:#}");
+    found[0]
+}
+
+fn counts(row: &Value) -> [u64; 4] {
+    ["requests", "successes", "failures", "cancelled"].map(|key| row[key].as_u64().unwrap())
+}
+
+#[tokio::test]
+async fn a_scripted_load_is_told_exactly() {
+    let (voting, addr) = voting().await;
+    let web = web(addr, &[]);
+    load(&web, 20, 10).await;
+    let report = ask(&web, "/api/v1/stat?window=1m&histograms=1").await;
+    let route = |name| row(&report, "route", &[("direction", "outbound"), ("route", name)]);
+    let vote = route("GET /vote");
+    assert_eq!(counts(vote), [20, 15, 5, 0]);
+    assert_eq!(
+        (vote["success_rate"].as_f64(), vote["actual"]["success_rate"].as_f64()),
+        (Some(0.75), Some(0.75))
+    );
+    assert_eq!((vote["in_flight"].as_u64(), vote["retries"].as_u64()), (Some(0), Some(0)));
+    let list = route("GET /list");
+    assert_eq!(counts(list), [10, 10, 0, 0], "as callers see it");
+    assert_eq!(counts(&list["actual"]), [20, 10, 10, 0], "as it is");
+    assert_eq!((list["retries"].as_u64(), list["actual"]["success_rate"].as_f64()), (Some(10), Some(0.5)));
+    let elapsed = list["elapsed_secs"].as_f64().unwrap();
+    let ratio = list["rps"].as_f64().unwrap() * elapsed / 10.0;
+    assert!((ratio - 1.0).abs() < 1e-9, "{list}");
+    assert!(list["latency_ms"]["p999"].as_f64().unwrap() >= list["latency_ms"]["p50"].as_f64().unwrap());
+    let histogram: Vec<u64> = serde_json::from_value(list["histogram"].clone()).unwrap();
+    assert_eq!(histogram.chunks(2).map(|pair| pair[1]).sum::<u64>(), 10);
+    let idle = route("GET /idle");
+    assert!(idle["success_rate"].is_null() && idle["latency_ms"].is_null() && idle["rps"] == 0.0, "{idle}");
+
+    let report = ask(&voting, "/api/v1/stat").await;
+    let route = |name| row(&report, "route", &[("direction", "inbound"), ("route", name)]);
+    assert_eq!(counts(route("GET /vote")), [20, 15, 5, 0]);
+    assert_eq!(counts(route("GET /list")), [20, 10, 10, 0], "every attempt arrives");
+    assert!(route("GET /list")["actual"].is_null() && route("GET /list").get("histogram").is_none());
+    assert_eq!(report["processes"][0]["name"], "voting.emojivoto:80");
+}
+
+#[tokio::test]
+async fn many_processes_are_one_exactly() {
+    let (voting, addr) = voting().await;
+    let other = web(addr, &[]);
+    let nobody = "http://127.0.0.1:1".to_owned();
+    // Itself is among its peers, as where all processes are given one list.
+    let web = web(addr, &[url(&other), url(&voting), nobody]);
+    load(&web, 8, 0).await;
+    load(&other, 12, 0).await;
+    let whole = ask(&web, "/api/v1/stat?kind=route&series=1").await;
+    let out = row(&whole, "route", &[("direction", "outbound"), ("route", "GET /vote")]);
+    assert_eq!(counts(out), [20, 15, 5, 0]);
+    assert_eq!(out["series"]["rps"].as_array().unwrap().len(), 60);
+    assert_eq!(
+        counts(row(&whole, "route", &[("direction", "inbound"), ("route", "GET /vote")])),
+        [20, 15, 5, 0]
+    );
+    let processes = whole["processes"].as_array().unwrap();
+    let names: Vec<&str> = processes.iter().map(|process| process["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["web.emojivoto", "web.emojivoto", "voting.emojivoto:80", ""]);
+    let error = processes[3]["error"].as_str().unwrap();
+    assert!(
+        error.starts_with("cannot be reached") && processes[3]["addr"] == "http://127.0.0.1:1",
+        "{error}"
+    );
+    let apart = ask(&web, "/api/v1/stat?by=process&kind=route").await;
+    let rows = apart["rows"].as_array().unwrap().iter();
+    let told: Vec<u64> = rows
+        .filter(|row| {
+            row["process"] == "web.emojivoto" && row["route"] == "GET /vote" && row["direction"] == "outbound"
+        })
+        .map(|row| row["requests"].as_u64().unwrap())
+        .collect();
+    assert_eq!(told.iter().sum::<u64>(), 20, "{told:?}");
+    let alone = ask(&web, "/api/v1/stat?local=1").await;
+    assert_eq!(counts(row(&alone, "route", &[("direction", "outbound"), ("route", "GET /vote")]))[0], 8);
+}
+
+#[tokio::test]
+async fn edges_say_who_talks_to_whom() {
+    let (voting, addr) = voting().await;
+    let web = web(addr, &[url(&voting)]);
+    load(&web, 4, 1).await;
+    let edges = ask(&web, "/api/v1/edges").await;
+    let all = edges["edges"].as_array().unwrap();
+    let edge = all.iter().find(|edge| edge["src"] == "web").unwrap();
+    assert_eq!((&edge["dst"], &edge["dst_namespace"]), (&"voting".into(), &"emojivoto".into()));
+    assert_eq!((&edge["secured"], &edge["no_tls_reason"]), (&false.into(), &"no_identity".into()));
+    assert_eq!(counts(edge), [5, 4, 1, 0]);
+    assert_eq!(all.len(), 1, "{edges:#}");
+}
+
+#[tokio::test]
+async fn what_is_asked_wrongly_is_told() {
+    let (voting, _) = voting().await;
+    for (query, why) in [
+        ("window=2h", "window: is no time from 1s to 1h (2h)"),
+        ("window=x", "window: is no time"),
+        ("kind=route,pod", "kind: is not known (pod)"),
+    ] {
+        let refused = ask_for(&voting, &format!("/api/v1/stat?{query}")).await.unwrap_err();
+        assert!(refused.starts_with("answered 400") && refused.contains(why), "{refused}");
+    }
+    let missing = ask_for(&voting, "/api/v1/nothing").await.unwrap_err();
+    assert!(missing.contains("has no such page"), "{missing}");
+}
