@@ -5,7 +5,10 @@ use crate::mesh::services::Services;
 use crate::metrics::edges::{self, Edges, Security, Told};
 use crate::metrics::past::{Past, STEP, Total};
 use crate::metrics::report::{Facts, Kind, Process, Report, RowKey, Scheme};
+use crate::metrics::route::EndpointMetrics;
 use crate::metrics::set::MetricsSet;
+use crate::metrics::stat::Reading;
+use crate::metrics::tally::Tally;
 use crate::profile::name::ServiceName;
 use crate::profile::settings::TlsMode;
 use crate::stdx::clock::{self, Instant};
@@ -110,13 +113,52 @@ impl Live {
         for route in self.metrics.all() {
             let key = RowKey::route(route.direction(), route.dst(), route.route());
             totals.push(Total { key: Arc::new(key), facts: Facts::default(), reading: route.read() });
+            for backend in route.backends().all() {
+                let key = RowKey::backend(route.dst(), route.route(), &backend.name);
+                let facts = Facts { overflow: &*backend.name == OTHER, ..Facts::default() };
+                totals.push(Total { key: Arc::new(key), facts, reading: reading(&backend.tally) });
+            }
         }
+        totals.extend(self.metrics.endpoints().iter().map(|endpoint| of_endpoint(endpoint)));
         totals
     }
 
     fn past(&self) -> std::sync::MutexGuard<'_, Past> {
         self.past.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What the rows beyond a cap are called.
+const OTHER: &str = "other";
+
+/// The attempts of a backend or an endpoint.
+fn reading(tally: &Tally) -> Reading {
+    let told = tally.read();
+    Reading {
+        requests: told.begun,
+        successes: told.successes(),
+        failures: told.failures(),
+        cancelled: told.cancelled(),
+        latency: told.latency,
+        ..Reading::default()
+    }
+}
+
+/// The row of an endpoint: its labels say what it is.
+fn of_endpoint(endpoint: &EndpointMetrics) -> Total {
+    let label = |key: &str| {
+        let label = endpoint.labels.iter().find(|label| label.key() == key);
+        label.map(metrics::Label::value).filter(|value| !value.is_empty())
+    };
+    let address = label("target_addr").unwrap_or_default();
+    let facts = Facts {
+        identity: label("server_id").map(str::to_owned),
+        tls: label("tls").map(|tls| tls == "true"),
+        zone: label("dst_zone").map(str::to_owned),
+        overflow: address == OTHER,
+    };
+    let key = RowKey::endpoint(label("authority").unwrap_or_default(), address);
+    Total { key: Arc::new(key), facts, reading: reading(&endpoint.tally) }
 }
 
 /// Samples until nobody reads the figures any more.

@@ -86,7 +86,7 @@ impl Past {
         let Some((then, before)) = self.history.before(now, window.min(WINDOW_MAX)) else {
             return Vec::new();
         };
-        let elapsed = now.saturating_duration_since(*then);
+        let length = now.saturating_duration_since(*then);
         let differences = totals.iter().map(|total| {
             let difference = match before.get(&total.key) {
                 Some(kept) => kept.until(&total.reading),
@@ -97,7 +97,7 @@ impl Past {
         let differences: Vec<(&Total, Reading)> = differences.collect();
         let attempts = attempts(&differences);
         let mut rows: Vec<Row> =
-            differences.iter().map(|(total, reading)| row(total, reading, elapsed, &attempts)).collect();
+            differences.iter().map(|(total, reading)| row(total, reading, length, &attempts)).collect();
         rows.sort_by(|a, b| a.key.cmp(&b.key));
         rows
     }
@@ -120,8 +120,8 @@ impl Past {
         for age in (0..steps).rev() {
             let later = if age == 0 { Some((now, total.reading.clone())) } else { at(age) };
             let figures = earlier.zip(later.clone()).and_then(|((then, before), (until, after))| {
-                let elapsed = until.saturating_duration_since(then);
-                (!elapsed.is_zero()).then(|| Figures::of(&difference(&before, &after), elapsed))
+                let length = until.saturating_duration_since(then);
+                (!length.is_zero()).then(|| Figures::of(&difference(&before, &after), length))
             });
             let share = |figures: &Figures| figures.success_rate;
             series.rps.push(figures.as_ref().map(|figures| figures.rps));
@@ -186,7 +186,7 @@ fn attempts(differences: &[(&Total, Reading)]) -> BTreeMap<(String, String), Cou
 fn row(
     total: &Total,
     reading: &Reading,
-    elapsed: Duration,
+    length: Duration,
     attempts: &BTreeMap<(String, String), Counts>,
 ) -> Row {
     let key = RowKey::clone(&total.key);
@@ -201,14 +201,14 @@ fn row(
             latency: latency.cloned().unwrap_or_default(),
             ..Reading::default()
         };
-        Figures::of(&actual, elapsed)
+        Figures::of(&actual, length)
     });
     Row {
         process: None,
         facts: total.facts.clone(),
-        elapsed_secs: elapsed.as_secs_f64(),
+        elapsed_secs: length.as_secs_f64(),
         in_flight: all.requests.saturating_sub(all.successes + all.failures + all.cancelled),
-        figures: Figures::of(reading, elapsed),
+        figures: Figures::of(reading, length),
         retries: if has_attempts { reading.retries() } else { 0 },
         no_budget: reading.no_budget,
         actual,

@@ -127,10 +127,10 @@ pub struct Figures {
 }
 
 impl Figures {
-    /// Those of a difference of two readings that lie `elapsed` apart.
-    pub fn of(reading: &Reading, elapsed: Duration) -> Self {
+    /// Those of a difference of two readings that lie `length` apart.
+    pub fn of(reading: &Reading, length: Duration) -> Self {
         let ended = (reading.successes + reading.failures) as f64;
-        let secs = elapsed.as_secs_f64();
+        let secs = length.as_secs_f64();
         Self {
             requests: reading.requests,
             successes: reading.successes,
@@ -479,7 +479,7 @@ mod tests {
 
     /// `histogram_quantile` of Prometheus over Linkerd's buckets.
     fn interpolated(sorted: &[f64], q: f64) -> f64 {
-        let bounds = crate::metrics::names::LATENCY_BUCKETS_MS;
+        let bounds = crate::metrics::families::LATENCY_MS;
         let rank = q * sorted.len() as f64;
         let below = |bound: f64| sorted.iter().filter(|value| **value <= bound).count() as f64;
         let at = bounds.iter().position(|bound| below(*bound) >= rank).unwrap();
