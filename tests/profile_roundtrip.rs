@@ -480,10 +480,10 @@ fn limits() -> impl Strategy<Value = Limits> {
 
 fn tls() -> impl Strategy<Value = ClientTls> {
     let mode = select(vec![TlsMode::Auto, TlsMode::Off, TlsMode::Mesh, TlsMode::Simple]);
-    (mode, of(text()), vec(text_match(), 0..3)).prop_map(|(mode, sni, identities)| ClientTls {
-        mode,
-        sni,
-        identities,
+    let pem = select(vec!["-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"]);
+    (mode, of(text()), vec(text_match(), 0..3), of(pem)).prop_map(|(mode, sni, identities, pem)| {
+        let roots = pem.filter(|_| mode == TlsMode::Simple).map(Into::into);
+        ClientTls { mode, sni, identities, roots }
     })
 }
 

@@ -22,6 +22,8 @@ use crate::error::BoxError;
 use crate::error::Error;
 use crate::error::Scope;
 use crate::stdx::clock;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use hyper_util::rt::TokioExecutor;
 use hyper_util::rt::TokioIo;
 use hyper_util::rt::TokioTimer;
@@ -185,7 +187,7 @@ async fn establish<B: Sendable, H: Handshake>(
     };
     pool.stats.opened();
     let retiring = Retiring {
-        retired: ready.retired,
+        retired: ready.retired.into_iter().collect(),
         drain: pool.settings.drain,
         cut: Arc::default(),
         runtime: runtime.clone(),
@@ -200,7 +202,9 @@ async fn establish<B: Sendable, H: Handshake>(
 
 /// What ends a connection that must not be used any longer.
 struct Retiring {
-    retired: Option<Retired>,
+    /// Empty when there is nothing to wait for. A set, so that it is polled only when it was woken and not each time
+    /// that the connection has something to do.
+    retired: FuturesUnordered<Retired>,
     drain: Duration,
     cut: Arc<Cut>,
     runtime: Handle,
@@ -209,11 +213,9 @@ struct Retiring {
 impl Retiring {
     /// Takes the connection out of use when it is time, and cuts it off when its requests had theirs.
     fn poll<B, H: Handshake>(&mut self, cx: &mut Context<'_>, life: &Life<B, H>) {
-        let Some(retired) = &mut self.retired else { return };
-        if retired.as_mut().poll(cx).is_pending() {
+        if self.retired.is_empty() || !matches!(self.retired.poll_next_unpin(cx), Poll::Ready(Some(()))) {
             return;
         }
-        self.retired = None;
         life.retired.store(true, Ordering::Relaxed);
         if let Some(pool) = life.pool.upgrade() {
             pool.gone(life.id);

@@ -10,7 +10,6 @@ use crate::mesh::services::Services;
 use crate::mesh::stack::{self, Outbound};
 use crate::policy::call::{Call, CallOptions, CallScope, CallState};
 use crate::policy::compile::Policy;
-use crate::profile::settings::TlsMode;
 use crate::route::head::RequestHead;
 use crate::split::layer::Split;
 use crate::stdx::clock;
@@ -34,7 +33,7 @@ pub(crate) type ClientStack = Outbound<AskBody, Split>;
 const SETTLE_MAX: Duration = Duration::from_secs(3);
 
 /// A request that asks for TLS must not go in plain text.
-const HTTPS: &str = "https:// is only sent to services whose profile says `tls: {mode: Mesh}`; write http:// and let the \
+const HTTPS: &str = "https:// is only sent to services whose profile says `tls: {mode: Mesh}` or `Simple`; write http:// and let the \
                      mesh encrypt, or use another client for servers outside of it";
 
 /// Sends requests through the mesh. Cheap to clone; all clones share endpoints, connections and memory.
@@ -95,7 +94,7 @@ impl Client {
 
     fn call_now(&self, service: &Destination, request: Request<ReqBody>) -> ResponseFuture {
         let policy = service.policy.load();
-        if request.uri().scheme() == Some(&Scheme::HTTPS) && policy.profile().tls.mode != TlsMode::Mesh {
+        if request.uri().scheme() == Some(&Scheme::HTTPS) && !policy.profile().tls.mode.is_required() {
             return ResponseFuture::failed(Error::BadRequest { reason: HTTPS.into() });
         }
         match enter(&policy, request) {

@@ -4,13 +4,13 @@
 //! publishes: each service's policy, and each balancer's own snapshot.
 
 use crate::balance::layer::Balance;
-#[cfg(not(any(feature = "tls", feature = "ring")))]
-use crate::connect::handshake::Plain as Secure;
 use crate::connect::http::Connection as Wire;
 use crate::control::source::{Snapshot, Source, SourceFault, Updates};
 use crate::discover::endpoint::{Endpoint, EndpointSet};
 use crate::mesh::body::ReqBody;
 use crate::mesh::history::{Change, History};
+#[cfg(not(any(feature = "tls", feature = "ring")))]
+use crate::mesh::insecure::Secure;
 #[cfg(any(feature = "tls", feature = "ring"))]
 use crate::mesh::secure::Secure;
 use crate::mesh::stack::{self, Backend};
@@ -21,6 +21,7 @@ use crate::policy::unhonoured::unhonoured;
 use crate::profile::invalid::{Fault, Invalid};
 use crate::profile::name::ServiceName;
 use crate::profile::service::ServiceProfile;
+use crate::profile::settings::ClientTls;
 use crate::retry::replay::Replay;
 use crate::stdx::rng::Rng;
 use crate::timeout::body::Sending;
@@ -30,7 +31,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// The connections to a replica in a running mesh.
 pub type Connection = Wire<Sending<Replay<ReqBody>>, Secure>;
@@ -38,8 +39,10 @@ pub type Connection = Wire<Sending<Replay<ReqBody>>, Secure>;
 /// What a backend is in a running mesh.
 pub type Target = Backend<Connection>;
 
-/// Makes the connections of a replica.
-pub type Connect = dyn Fn(&Arc<Endpoint>, &ServiceProfile) -> Connection + Send + Sync;
+/// Makes the connections of a replica of a service; how they are secured may change later.
+pub type Connect = dyn Fn(&Arc<Endpoint>, &ServiceName, &ServiceProfile, watch::Receiver<Arc<ClientTls>>) -> Connection
+    + Send
+    + Sync;
 
 /// The most services that callers may name. Names come from the program's own requests, but a program may take
 /// them from outside; beyond this they are refused.
@@ -110,12 +113,25 @@ pub struct Known {
     pub endpoint_faults: Arc<[SourceFault]>,
     service: Option<Arc<Service>>,
     target: Option<Target>,
+    /// How connections to its replicas are secured.
+    tls: watch::Sender<Arc<ClientTls>>,
 }
 
 impl Known {
     /// The balancer of its replicas, if anything is sent to it.
     pub fn target(&self) -> Option<&Target> {
         self.target.as_ref()
+    }
+
+    /// Secures connections so from now on; those that are open and secured otherwise are retired.
+    fn secure_by(&self, tls: &ClientTls) {
+        self.tls.send_if_modified(|now| {
+            let changes = **now != *tls;
+            if changes {
+                *now = Arc::new(tls.clone());
+            }
+            changes
+        });
     }
 
     /// The service, if callers name it.
@@ -248,7 +264,9 @@ impl Directory {
         let label = label(&profile, &name);
         let rng = self.parts.rng.clone();
         let target = Balance::new(label, &profile.balancer, profile.breaker.as_ref(), rng);
-        self.known.entry(name.clone()).or_default().target = Some(target.clone());
+        let known = self.known.entry(name.clone()).or_default();
+        known.secure_by(&profile.tls);
+        known.target = Some(target.clone());
         let updates = self.parts.endpoints.watch(&name);
         self.watch(&name, updates, Update::Endpoints);
         target
@@ -346,6 +364,9 @@ impl Directory {
         if let Some(target) = self.known.get(name).and_then(Known::target) {
             target.settings(&profile.balancer, profile.breaker.as_ref());
         }
+        if let Some(known) = self.known.get(name) {
+            known.secure_by(&profile.tls);
+        }
     }
 
     fn apply_endpoints(&mut self, name: &ServiceName, snapshot: Snapshot<EndpointSet>) {
@@ -365,7 +386,10 @@ impl Directory {
             }
             if let Some(target) = &known.target {
                 let set = known.endpoints.clone().unwrap_or_default();
-                target.update(&set, |endpoint| stack::replica(connect(endpoint, &profile)));
+                let tls = &known.tls;
+                target.update(&set, |endpoint| {
+                    stack::replica(connect(endpoint, name, &profile, tls.subscribe()))
+                });
             }
         }
     }

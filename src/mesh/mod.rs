@@ -17,6 +17,8 @@ pub mod env;
 pub mod history;
 #[cfg(feature = "http")]
 pub mod inbound;
+#[cfg(all(feature = "http", not(any(feature = "tls", feature = "ring"))))]
+mod insecure;
 #[cfg(feature = "http")]
 pub mod inspect;
 #[cfg(feature = "http")]

@@ -5,8 +5,6 @@ use crate::admin::fleet::{Fleet, Peer};
 use crate::authz::layer::Gate;
 use crate::authz::rules::AuthzPolicy;
 use crate::authz::settings::AuthzSettings;
-#[cfg(not(any(feature = "tls", feature = "ring")))]
-use crate::connect::handshake::Plain;
 use crate::error::{BoxError, Error};
 #[cfg(feature = "admin")]
 use crate::mesh::admin::{self, Shown};
@@ -16,6 +14,8 @@ use crate::mesh::builder::MeshBuilder;
 use crate::mesh::client::Client;
 use crate::mesh::directory::{Connect, Connection, Directory, Parts};
 use crate::mesh::inbound::InboundLayer;
+#[cfg(not(any(feature = "tls", feature = "ring")))]
+use crate::mesh::insecure::Secure;
 #[cfg(any(feature = "tls", feature = "ring"))]
 use crate::mesh::inspect::IdentityView;
 use crate::mesh::inspect::Inspection;
@@ -270,12 +270,12 @@ impl Made {
         let connect_settings = builder.connect.clone();
         #[cfg(any(feature = "tls", feature = "ring"))]
         let connector = identities.clone().map(|own| Connector::new(own, Connector::HANDSHAKE_MAX));
-        let connect: Box<Connect> = Box::new(move |endpoint, profile: &ServiceProfile| {
+        let connect: Box<Connect> = Box::new(move |endpoint, service, profile: &ServiceProfile, tls| {
             let settings = connect_settings.clone().with_limits(&profile.limits);
             #[cfg(any(feature = "tls", feature = "ring"))]
-            let handshake = Secure::new(connector.clone(), Arc::new(profile.tls.clone()));
+            let handshake = Secure::new(connector.clone(), service.host(), tls);
             #[cfg(not(any(feature = "tls", feature = "ring")))]
-            let handshake = Plain;
+            let (_, handshake) = (service, Secure::new(tls));
             Connection::new(endpoint.as_ref().clone(), settings, handshake)
         });
         let directory = Directory::new(Parts {

@@ -18,24 +18,33 @@ use crate::tls::acceptor::Acceptor;
 use crate::tls::connector::Connector;
 use crate::tls::connector::ExpectedPeer;
 use crate::tls::identity::PeerIdentity;
+use crate::tls::outside::OutsideConnector;
+use crate::tls::outside::OutsideName;
+use crate::tls::outside::Roots;
 use crate::tls::prefixed::Prefixed;
 use crate::tls::rotate::Identities;
 use crate::tls::session::Protocol;
 use crate::tls::session::Session;
 use crate::tls::verify::Expected;
+use futures::FutureExt;
 use futures::future::BoxFuture;
+use futures::future::select;
 use pin_project::pin_project;
+use rustls::pki_types::ServerName;
 use std::io;
 use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
 use std::task::Context;
 use std::task::Poll;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio_rustls::client::TlsStream as ClientStream;
 use tokio_rustls::server::TlsStream as ServerStream;
 
@@ -109,38 +118,47 @@ fn until_retired(identities: Identities, session: Session) -> BoxFuture<'static,
     })
 }
 
-/// How connections to one replica are secured: as its service's profile says, and as this process can.
+/// How connections to one replica are secured: as its service's profile says now, and as this process can.
 #[derive(Debug, Clone)]
 pub struct Secure {
     connector: Option<Connector>,
-    tls: Arc<ClientTls>,
+    host: Arc<str>,
+    tls: watch::Receiver<Arc<ClientTls>>,
+    outside: Arc<Mutex<Option<Outside>>>,
 }
 
+/// What a server outside the mesh is connected to by, and the settings that it was made from.
+type Outside = (Arc<ClientTls>, OutsideConnector);
+
 impl Secure {
-    /// Secures by `tls`; without a connector this process has no identity.
-    pub fn new(connector: Option<Connector>, tls: Arc<ClientTls>) -> Self {
-        Self { connector, tls }
+    /// Secures connections to a replica of the service at `host` by what `tls` shows; connections that were opened by
+    /// other settings than it then shows are retired. Without a connector this process has no identity.
+    pub fn new(
+        connector: Option<Connector>,
+        host: impl Into<Arc<str>>,
+        tls: watch::Receiver<Arc<ClientTls>>,
+    ) -> Self {
+        Self { connector, host: host.into(), tls, outside: Arc::default() }
     }
 
     /// Whom to expect at `endpoint`; `None` for plaintext. What requires TLS and cannot have it is an error: nothing
     /// falls back.
-    fn expected(&self, endpoint: &Endpoint) -> Result<Option<(&Connector, ExpectedPeer)>, BoxError> {
-        let named = endpoint.identity.is_some() || !self.tls.identities.is_empty();
-        let connector = match (self.tls.mode, &self.connector) {
+    fn expected(
+        &self,
+        tls: &ClientTls,
+        endpoint: &Endpoint,
+    ) -> Result<Option<(&Connector, ExpectedPeer)>, BoxError> {
+        let named = endpoint.identity.is_some() || !tls.identities.is_empty();
+        let connector = match (tls.mode, &self.connector) {
             (TlsMode::Off, _) | (TlsMode::Auto, None) => return Ok(None),
             (TlsMode::Auto, Some(_)) if !named => return Ok(None),
-            (TlsMode::Auto | TlsMode::Mesh, Some(connector)) => connector,
-            (TlsMode::Mesh, None) => {
+            (TlsMode::Auto | TlsMode::Mesh | TlsMode::Simple, Some(connector)) => connector,
+            (TlsMode::Mesh | TlsMode::Simple, None) => {
                 return Err("the profile requires mutual tls, and this process has no identity source".into());
             }
-            (TlsMode::Simple, _) => {
-                return Err(
-                    "tls to servers outside the mesh is not built in; leave it to the application".into()
-                );
-            }
         };
-        let server_name = self.tls.sni.as_deref().or(endpoint.server_name.as_deref());
-        let peer = match (self.tls.identities.as_slice(), &endpoint.identity) {
+        let server_name = tls.sni.as_deref().or(endpoint.server_name.as_deref());
+        let peer = match (tls.identities.as_slice(), &endpoint.identity) {
             ([], Some(identity)) => ExpectedPeer::parse(identity, server_name)?,
             ([], None) => {
                 return Err("the profile requires mutual tls, and nothing names the peer's identity".into());
@@ -151,6 +169,27 @@ impl Secure {
             }
         };
         Ok(Some((connector, peer)))
+    }
+
+    /// What connects to a server outside the mesh; made once for the same settings.
+    async fn outside(&self, tls: &Arc<ClientTls>, endpoint: &Endpoint) -> Result<OutsideConnector, BoxError> {
+        let known = || self.outside.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, connector)) = known().as_ref().filter(|(made_from, _)| made_from == tls) {
+            return Ok(connector.clone());
+        }
+        let host = tls.sni.as_deref().or(endpoint.server_name.as_deref()).unwrap_or(&self.host);
+        let server_name = ServerName::try_from(host.to_owned())?;
+        let names = match tls.identities.as_slice() {
+            [] => vec![OutsideName::Host(server_name.clone())],
+            all => all.iter().map(proved).collect::<Result<_, _>>()?,
+        };
+        let roots = match &tls.roots {
+            Some(pem) => Roots::from_pem(pem.as_bytes())?,
+            None => Roots::system().await?,
+        };
+        let connector = OutsideConnector::new(roots, names, server_name, Connector::HANDSHAKE_MAX)?;
+        *known() = Some((Arc::clone(tls), connector.clone()));
+        Ok(connector)
     }
 }
 
@@ -165,6 +204,32 @@ fn listed(text: &TextMatch) -> Result<Expected, BoxError> {
     }
 }
 
+/// One name of a server outside the mesh.
+fn proved(text: &TextMatch) -> Result<OutsideName, BoxError> {
+    match text {
+        TextMatch::Exact(name) => Ok(OutsideName::parse(name)?),
+        TextMatch::Prefix(_) | TextMatch::Suffix(_) | TextMatch::Contains(_) | TextMatch::Regex(_) => {
+            Err("identities of a server outside the mesh are whole host names or uris".into())
+        }
+    }
+}
+
+/// The protocols that an offer names in a handshake.
+fn alpn(offer: Offer) -> &'static [&'static [u8]] {
+    match offer {
+        Offer::Http1 => &[b"http/1.1"],
+        Offer::Http2 => &[b"h2"],
+        Offer::Either => &[b"h2", b"http/1.1"],
+    }
+}
+
+fn spoken(protocol: Option<Protocol>) -> Option<ClientProtocol> {
+    protocol.map(|protocol| match protocol {
+        Protocol::Http1 => ClientProtocol::Http1,
+        Protocol::Http2 => ClientProtocol::Http2,
+    })
+}
+
 impl Handshake for Secure {
     type Io = Either<TcpStream, Box<ClientStream<TcpStream>>>;
 
@@ -174,24 +239,36 @@ impl Handshake for Secure {
         endpoint: &Endpoint,
         offer: Offer,
     ) -> Result<Established<Self::Io>, BoxError> {
-        let Some((connector, peer)) = self.expected(endpoint)? else {
+        let tls = Arc::clone(&self.tls.borrow());
+        let changed = until_changed(self.tls.clone(), Arc::clone(&tls));
+        if tls.mode == TlsMode::Simple {
+            let connector = self.outside(&tls, endpoint).await?;
+            let (stream, protocol) = connector.connect(stream, alpn(offer)).await?;
+            let io = Either::Tls(Box::new(stream));
+            return Ok(Established { io, protocol: spoken(protocol), secure: true, retired: Some(changed) });
+        }
+        let Some((connector, peer)) = self.expected(&tls, endpoint)? else {
             let io = Either::Plain(stream);
-            return Ok(Established { io, protocol: None, secure: false, retired: None });
+            return Ok(Established { io, protocol: None, secure: false, retired: Some(changed) });
         };
-        let peer = match offer {
-            Offer::Http1 => peer.with_alpn([&b"http/1.1"[..]]),
-            Offer::Http2 => peer.with_alpn([&b"h2"[..]]),
-            Offer::Either => peer,
-        };
+        let peer = if offer == Offer::Either { peer } else { peer.with_alpn(alpn(offer).iter().copied()) };
         let (stream, session) = connector.connect(stream, &peer).await?;
-        let protocol = session.protocol().map(|protocol| match protocol {
-            Protocol::Http1 => ClientProtocol::Http1,
-            Protocol::Http2 => ClientProtocol::Http2,
-        });
-        let retired = Some(until_retired(connector.identities().clone(), session));
+        let protocol = spoken(session.protocol());
+        let retired = until_retired(connector.identities().clone(), session);
+        let retired = select(retired, changed).map(|_| ()).boxed();
         let io = Either::Tls(Box::new(stream));
-        Ok(Established { io, protocol, secure: true, retired })
+        Ok(Established { io, protocol, secure: true, retired: Some(retired) })
     }
+}
+
+/// Waits until the profile asks for other security than that of a connection.
+fn until_changed(mut tls: watch::Receiver<Arc<ClientTls>>, used: Arc<ClientTls>) -> BoxFuture<'static, ()> {
+    Box::pin(async move {
+        if tls.wait_for(|tls| *tls != used).await.is_err() {
+            // The mesh is gone, and with it who could change it.
+            std::future::pending::<()>().await;
+        }
+    })
 }
 
 /// How a server's connections are secured.

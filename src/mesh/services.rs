@@ -5,6 +5,7 @@ use crate::mesh::directory::{Directory, Service};
 use crate::mesh::tasks::Tasks;
 use crate::profile::name::ServiceName;
 use arc_swap::ArcSwap;
+use http::uri::Scheme;
 use http::{HeaderMap, Uri, header};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,10 +14,14 @@ use tokio::sync::Notify;
 /// The most spellings of names that are remembered; each service may be spelt in several ways.
 const SPELLINGS_MAX: usize = 4 * crate::mesh::directory::SERVICES_MAX;
 
+type Spelt = ArcSwap<HashMap<Box<str>, Arc<Service>>>;
+
 /// The services by the spelling of their authority, and the directory behind them.
 #[derive(Debug)]
 pub struct Services {
-    spelt: ArcSwap<HashMap<Box<str>, Arc<Service>>>,
+    spelt: Spelt,
+    /// The same for `https://`, where a port that is not said is another.
+    spelt_https: Spelt,
     directory: Mutex<Directory>,
     /// What keeps the directory up to date. It ends with the last handle that needs it: of the mesh, or of a client.
     pub(crate) tasks: Mutex<Tasks>,
@@ -28,7 +33,8 @@ impl Services {
     /// Services over `directory`.
     pub fn new(directory: Directory) -> Self {
         Self {
-            spelt: ArcSwap::default(),
+            spelt: Spelt::default(),
+            spelt_https: Spelt::default(),
             directory: Mutex::new(directory),
             tasks: Mutex::default(),
             streams: Arc::new(Notify::new()),
@@ -51,10 +57,12 @@ impl Services {
             let reason = "it names no service; write an absolute URI such as http://web.ns:8080/".into();
             return Err(Error::BadRequest { reason });
         };
-        if let Some(service) = self.spelt.load().get(authority) {
+        let https = uri.scheme() == Some(&Scheme::HTTPS);
+        let spelt = if https { &self.spelt_https } else { &self.spelt };
+        if let Some(service) = spelt.load().get(authority) {
             return Ok(Arc::clone(service));
         }
-        self.remember(authority)
+        self.remember(spelt, authority, if https { 443 } else { 80 })
     }
 
     /// The service of this name; made when it is first asked for.
@@ -62,20 +70,26 @@ impl Services {
     /// # Errors
     /// [`Error::BadRequest`] when it is no name, [`Error::Config`] when its profile is unusable.
     pub fn named(&self, name: &str) -> Result<Arc<Service>, Error> {
+        self.on_port(name, 80)
+    }
+
+    /// The same, on `port` if the name has none.
+    fn on_port(&self, name: &str, port: u16) -> Result<Arc<Service>, Error> {
         let name = name.rsplit_once('@').map_or(name, |(_, host)| host);
         let name: ServiceName =
             name.parse().map_err(|bad| Error::BadRequest { reason: format!("{bad}").into() })?;
         let mut directory = self.directory();
-        let service = directory.service(&name).map_err(|invalid| Error::Config(Box::new(invalid)))?;
+        let service =
+            directory.service(&name.or_port(port)).map_err(|invalid| Error::Config(Box::new(invalid)))?;
         drop(directory);
         self.streams.notify_one();
         Ok(service)
     }
 
     #[cold]
-    fn remember(&self, authority: &str) -> Result<Arc<Service>, Error> {
-        let service = self.named(authority)?;
-        self.spelt.rcu(|spelt| {
+    fn remember(&self, spelt: &Spelt, authority: &str, port: u16) -> Result<Arc<Service>, Error> {
+        let service = self.on_port(authority, port)?;
+        spelt.rcu(|spelt| {
             let mut spelt = HashMap::clone(spelt);
             if spelt.len() < SPELLINGS_MAX {
                 spelt.insert(authority.into(), Arc::clone(&service));

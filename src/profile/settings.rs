@@ -441,8 +441,10 @@ pub struct ClientTls {
     pub mode: TlsMode,
     /// The name sent in the handshake; `None`: the host.
     pub sni: Option<Arc<str>>,
-    /// The identities accepted of the peer; empty: those that discovery names.
+    /// The identities accepted of the peer; empty: those that discovery names, and in mode `Simple` the name sent.
     pub identities: Vec<TextMatch>,
+    /// In mode `Simple`, the authorities that vouch for the peer, as PEM; `None`: the system's.
+    pub roots: Option<Arc<str>>,
 }
 
 /// Whether a client speaks TLS.
@@ -455,8 +457,15 @@ pub enum TlsMode {
     Off,
     /// Mutual TLS with workload identities, or no request.
     Mesh,
-    /// TLS to a server outside the mesh, verified by the system's roots, without a certificate of ours.
+    /// TLS to a server outside the mesh, verified by `roots`, without a certificate of ours.
     Simple,
+}
+
+impl TlsMode {
+    /// Whether no request may be sent without TLS.
+    pub fn is_required(self) -> bool {
+        matches!(self, Self::Mesh | Self::Simple)
+    }
 }
 
 /// An objective for a route or a service.

@@ -26,6 +26,8 @@ pub mod linkerd;
 #[cfg(any(feature = "tls", feature = "ring"))]
 pub mod material;
 #[cfg(any(feature = "tls", feature = "ring"))]
+pub mod outside;
+#[cfg(any(feature = "tls", feature = "ring"))]
 pub mod prefixed;
 #[cfg(any(feature = "tls", feature = "ring"))]
 mod protobuf;

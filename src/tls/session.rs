@@ -24,6 +24,17 @@ pub enum Protocol {
     Http1,
 }
 
+impl Protocol {
+    /// What the handshake has agreed on; `None` when the other end named nothing.
+    pub(crate) fn agreed(state: &CommonState) -> Option<Self> {
+        match state.alpn_protocol() {
+            Some(b"h2") => Some(Self::Http2),
+            Some(b"http/1.1") => Some(Self::Http1),
+            _ => None,
+        }
+    }
+}
+
 /// One TLS connection after its handshake.
 #[derive(Debug)]
 pub struct Session {
@@ -47,11 +58,7 @@ impl Session {
         let chain: Vec<_> = state.peer_certificates().unwrap_or_default().to_vec();
         let name = |leaf: &CertificateDer<'_>| epoch.verifier().name_verified(leaf, expected.as_ref());
         let peer = chain.first().map(name).transpose().map_err(TlsError::Refused)?;
-        let protocol = match state.alpn_protocol() {
-            Some(b"h2") => Some(Protocol::Http2),
-            Some(b"http/1.1") => Some(Protocol::Http1),
-            _ => None,
-        };
+        let protocol = Protocol::agreed(state);
         Ok(Self { peer, protocol, chain, side, expected, epoch })
     }
 

@@ -328,7 +328,7 @@ impl Verifier {
     }
 }
 
-fn refusal_of(error: webpki::Error) -> Refusal {
+pub(crate) fn refusal_of(error: webpki::Error) -> Refusal {
     use webpki::Error as E;
     #[expect(
         clippy::wildcard_enum_match_arm,

@@ -171,6 +171,9 @@ pub(crate) struct From<'a> {
     pub(crate) namespace: &'a str,
 }
 
+/// Namespace and name of an object.
+type Key = (Arc<str>, Arc<str>);
+
 /// The cluster as the files show it.
 #[derive(Debug, Default)]
 pub(crate) struct Cluster {
@@ -178,8 +181,8 @@ pub(crate) struct Cluster {
     pub(crate) services: BTreeMap<(Arc<str>, Arc<str>), KubeService>,
     pub(crate) namespaces: BTreeMap<Arc<str>, BTreeMap<String, String>>,
     pub(crate) grants: Vec<Grant>,
-    /// The config maps, and whether each holds a certificate under `ca.crt`.
-    pub(crate) authorities: BTreeMap<(Arc<str>, Arc<str>), bool>,
+    /// The config maps, and the certificates that each holds under `ca.crt`.
+    pub(crate) authorities: BTreeMap<Key, Option<Arc<str>>>,
 }
 
 impl Cluster {
@@ -197,8 +200,8 @@ impl Cluster {
             }
             ("", "ConfigMap") => {
                 let authority = object.root.get("data").and_then(|data| data.get("ca.crt"));
-                let is_pem = authority.and_then(Node::text).is_some_and(is_certificate);
-                self.authorities.insert((namespace, name), is_pem);
+                let pem = authority.and_then(Node::text).filter(|text| is_certificate(text));
+                self.authorities.insert((namespace, name), pem.map(Arc::from));
             }
             ("", "Service") => {
                 let spec = object.root.get("spec");

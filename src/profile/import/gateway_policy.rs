@@ -76,7 +76,7 @@ impl Policies {
                     let fault =
                         Fault::new(Severity::RuntimeFailure, "spec.validation", why, "correct the reference");
                     documents.say(policy.identity.document, fault);
-                } else if !policy.authorities.is_empty() {
+                } else if !policy.authorities.is_empty() && policy.roots(cluster).is_none() {
                     let problem = format!(
                         "the authority for `{}` is known here only by the system's roots: what it signed is not trusted",
                         target.service
@@ -126,7 +126,8 @@ impl Policies {
         service: &str,
         port: u16,
     ) -> Option<ClientTls> {
-        Some(self.tls_of(cluster, namespace, service, port)?.settings.clone())
+        let policy = self.tls_of(cluster, namespace, service, port)?;
+        Some(ClientTls { roots: policy.roots(cluster), ..policy.settings.clone() })
     }
 
     /// The traffic policy of a service.
@@ -165,13 +166,22 @@ impl Tls {
         self.authorities.iter().flatten().any(known)
     }
 
+    /// The certificates of its authorities that are among the files.
+    fn roots(&self, cluster: &Cluster) -> Option<Arc<str>> {
+        let namespace = &self.identity.namespace;
+        let known = |name: &Arc<str>| cluster.authorities.get(&(Arc::clone(namespace), Arc::clone(name)));
+        let texts: Vec<&str> =
+            self.authorities.iter().flatten().filter_map(|name| known(name)?.as_deref()).collect();
+        (!texts.is_empty()).then(|| texts.join("\n").into())
+    }
+
     fn fault(&self, cluster: &Cluster) -> Option<String> {
         let namespace = &self.identity.namespace;
         let bad = self.authorities.iter().filter_map(|authority| match authority {
             Err(why) => Some(why.clone()),
             Ok(name) => match cluster.authorities.get(&(Arc::clone(namespace), Arc::clone(name))) {
-                Some(true) => None,
-                Some(false) => {
+                Some(Some(_)) => None,
+                Some(None) => {
                     Some(format!("config map {namespace}/{name} holds no certificate under ca.crt"))
                 }
                 None if !self.authorities_shown => None,
@@ -249,7 +259,7 @@ fn validation(f: &mut Fields<'_>) -> (Vec<Result<Arc<str>, String>>, ClientTls) 
         (true, Some(host)) => vec![TextMatch::Exact(Arc::clone(host))],
         _ => names,
     };
-    (authorities, ClientTls { mode: TlsMode::Simple, sni, identities })
+    (authorities, ClientTls { mode: TlsMode::Simple, sni, identities, roots: None })
 }
 
 /// Reads an XBackendTrafficPolicy.

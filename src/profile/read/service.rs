@@ -17,6 +17,7 @@ use crate::profile::settings::LocalitySettings;
 use crate::profile::settings::Objective;
 use crate::profile::settings::Recovery;
 use crate::profile::settings::TlsMode;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The largest hash ring and Maglev table: 5,000,011 entries, Envoy's limit for the latter.
@@ -184,16 +185,30 @@ pub(crate) fn limits(field: &Field<'_>) -> Limits {
     read.unwrap_or_default()
 }
 
+/// Certificates as PEM. Whether they are authorities shows when a connection is opened.
+fn certificates(text: &str) -> Result<Arc<str>, String> {
+    match text.contains("-----BEGIN CERTIFICATE-----") {
+        true => Ok(text.into()),
+        false => Err("certificates in PEM".to_owned()),
+    }
+}
+
 /// The modes of TLS, by name.
 pub(crate) const TLS_MODES: &[(&str, TlsMode)] =
     &[("Auto", TlsMode::Auto), ("Off", TlsMode::Off), ("Mesh", TlsMode::Mesh), ("Simple", TlsMode::Simple)];
 
 /// `tls`.
 pub(crate) fn tls(field: &Field<'_>) -> ClientTls {
-    let read = field.fields(|f| ClientTls {
-        mode: f.get("mode").word(TLS_MODES).unwrap_or_default(),
-        sni: words::name(&f.get("sni")),
-        identities: f.get("identities").each(|item| words::text_match(&item)),
+    let read = field.fields(|f| {
+        let mode = f.get("mode").word(TLS_MODES).unwrap_or_default();
+        let sni = words::name(&f.get("sni"));
+        let identities = f.get("identities").each(|item| words::text_match(&item));
+        let roots = f.get("roots");
+        if mode != TlsMode::Simple && roots.is_present() {
+            roots.reject("are for mode `Simple` alone", "trust domains bring their own roots; remove these");
+        }
+        let roots = roots.parse(certificates);
+        ClientTls { mode, sni, identities, roots }
     });
     read.unwrap_or_default()
 }

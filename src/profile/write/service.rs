@@ -130,6 +130,7 @@ pub(crate) fn tls(tls: &ClientTls) -> Tree {
         .maybe("mode", (tls.mode != TlsMode::Auto).then(|| tree::word(TLS_MODES, &tls.mode)))
         .maybe("sni", tls.sni.as_deref())
         .list("identities", tls.identities.iter().map(condition::text_match).collect())
+        .maybe("roots", tls.roots.as_deref())
 }
 
 /// `slo`.
