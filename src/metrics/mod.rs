@@ -20,6 +20,7 @@ pub mod route;
 pub mod series;
 pub mod set;
 pub mod show;
+pub mod slo;
 pub mod stat;
 pub mod tally;
 pub mod text;
