@@ -21,13 +21,16 @@ apiVersion: enmesh.dev/v1
 kind: ServiceProfile
 metadata: {name: voting.emojivoto}
 spec:
+  slo: {availability: 0.5}
   retryBudget: {retryRatio: 1, minRetriesPerSecond: 100, ttl: 10s}
   routes:
   - name: GET /vote
     condition: {pathRegex: /vote}
+    slo: {availability: 0.9, window: 24h}
   - name: GET /list
     condition: {pathRegex: /list}
     isRetryable: true
+    slo: {availability: 0.999, latency: 10m, latencyTarget: 0.95}
   - name: GET /idle
     condition: {pathRegex: /idle}
 ";
@@ -189,6 +192,57 @@ async fn edges_say_who_talks_to_whom() {
     assert_eq!((&edge["secured"], &edge["no_tls_reason"]), (&false.into(), &"no_identity".into()));
     assert_eq!(counts(edge), [5, 4, 1, 0]);
     assert_eq!(all.len(), 1, "{edges:#}");
+}
+
+#[tokio::test]
+async fn objectives_are_judged_over_all_processes() {
+    let (voting, addr) = voting().await;
+    let other = web(addr, &[]);
+    let web = web(addr, &[url(&other), url(&voting)]);
+    load(&web, 8, 2).await;
+    load(&other, 12, 2).await;
+    ask(&voting, "/api/v1/stat").await;
+    let told = ask(&web, "/api/v1/slo").await;
+    let objectives = told["objectives"].as_array().unwrap();
+    let of = |direction: &str, route: Option<&str>, kind: &str| {
+        let is_meant =
+            |o: &&Value| o["direction"] == direction && o["route"].as_str() == route && o["kind"] == kind;
+        let found: Vec<&Value> = objectives.iter().filter(is_meant).collect();
+        assert_eq!(found.len(), 1, "{direction} {route:?} {kind}: {told:#}");
+        found[0].clone()
+    };
+    let counts = |o: &Value| (o["total"].as_u64().unwrap(), o["bad"].as_u64().unwrap());
+    let vote = of("outbound", Some("GET /vote"), "availability");
+    assert_eq!(counts(&vote), (20, 5));
+    let close =
+        |value: &Value, expected: f64| assert!((value.as_f64().unwrap() - expected).abs() < 1e-6, "{vote:#}");
+    close(&vote["sli"], 0.75);
+    close(&vote["budget_left"], 1.0 - 0.25 / 0.1);
+    close(&vote["burn"][0]["long_rate"], 2.5);
+    assert_eq!(vote["burn"].as_array().unwrap().len(), 2, "no window longer than a day");
+    assert_eq!(vote["burn"][0]["firing"], true);
+    assert_eq!(counts(&of("outbound", Some("GET /list"), "availability")), (4, 0));
+    assert_eq!(counts(&of("outbound", Some("GET /list"), "latency")), (4, 0));
+    assert_eq!(counts(&of("inbound", Some("GET /list"), "availability")), (8, 4), "as the server sees it");
+    assert_eq!(counts(&of("outbound", None, "availability")), (24, 5), "all routes of the service");
+}
+
+#[cfg(feature = "prometheus")]
+#[tokio::test]
+async fn objectives_are_metrics_too() {
+    let (_voting, addr) = voting().await;
+    let web = web(addr, &[]);
+    load(&web, 8, 0).await;
+    let text = web.metrics_text().unwrap();
+    let labels = r#"direction="outbound",dst="voting.emojivoto:80",rt_route="GET /vote",kind="availability""#;
+    for line in [
+        format!("enmesh_slo_total{{{labels}}} 8"),
+        format!("enmesh_slo_bad_total{{{labels}}} 2"),
+        format!("enmesh_slo_objective_ratio{{{labels}}} 0.9"),
+        format!("enmesh_slo_burn_rate{{{labels},window=\"1h\"}} 2.5"),
+    ] {
+        assert!(text.lines().any(|found| found.starts_with(&line)), "{line} in {text}");
+    }
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use crate::admin::fleet::Said;
 use crate::metrics::edges::Edges;
 use crate::metrics::report::{Process, Report};
+use crate::metrics::slo::Objectives;
 use serde::de::DeserializeOwned;
 
 /// A report of processes that may be put together with others.
@@ -18,6 +19,12 @@ impl Told for Report {
 }
 
 impl Told for Edges {
+    fn processes(&mut self) -> &mut Vec<Process> {
+        &mut self.processes
+    }
+}
+
+impl Told for Objectives {
     fn processes(&mut self) -> &mut Vec<Process> {
         &mut self.processes
     }

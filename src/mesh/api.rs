@@ -1,4 +1,4 @@
-//! Floor 6: the figures of this process and its peers as JSON: `/api/v1/stat`, `/api/v1/edges`.
+//! Floor 6: the figures of this process and its peers as JSON: `/api/v1/stat`, `/api/v1/edges`, `/api/v1/slo`.
 
 use crate::admin::asked::Asked;
 use crate::admin::fleet::{self, Fleet, Lookup, Question};
@@ -11,6 +11,7 @@ use crate::mesh::services::Services;
 use crate::metrics::edges::Edges;
 use crate::metrics::past::WINDOW_MAX;
 use crate::metrics::report::{Kind, Report, Row};
+use crate::metrics::slo::Objectives;
 use crate::profile::duration;
 use crate::profile::name::ServiceName;
 use futures::future::BoxFuture;
@@ -53,7 +54,7 @@ pub(crate) fn lookup(services: Weak<Services>) -> Lookup {
 /// The addresses of the replicas of a service, whichever of its ports they are known by.
 fn replicas(directory: &Directory, host: &str) -> BTreeSet<IpAddr> {
     let Ok(name) = host.parse::<ServiceName>() else { return BTreeSet::new() };
-    let name = name.short(directory.cluster_domain());
+    let name = name.short(directory.own().1);
     let known = directory.known().filter(|(known, _)| known.host() == name.host());
     let endpoints = known.flat_map(|(_, known)| known.endpoints.iter().flat_map(|set| set.iter()));
     endpoints.map(|endpoint| endpoint.addr.ip()).collect()
@@ -66,12 +67,10 @@ type Answered<T> = Result<T, Response<AdminBody>>;
 pub(crate) fn pages(admin: Admin, live: Arc<Live>, fleet: Fleet) -> Admin {
     let passing_on = Arc::new(Semaphore::new(PASSED_ON_MAX));
     let figures = Figures { live, fleet, passing_on, turn: admin.turn() };
-    admin.route(Method::GET, "/api/v1/stat", Access::Read, figures.page(Figures::stat)).route(
-        Method::GET,
-        "/api/v1/edges",
-        Access::Read,
-        figures.page(Figures::edges),
-    )
+    admin
+        .route(Method::GET, "/api/v1/stat", Access::Read, figures.page(Figures::stat))
+        .route(Method::GET, "/api/v1/edges", Access::Read, figures.page(Figures::edges))
+        .route(Method::GET, "/api/v1/slo", Access::Read, figures.page(Figures::slo))
 }
 
 impl Figures {
@@ -123,6 +122,12 @@ impl Figures {
             whole.strip();
         }
         Ok(whole)
+    }
+
+    async fn slo(self, asked: Asked) -> Answered<Objectives> {
+        let live = Arc::clone(&self.live);
+        let own = self.turn.take(move || live.objectives()).await?;
+        self.with_peers(own, "/api/v1/slo", &asked, |reports| Ok(Objectives::merge(reports))).await
     }
 
     /// Puts what the peers say to our own, unless the question is for this process alone. What a peer says that is no report is

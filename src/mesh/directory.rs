@@ -394,11 +394,6 @@ impl Directory {
         }
     }
 
-    /// The suffix of Kubernetes names.
-    pub fn cluster_domain(&self) -> &str {
-        &self.parts.cluster_domain
-    }
-
     /// How many updates changed anything.
     pub fn generation(&self) -> u64 {
         self.generation

@@ -3,19 +3,25 @@
 use crate::mesh::directory::{Directory, Known};
 use crate::mesh::services::Services;
 use crate::metrics::edges::{self, Edges, Security, Told};
+use crate::metrics::families;
+use crate::metrics::ledger::{Collect, Sink};
+use crate::metrics::names::Direction;
 use crate::metrics::past::{Past, STEP, Total};
 use crate::metrics::report::{Facts, Kind, Process, Report, RowKey, Scheme};
 use crate::metrics::route::EndpointMetrics;
 use crate::metrics::set::MetricsSet;
+use crate::metrics::slo::{self, Aim, Budgets, Count, Objectives, Promise, Standing};
 use crate::metrics::stat::Reading;
 use crate::metrics::tally::Tally;
 use crate::profile::name::ServiceName;
+use crate::profile::service::ServiceProfile;
 use crate::profile::settings::TlsMode;
 use crate::stdx::clock::{self, Instant};
 use crate::stdx::rng::Rng;
+use metrics::Label;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 /// Who this process proves to be, if it can.
@@ -31,6 +37,13 @@ pub(crate) struct Live {
     /// `None`: this process has no identity and calls without TLS.
     identity: Option<OwnIdentity>,
     past: Mutex<Past>,
+    budgets: Mutex<Sampled<Budgets>>,
+}
+
+/// What takes values less often than [`STEP`].
+struct Sampled<T> {
+    at: Instant,
+    value: T,
 }
 
 impl fmt::Debug for Live {
@@ -48,7 +61,9 @@ impl Live {
     ) -> Self {
         let begun = clock::now();
         let id = format!("{:016x}", Rng::thread().next_u64());
-        Self { id, name, begun, metrics, services, identity, past: Mutex::new(Past::new(begun)) }
+        let past = Mutex::new(Past::new(begun));
+        let budgets = Mutex::new(Sampled { at: begun, value: Budgets::new(begun) });
+        Self { id, name, begun, metrics, services, identity, past, budgets }
     }
 
     /// This process, as reports name it.
@@ -66,6 +81,35 @@ impl Live {
     fn sample(&self) {
         let (now, totals) = (clock::now(), self.totals());
         self.past().push(now, &totals);
+        let mut budgets = self.budgets();
+        if now.saturating_duration_since(budgets.at) + STEP / 2 >= slo::STEP {
+            budgets.at = now;
+            budgets.value.push(now, &counts(&self.promises(), &totals));
+        }
+    }
+
+    /// How the objectives of profiles are kept.
+    pub(crate) fn objectives(&self) -> Objectives {
+        let (now, counts) = (clock::now(), counts(&self.promises(), &self.totals()));
+        let objectives = self.budgets().value.standing(now, &counts);
+        Objectives { processes: vec![self.process()], objectives }
+    }
+
+    /// What the profiles in use promise: those of services that are called, and this process's own.
+    fn promises(&self) -> Vec<Promise> {
+        let Some(services) = self.services.upgrade() else { return Vec::new() };
+        let directory = services.directory();
+        let called = directory.known().filter_map(|(_, known)| Some(known.service()?.policy.load_full()));
+        let mut promises: Vec<Promise> = called
+            .flat_map(|policy| promised(Direction::Outbound, policy.service(), policy.profile()))
+            .collect();
+        let own = directory.inbound().load_full();
+        promises.extend(promised(Direction::Inbound, own.service(), own.profile()));
+        promises
+    }
+
+    fn budgets(&self) -> MutexGuard<'_, Sampled<Budgets>> {
+        self.budgets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What was counted in the last `window`.
@@ -123,9 +167,79 @@ impl Live {
         totals
     }
 
-    fn past(&self) -> std::sync::MutexGuard<'_, Past> {
+    fn past(&self) -> MutexGuard<'_, Past> {
         self.past.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl Collect for Live {
+    fn collect(&self, sink: &mut Sink<'_>) {
+        for standing in self.objectives().objectives {
+            tell(&standing, sink);
+        }
+    }
+}
+
+fn tell(standing: &Standing, sink: &mut Sink<'_>) {
+    let mut labels = vec![
+        Label::from_static_parts("direction", standing.direction.as_str()),
+        Label::new("dst", standing.service.clone()),
+    ];
+    if let Some(route) = &standing.route {
+        labels.push(Label::new("rt_route", route.clone()));
+    }
+    let kind = match standing.kind {
+        Aim::Availability => "availability",
+        Aim::Latency => "latency",
+    };
+    labels.push(Label::from_static_parts("kind", kind));
+    sink.gauge(&families::SLO_TARGET, &labels, standing.target);
+    sink.counter(&families::SLO_CALLS, &labels, standing.count.total);
+    sink.counter(&families::SLO_BAD, &labels, standing.count.bad);
+    if let Some(left) = standing.budget_left {
+        sink.gauge(&families::SLO_LEFT, &labels, left);
+    }
+    // A window of two pairs has one rate.
+    let mut told = BTreeSet::new();
+    for burn in &standing.burn {
+        for (window, rate) in [(&burn.short, burn.short_rate), (&burn.long, burn.long_rate)] {
+            if let Some(rate) = rate.filter(|_| told.insert(window)) {
+                let labels = [&labels[..], &[Label::new("window", window.clone())]].concat();
+                sink.gauge(&families::SLO_BURN, &labels, rate);
+            }
+        }
+    }
+}
+
+/// What a profile promises of its routes and of its service.
+fn promised(direction: Direction, service: &str, profile: &ServiceProfile) -> Vec<Promise> {
+    let routes = profile.routes.iter().filter_map(|route| Some((Some(&*route.name), route.objective?)));
+    let whole = profile.objective.map(|objective| (None, objective));
+    let all = whole.into_iter().chain(routes);
+    all.flat_map(|(route, objective)| Promise::of(direction, service, route, &objective).collect::<Vec<_>>())
+        .collect()
+}
+
+/// What was counted of each promise: of its route, or of all routes of its service together.
+fn counts(promises: &[Promise], totals: &[Total]) -> Vec<(Promise, Count)> {
+    let routes = totals.iter().filter(|total| total.key.kind == Kind::Route);
+    let routes: BTreeMap<(Direction, &str, &str), &Reading> = routes
+        .map(|total| {
+            let route = total.key.route.as_deref().unwrap_or_default();
+            ((total.key.direction, &*total.key.service, route), &total.reading)
+        })
+        .collect();
+    let count = |promise: &Promise| {
+        let (direction, service) = (promise.direction, &*promise.service);
+        match &promise.route {
+            Some(route) => routes.get(&(direction, service, &**route)).map(|reading| promise.count(reading)),
+            None => {
+                let own = routes.iter().filter(|((way, of, _), _)| (*way, *of) == (direction, service));
+                Some(own.fold(Count::default(), |sum, (_, reading)| sum.plus(promise.count(reading))))
+            }
+        }
+    };
+    promises.iter().map(|promise| (promise.clone(), count(promise).unwrap_or_default())).collect()
 }
 
 /// What the rows beyond a cap are called.
@@ -148,7 +262,7 @@ fn reading(tally: &Tally) -> Reading {
 fn of_endpoint(endpoint: &EndpointMetrics) -> Total {
     let label = |key: &str| {
         let label = endpoint.labels.iter().find(|label| label.key() == key);
-        label.map(metrics::Label::value).filter(|value| !value.is_empty())
+        label.map(Label::value).filter(|value| !value.is_empty())
     };
     let address = label("target_addr").unwrap_or_default();
     let facts = Facts {
@@ -175,7 +289,7 @@ pub(crate) async fn sampling(live: Weak<Live>) {
 
 fn of_service(directory: &Directory, label: &str) -> Option<Security> {
     let name: ServiceName = label.parse().ok()?;
-    let name = name.short(directory.cluster_domain());
+    let name = name.short(directory.own().1);
     let (_, known) = directory.known().find(|(known, _)| **known == name)?;
     Some(security(known))
 }

@@ -382,7 +382,10 @@ impl Made {
             #[cfg(any(feature = "tls", feature = "ring"))]
             identities: self.identities.clone(),
         };
-        Shown { look, metrics: self.recording.render(), live: Arc::new(live), fleet }
+        let live = Arc::new(live);
+        let told: Arc<dyn Collect> = live.clone();
+        self.metrics.add(&told);
+        Shown { look, metrics: self.recording.render(), live, fleet }
     }
 
     #[cfg(not(feature = "admin"))]

@@ -224,6 +224,13 @@ families! {
         "Connections to an endpoint that could not be opened";
     RESENT = "enmesh_resent_total", Counter, "dst target_addr",
         "Requests that an endpoint certainly did not process, sent again on another connection";
+    SLO_TARGET = "enmesh_slo_objective_ratio", Gauge, sp_route!(" kind"), "The share of calls that an objective wants to be good";
+    SLO_CALLS = "enmesh_slo_total", Counter, sp_route!(" kind"), "Calls that an objective judges";
+    SLO_BAD = "enmesh_slo_bad_total", Counter, sp_route!(" kind"), "Calls that were not good";
+    SLO_LEFT = "enmesh_slo_error_budget_left", Gauge, sp_route!(" kind"),
+        "The share of the error budget that is left, as far as this process knows the window; below 0 it is overspent";
+    SLO_BURN = "enmesh_slo_burn_rate", Gauge, sp_route!(" kind window"),
+        "How fast the error budget burns: at 1 it is used up when the objective's window ends";
     TAP_OBSERVERS = "enmesh_tap_observers", Gauge, "", "Observers of live requests";
     TAP_DROPPED = "enmesh_tap_dropped_total", Counter, "", "Events that an observer was too slow for";
     SERIES = "enmesh_series", Gauge, "family", "Series of a family that are shown";

@@ -131,9 +131,10 @@ impl Count {
         }
     }
 
-    fn add(&mut self, other: Self) {
-        self.total = self.total.saturating_add(other.total);
-        self.bad = self.bad.saturating_add(other.bad);
+    /// Both together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self { total: self.total.saturating_add(other.total), bad: self.bad.saturating_add(other.bad) }
     }
 
     fn bad_share(self) -> Option<f64> {
@@ -299,10 +300,10 @@ impl Standing {
     /// Adds another process's standing of the same objective.
     fn add(&mut self, other: &Self) {
         self.covered_secs = self.covered_secs.max(other.covered_secs);
-        self.count.add(other.count);
+        self.count = self.count.plus(other.count);
         for (mine, theirs) in self.burn.iter_mut().zip(&other.burn) {
-            mine.long_count.add(theirs.long_count);
-            mine.short_count.add(theirs.short_count);
+            mine.long_count = mine.long_count.plus(theirs.long_count);
+            mine.short_count = mine.short_count.plus(theirs.short_count);
         }
         self.judge();
     }
@@ -381,7 +382,7 @@ mod tests {
         for (secs, total, bad) in past {
             for _ in 0..secs / 10 {
                 now += STEP;
-                count.add(Count { total: *total, bad: *bad });
+                count = count.plus(Count { total: *total, bad: *bad });
                 budgets.push(now, &[(promise.clone(), count)]);
             }
         }
@@ -461,7 +462,9 @@ mod tests {
         };
         let promise = Promise::of(Direction::Inbound, "web:80", None, &objective).next().unwrap();
         let histogram = Histogram::default();
-        [1, 299, 300, 310, 9000].map(|ms| histogram.record(Duration::from_millis(ms)));
+        for ms in [1, 299, 300, 310, 9000] {
+            histogram.record(Duration::from_millis(ms));
+        }
         let reading = Reading { latency: histogram.read(), ..Reading::default() };
         assert_eq!(promise.count(&reading), Count { total: 5, bad: 2 });
         assert_eq!((promise.aim, promise.target_ppm), (Aim::Latency, 950_000));

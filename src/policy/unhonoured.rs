@@ -10,7 +10,6 @@ pub fn unhonoured(profile: &ServiceProfile) -> Vec<Fault> {
     let mut told = Vec::new();
     limits(&profile.limits, "spec.limits", &mut told);
     retry(profile.retry.as_ref(), "spec.retry", &mut told);
-    tell(profile.objective.is_some(), "spec.slo", "objectives are not measured yet", &mut told);
     tell(
         !profile.opaque_ports.is_empty(),
         "spec.opaquePorts",
@@ -28,7 +27,6 @@ fn of_route(route: &Route, at: &str, told: &mut Vec<Fault>) {
     tell(route.fault.is_some(), &format!("{at}.fault"), "faults are not injected yet", told);
     tell(!route.rates.is_empty(), &format!("{at}.rateLimits"), "rates are not limited yet", told);
     tell(route.session.is_some(), &format!("{at}.session"), "sessions are not kept yet", told);
-    tell(route.objective.is_some(), &format!("{at}.slo"), "objectives are not measured yet", told);
     if let Action::Forward(forward) = &route.action {
         of_forward(forward, at, told);
     }
