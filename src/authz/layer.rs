@@ -8,6 +8,7 @@ use crate::authz::settings::Action;
 use crate::error::Error;
 use crate::limit::rate::Counted;
 use crate::metrics::registry::Registry;
+use crate::profile::invalid::Fault;
 use crate::route::head::RequestHead;
 use crate::stdx::clock;
 use crate::tls::identity::PeerIdentity;
@@ -24,6 +25,9 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::task::Context;
@@ -44,6 +48,7 @@ pub struct Gate(Arc<Shared>);
 struct Shared {
     live: ArcSwap<Live>,
     registry: Registry,
+    newest: Mutex<Newest>,
     born: Instant,
     /// When the policy's source was last heard, in milliseconds after `born`.
     heard: AtomicU64,
@@ -52,6 +57,27 @@ struct Shared {
 
 /// The name, in refusals and metrics, of the rule that refuses when a policy is too old.
 const TOO_OLD: &str = "policy too old";
+
+/// What is known of the newest policy that was offered.
+#[derive(Default)]
+struct Newest {
+    faults: Vec<Fault>,
+    refused: u64,
+}
+
+/// How things stand at a gate, for pages.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct GateState {
+    /// The names and actions of the rules, in order, and of what is done without one.
+    pub rules: Vec<(Arc<str>, Action)>,
+    /// What is wrong with the newest policy, if something is: the one before stands.
+    pub faults: Vec<Fault>,
+    /// How many policies were refused.
+    pub refused: u64,
+    /// How long ago the policy's source was heard.
+    pub age: Duration,
+}
 
 /// A policy with the counters of its rules.
 struct Live {
@@ -87,20 +113,40 @@ impl Gate {
 
     fn build(policy: AuthzPolicy, age_max: Option<Duration>, registry: Registry) -> Self {
         let live = ArcSwap::from_pointee(Live::new(policy, &registry));
-        Self(Arc::new(Shared { live, registry, born: clock::now(), heard: AtomicU64::new(0), age_max }))
+        let (born, heard, newest) = (clock::now(), AtomicU64::new(0), Mutex::default());
+        Self(Arc::new(Shared { live, registry, newest, born, heard, age_max }))
     }
 
     /// Judges by this policy from now on. Rate limits that are the same go on counting where they were.
     pub fn publish(&self, policy: AuthzPolicy) {
         let policy = policy.keep_counts(&self.0.live.load().policy);
         self.0.live.store(Arc::new(Live::new(policy, &self.0.registry)));
+        self.newest().faults.clear();
         self.heard();
     }
 
-    /// The names and actions of the rules, in order, and of what is done without one.
-    pub fn rules(&self) -> Vec<(Arc<str>, Action)> {
+    /// Notes that a new policy is unusable: the one before stands. Counted as `config_rejected_total`.
+    pub fn refuse(&self, faults: Vec<Fault>) {
+        let all: Vec<String> = faults.iter().map(ToString::to_string).collect();
+        tracing::warn!(faults = ?all, "authorization not taken over");
+        let mut newest = self.newest();
+        newest.faults = faults;
+        newest.refused += 1;
+        drop(newest);
+        let source = Label::new("source", "authorization");
+        self.0.registry.counter("config_rejected_total", vec![source]).increment(1);
+    }
+
+    /// How things stand.
+    pub fn state(&self) -> GateState {
         let live = self.0.live.load();
-        live.policy.names().map(|(name, action)| (Arc::clone(name), action)).collect()
+        let rules = live.policy.names().map(|(name, action)| (Arc::clone(name), action)).collect();
+        let newest = self.newest();
+        GateState { rules, faults: newest.faults.clone(), refused: newest.refused, age: self.age() }
+    }
+
+    fn newest(&self) -> MutexGuard<'_, Newest> {
+        self.0.newest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes that the policy's source is there and has nothing new.

@@ -6,6 +6,8 @@
 
 #[cfg(feature = "dns")]
 pub mod answers;
+#[cfg(feature = "http")]
+pub mod authorization;
 pub mod chain;
 #[cfg(feature = "files")]
 pub mod disk;

@@ -2,6 +2,7 @@
 
 use crate::authz::settings::AuthzSettings;
 use crate::connect::settings::ConnectSettings;
+use crate::control::authorization::AuthorizationFile;
 use crate::control::chain::Chain;
 use crate::control::documents;
 use crate::control::fixed::Fixed;
@@ -68,6 +69,7 @@ pub struct MeshBuilder {
     pub(crate) connect: ConnectSettings,
     pub(crate) serve: ServeSettings,
     pub(crate) authz: Option<AuthzSettings>,
+    pub(crate) policy_file: Option<AuthorizationFile>,
     #[cfg(any(feature = "tls", feature = "ring"))]
     pub(crate) identity: Option<OwnIdentity>,
     #[cfg(any(feature = "tls", feature = "ring"))]
@@ -222,6 +224,21 @@ impl MeshBuilder {
     /// while it serves: [`Mesh::gate`].
     pub fn authorize(mut self, settings: AuthzSettings) -> Self {
         self.authz = Some(settings);
+        self.policy_file = None;
+        self
+    }
+
+    /// The same, as a watched file with an `Authorization` document says it: an edit is for every request within two
+    /// seconds, also on open connections. What is wrong with an edit shows in [`Mesh::inspect`], and the last good policy
+    /// stands; what is wrong with the file now shows in [`build`](Self::build).
+    pub fn authorize_file(mut self, path: impl Into<PathBuf>) -> Self {
+        match AuthorizationFile::open(path) {
+            Ok((file, settings)) => {
+                self.authz = Some(settings);
+                self.policy_file = Some(file);
+            }
+            Err(invalid) => self.faults.extend(invalid.faults),
+        }
         self
     }
 

@@ -1,6 +1,5 @@
 //! Floor 6: a mesh configured from outside, as an injected sidecar would be.
 
-use crate::authz::settings::AuthzSettings;
 use crate::mesh::builder::MeshBuilder;
 use crate::profile::duration;
 use crate::profile::invalid::Fault;
@@ -26,7 +25,7 @@ pub const VARIABLES: [(&str, &str); 12] = [
         "a directory with tls.crt, tls.key and ca.crt, or unix:///path of a SPIFFE Workload API",
     ),
     ("ENMESH_ACCEPT", "what a server with an identity takes: strict (default), permissive or off"),
-    ("ENMESH_AUTHORIZATION", "a file with an Authorization document"),
+    ("ENMESH_AUTHORIZATION", "a file with an Authorization document, watched"),
 ];
 
 /// Reads every variable by `get`. A variable that is unset or empty says nothing; one that starts with `ENMESH_` and is
@@ -70,7 +69,8 @@ fn set(mut builder: MeshBuilder, key: &str, value: &str) -> MeshBuilder {
             }
             builder
         }
-        "ENMESH_AUTHORIZATION" => authorization(builder, key, value),
+        // What cannot be read stops the process: without a policy everything would be allowed.
+        "ENMESH_AUTHORIZATION" => builder.authorize_file(value),
         "ENMESH_IDENTITY" | "ENMESH_ACCEPT" => tls(builder, key, value),
         _ => {
             let known: Vec<&str> = VARIABLES.iter().map(|(name, _)| *name).collect();
@@ -95,24 +95,6 @@ fn peers(mut builder: MeshBuilder, value: &str) -> MeshBuilder {
         remedy,
     ));
     builder
-}
-
-/// A policy that cannot be read stops the process: without it everything would be allowed.
-fn authorization(mut builder: MeshBuilder, key: &str, path: &str) -> MeshBuilder {
-    let settings = match std::fs::read_to_string(path) {
-        Ok(text) => AuthzSettings::from_yaml(&text).map_err(|invalid| invalid.faults),
-        Err(error) => {
-            let problem = format!("cannot be read (`{path}`: {error})");
-            Err(vec![Fault::rejected(key, problem, "name a file with an Authorization document")])
-        }
-    };
-    match settings {
-        Ok(settings) => builder.authorize(settings),
-        Err(faults) => {
-            builder.faults.extend(faults);
-            builder
-        }
-    }
 }
 
 #[cfg(any(feature = "tls", feature = "ring"))]

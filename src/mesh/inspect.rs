@@ -1,5 +1,7 @@
 //! Floor 6: what the mesh knows, as data to be shown.
 
+use crate::authz::layer::Gate;
+use crate::authz::settings::Action;
 use crate::mesh::directory::{Directory, Known, Target};
 use crate::mesh::history::{Refusal, Update, UpdateView, millis};
 use crate::policy::compile::Policy;
@@ -35,6 +37,48 @@ pub struct Inspection {
     pub refused: Vec<Refusal>,
     /// This process's certificate; `None`: it has no source of any.
     pub identity: Option<IdentityView>,
+    /// Who may do what on this process's servers; `None`: everybody everything.
+    pub authorization: Option<AuthorizationView>,
+}
+
+/// Who may do what.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct AuthorizationView {
+    /// The rules, in order, and what is done without one.
+    pub rules: Vec<RuleView>,
+    /// What is wrong with the newest policy; the last good one is in use.
+    pub faults: Vec<String>,
+    /// How many policies were refused.
+    pub refused: u64,
+    /// How long ago the policy's source was heard, in milliseconds.
+    pub age_ms: u64,
+}
+
+/// One rule of authorization.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct RuleView {
+    /// Its name, as it stands in metrics and refusals.
+    pub name: String,
+    /// `allow`, `deny`, `audit` or `not_found`.
+    pub action: &'static str,
+}
+
+impl AuthorizationView {
+    pub(crate) fn of(gate: &Gate) -> Self {
+        let state = gate.state();
+        let rule = |(name, action): &(Arc<str>, Action)| RuleView {
+            name: name.to_string(),
+            action: action.as_str(),
+        };
+        Self {
+            rules: state.rules.iter().map(rule).collect(),
+            faults: state.faults.iter().map(ToString::to_string).collect(),
+            refused: state.refused,
+            age_ms: u64::try_from(state.age.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
 }
 
 /// One service.
@@ -118,7 +162,7 @@ pub struct IdentityView {
 }
 
 impl Inspection {
-    pub(crate) fn of(directory: &Directory, identity: Option<IdentityView>) -> Self {
+    pub(crate) fn of(directory: &Directory, identity: Option<IdentityView>, gate: Option<&Gate>) -> Self {
         let (own, domain) = directory.own();
         let short = own.short(domain);
         let services = directory.known().map(|(name, known)| {
@@ -126,6 +170,7 @@ impl Inspection {
             ServiceState::of(name, known, inbound.as_deref(), domain)
         });
         Self {
+            authorization: gate.map(AuthorizationView::of),
             name: own.to_string(),
             at_ms: millis(clock::wall()),
             generation: directory.generation(),

@@ -39,7 +39,7 @@ impl Look {
         let identity = None;
         let services = self.services.upgrade()?;
         let directory = services.directory();
-        Some(Inspection::of(&directory, identity))
+        Some(Inspection::of(&directory, identity, self.gate.as_ref()))
     }
 
     /// What the mesh would do with a request that it sends (`Outbound`) or that arrives (`Inbound`), in the form of

@@ -160,7 +160,7 @@ impl Mesh {
         let identity = self.made.identities.as_ref().map(IdentityView::of);
         #[cfg(not(any(feature = "tls", feature = "ring")))]
         let identity = None;
-        Inspection::of(&self.made.services.directory(), identity)
+        Inspection::of(&self.made.services.directory(), identity, self.made.gate.as_ref())
     }
 
     /// The metrics as Prometheus text, if the mesh records them itself (feature `prometheus`, and no registry given).
@@ -246,6 +246,7 @@ impl Made {
     pub(crate) fn of(mut builder: MeshBuilder) -> Result<Mesh, Error> {
         let recording = Recording::of(&builder)?;
         let gate = gate(builder.authz.take(), recording.registry())?;
+        let policy_file = builder.policy_file.take();
         let (needs_runtime, admin) = (sources::needs_runtime(&builder), builder.admin);
         #[cfg(any(feature = "tls", feature = "ring"))]
         let (identities, rotating) = builder
@@ -309,6 +310,10 @@ impl Made {
         };
         let mesh = Mesh { made: Arc::new(made) };
         mesh.made.start(needs_runtime, admin)?;
+        if let (Some(file), Some(gate), Ok(runtime)) = (policy_file, &mesh.made.gate, Handle::try_current()) {
+            let mut tasks = mesh.made.services.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+            tasks.spawn(&runtime, file.watch(gate.clone()));
+        }
         #[cfg(any(feature = "tls", feature = "ring"))]
         if let (Some(rotating), Ok(runtime)) = (rotating, Handle::try_current()) {
             mesh.made.services.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn(&runtime, rotating);
@@ -322,7 +327,8 @@ impl Made {
             return match needs_runtime {
                 false => Ok(()),
                 true => Err(Error::Config(
-                    "a mesh with a directory, DNS, an identity or an admin server must be built inside a tokio runtime"
+                    "a mesh with a watched file or directory, DNS, an identity or an admin server must be built inside a tokio \
+                     runtime"
                         .into(),
                 )),
             };

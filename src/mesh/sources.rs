@@ -31,6 +31,7 @@ pub(crate) fn needs_runtime(builder: &MeshBuilder) -> bool {
     builder.profiles_dir.is_some()
         || builder.endpoints_dir.is_some()
         || builder.admin.is_some()
+        || builder.policy_file.is_some()
         || builder.dns == Some(true)
 }
 
