@@ -123,8 +123,9 @@ fn enmesh_row(options: &Options, name: &str, routes: usize, endpoints: usize) ->
     let path = format!("/api/r{}", routes - 1);
     let model = request(&path);
     measure(options, name, || {
-        let call = enter(&policy, request_like(&model)).expect("a route");
-        let response = now(stack.clone().call(call)).expect("a response");
+        let mut http = request_like(&model);
+        let scope = enter(&policy, &mut http).expect("a route");
+        let response = now(stack.clone().call(Call { http, scope })).expect("a response");
         drop(std::hint::black_box(response));
     })
 }
@@ -148,8 +149,9 @@ where
     let policy = policy(profile(10), 10);
     let model = request("/api/r9");
     measure(options, name, || {
-        let call = enter(&policy, request_like(&model)).expect("a route");
-        let response = now(stack.clone().call(call)).expect("a response");
+        let mut http = request_like(&model);
+        let scope = enter(&policy, &mut http).expect("a route");
+        let response = now(stack.clone().call(Call { http, scope })).expect("a response");
         drop(std::hint::black_box(response));
     })
 }

@@ -7,7 +7,6 @@ use crate::classify::classifier::Classifier;
 use crate::classify::outcome::Outcome;
 use crate::error::{Error, Scope};
 use crate::policy::call::{Judged, MeshRequest};
-use crate::policy::route::RoutePolicy;
 use crate::stdx::clock;
 use crate::stdx::clock::Duration;
 use http::header::SET_COOKIE;
@@ -39,7 +38,8 @@ pub(crate) enum Pick<S> {
 pub struct BalanceFuture<S: Service<R>, R> {
     #[pin]
     state: State<S, R>,
-    route: Option<Arc<RoutePolicy>>,
+    /// If it judges by more than the defaults.
+    classifier: Option<Arc<Classifier>>,
     /// The cookie that binds the caller to its endpoint; boxed, as few responses have one.
     cookie: Option<Box<HeaderValue>>,
 }
@@ -93,13 +93,14 @@ where
         request: R,
         cookie: Option<Box<HeaderValue>>,
     ) -> Self {
-        let route = request.route().cloned();
+        let classifier = request.route().map(|route| &route.classifier);
+        let classifier = classifier.filter(|classifier| !classifier.is_default()).cloned();
         let state = match pick {
             Pick::Sent(service, ticket) => State::send(service, ticket, request, balance.fail_fast()),
             Pick::Refused(error) => State::Failed(Some(error)),
             Pick::Unknown => State::wait(balance, request),
         };
-        Self { state, route, cookie }
+        Self { state, classifier, cookie }
     }
 }
 
@@ -199,7 +200,7 @@ where
                     return Poll::Ready(finish(
                         result,
                         ticket,
-                        this.route.as_deref().map(|route| &*route.classifier),
+                        this.classifier.as_deref(),
                         this.cookie.take(),
                     ));
                 }

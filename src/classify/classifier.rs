@@ -45,6 +45,11 @@ impl Classifier {
         Self { classes: (!classes.is_empty()).then(|| classes.into()) }
     }
 
+    /// Whether no class was given, so that it judges as [`Classifier::default`] does.
+    pub fn is_default(&self) -> bool {
+        self.classes.is_none()
+    }
+
     /// Judges a response's head. `wall_secs` is the time since the Unix epoch in seconds, for `Retry-After` dates.
     pub fn head(&self, status: StatusCode, headers: &HeaderMap, wall_secs: impl FnOnce() -> u64) -> Head {
         let code = status.as_u16();

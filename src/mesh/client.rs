@@ -92,13 +92,13 @@ impl Client {
         }
     }
 
-    fn call_now(&self, service: &Destination, request: Request<ReqBody>) -> ResponseFuture {
+    fn call_now(&self, service: &Destination, mut request: Request<ReqBody>) -> ResponseFuture {
         let policy = service.policy.load();
         if request.uri().scheme() == Some(&Scheme::HTTPS) && !policy.profile().tls.mode.is_required() {
             return ResponseFuture::failed(Error::BadRequest { reason: HTTPS.into() });
         }
-        match enter(&policy, request) {
-            Ok(call) => ResponseFuture::sent(self.stack.clone().call(call)),
+        match enter(&policy, &mut request) {
+            Ok(scope) => ResponseFuture::sent(self.stack.clone().call(Call { http: request, scope })),
             Err(error) => ResponseFuture::failed(error),
         }
     }
@@ -116,12 +116,13 @@ impl Client {
     }
 }
 
-/// Finds a request's route in `policy`, and begins its call: the deadline is set, and the caller's own options are read.
+/// Finds a request's route in `policy`, and begins its call: the deadline is set, and the caller's own options are taken out
+/// of the request.
 ///
 /// # Errors
 /// [`Error::NoRoute`] when the profile says that what no route is for is not found.
-pub fn enter<B, T>(policy: &Policy<T>, mut request: Request<B>) -> Result<Call<B, T>, Error> {
-    let entry = match policy.find(&RequestHead::of_request(&request)) {
+pub fn enter<B, T>(policy: &Policy<T>, request: &mut Request<B>) -> Result<CallScope<T>, Error> {
+    let entry = match policy.find(&RequestHead::of_request(request)) {
         Some(entry) => Arc::clone(entry),
         None => return Err(Error::NoRoute { service: Arc::clone(policy.service()) }),
     };
@@ -141,7 +142,7 @@ pub fn enter<B, T>(policy: &Policy<T>, mut request: Request<B>) -> Result<Call<B
     state.deadline = deadline::effective(state.started, said, timeout, handed_down);
     state.is_deadline_told =
         said.is_some() || handed_down.is_some() || timeout != entry.policy.timeouts.request;
-    Ok(Call { http: request, scope: CallScope { entry, state } })
+    Ok(CallScope { entry, state })
 }
 
 impl<B> Service<Request<B>> for Client

@@ -108,9 +108,9 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        match enter(&self.policy.load(), request) {
-            Ok(call) => Either::Left(self.inner.call(call)),
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        match enter(&self.policy.load(), &mut request) {
+            Ok(scope) => Either::Left(self.inner.call(Call { http: request, scope })),
             Err(error) => Either::Right(ready(Err(error))),
         }
     }

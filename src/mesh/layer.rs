@@ -60,13 +60,13 @@ where
         self.stack.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let service = match self.services.find(request.uri(), request.headers()) {
             Ok(service) => service,
             Err(error) => return Either::Right(ready(Err(error))),
         };
-        match enter(&service.policy.load(), request) {
-            Ok(call) => Either::Left(self.stack.call(call)),
+        match enter(&service.policy.load(), &mut request) {
+            Ok(scope) => Either::Left(self.stack.call(Call { http: request, scope })),
             Err(error) => Either::Right(ready(Err(error))),
         }
     }

@@ -89,18 +89,18 @@ where
 
     #[inline]
     fn call(&mut self, mut call: Call<B, T>) -> Self::Future {
-        let (route, state) = (Arc::clone(&call.scope.entry.policy), call.scope.state);
-        let stage = match &route.answer {
-            Some(answer) => Stage::Answered(Some(Box::new(answered(answer, &call)))),
-            None => {
-                if !route.filters.is_empty() {
-                    route.filters.apply(call.http_mut());
-                }
-                Stage::Sent(self.inner.call(call))
-            }
-        };
-        let meter = Some(Meter::begin(Counted::Route(route), state.started));
-        WholeFuture { stage, meter, deadline: state.deadline, timer: None, judged: PhantomData }
+        let route = Arc::clone(&call.scope.entry.policy);
+        let (started, deadline) = (call.scope.state.started, call.scope.state.deadline);
+        let answer = route.answer.as_ref().map(|answer| Box::new(answered(answer, &call)));
+        if !route.filters.is_empty() && answer.is_none() {
+            route.filters.apply(call.http_mut());
+        }
+        let (timer, judged) = (None, PhantomData);
+        let meter = Some(Meter::begin(Counted::Route(route), started));
+        if answer.is_some() {
+            return WholeFuture { stage: Stage::Answered(answer), meter, deadline, timer, judged };
+        }
+        WholeFuture { stage: Stage::Sent(self.inner.call(call)), meter, deadline, timer, judged }
     }
 }
 

@@ -83,7 +83,7 @@ pub struct EndpointId(pub u32);
 /// The endpoints that earlier attempts of a call used; the last four are remembered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Tried {
-    ids: [Option<EndpointId>; Tried::MAX],
+    ids: [u32; Tried::MAX],
     next: u8,
 }
 
@@ -93,14 +93,15 @@ impl Tried {
 
     /// Remembers `id`, forgetting the oldest.
     pub fn push(&mut self, id: EndpointId) {
-        self.ids[usize::from(self.next) % Self::MAX] = Some(id);
-        self.next = self.next.wrapping_add(1);
+        self.ids[usize::from(self.next) % Self::MAX] = id.0;
+        // After 255 it goes on with a full list, not with an empty one.
+        self.next = self.next.checked_add(1).unwrap_or(Self::MAX as u8);
     }
 
     /// Whether `id` was used.
     #[inline]
     pub fn contains(&self, id: EndpointId) -> bool {
-        self.next != 0 && self.ids.contains(&Some(id))
+        self.ids[..usize::from(self.next).min(Self::MAX)].contains(&id.0)
     }
 
     /// Whether there is none.

@@ -383,21 +383,25 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         loop {
-            let (outcome, end) = match this.stage {
+            match this.stage {
                 Stage::Attempt => {
                     let Some(attempt) = this.attempt.as_mut().as_pin_mut() else {
                         return Poll::Ready(Err(Error::Closed));
                     };
-                    let end = ready!(attempt.poll(cx)).map_err(Into::into);
+                    let mut end: End<ResB> = match ready!(attempt.poll(cx)) {
+                        Ok(response) => Ok(response.map(Attempted::new)),
+                        Err(error) => Err(error.into()),
+                    };
                     this.attempt.set(None);
-                    let end = end.map(|response| response.map(Attempted::new));
                     let Some(again) = this.again else { return Poll::Ready(end) };
                     match again.judge::<ResB, W>(&end) {
-                        Judgement::Done(outcome) => (outcome, end),
-                        Judgement::Peek(outcome) => {
-                            *this.stage = Stage::Peek(Box::new((end, outcome)));
-                            continue;
+                        Judgement::Done(outcome) => {
+                            match again.settle::<ResB, W>(*this.number, outcome, &mut end) {
+                                Some(wait) => *this.stage = wait,
+                                None => return Poll::Ready(end),
+                            }
                         }
+                        Judgement::Peek(outcome) => *this.stage = Stage::Peek(Box::new((end, outcome))),
                     }
                 }
                 Stage::Peek(peeked) => {
@@ -405,9 +409,14 @@ where
                         ready!(response.body_mut().poll_peek(cx));
                     }
                     let Stage::Peek(peeked) = std::mem::replace(this.stage, Stage::Attempt) else { continue };
-                    let (end, outcome) = *peeked;
+                    let (mut end, outcome) = *peeked;
                     let found = end.as_ref().ok().and_then(|response| response.body().trailers());
-                    (trailers(outcome, found), end)
+                    let outcome = trailers(outcome, found);
+                    let Some(again) = this.again else { return Poll::Ready(Err(Error::Closed)) };
+                    match again.settle::<ResB, W>(*this.number, outcome, &mut end) {
+                        Some(wait) => *this.stage = wait,
+                        None => return Poll::Ready(end),
+                    }
                 }
                 Stage::Wait(_, sleep) => {
                     if let Some(timer) = sleep {
@@ -424,14 +433,7 @@ where
                     let (mut again, request) = again.next(*this.number, body);
                     this.attempt.set(Some(again.service.call(request)));
                     *this.again = Some(again);
-                    continue;
                 }
-            };
-            let Some(again) = this.again else { return Poll::Ready(Err(Error::Closed)) };
-            let mut end = end;
-            match again.settle::<ResB, W>(*this.number, outcome, &mut end) {
-                Some(wait) => *this.stage = wait,
-                None => return Poll::Ready(end),
             }
         }
     }

@@ -54,15 +54,21 @@ impl AttemptLayer {
     /// # Errors
     /// When nothing is.
     fn tell<R: MeshRequest>(&self, request: &mut R) -> Result<(), Error> {
-        let Some(&CallState { deadline: Some(at), is_deadline_told, started, .. }) = request.state() else {
+        let Some(&CallState { deadline: Some(at), is_deadline_told, started, attempt, .. }) = request.state()
+        else {
             return Ok(());
         };
-        let left = at.saturating_duration_since(clock::now()).saturating_sub(self.margin);
+        let is_written = deadline::is_written(request.http().headers(), is_deadline_told);
+        // A first attempt that tells nobody spares a look at the clock; should it begin late, the call's own timer ends it.
+        let now = if attempt == 0 && !is_written { started } else { clock::now() };
+        let left = at.saturating_duration_since(now).saturating_sub(self.margin);
         if left.is_zero() {
             let after = at.saturating_duration_since(started);
             return Err(Error::Timeout { scope: Scope::Request, after });
         }
-        deadline::write(request.http_mut().headers_mut(), left, is_deadline_told);
+        if is_written {
+            deadline::write(request.http_mut().headers_mut(), left, is_deadline_told);
+        }
         Ok(())
     }
 

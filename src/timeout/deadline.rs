@@ -87,13 +87,21 @@ fn number(digits: &[u8], max: usize) -> Option<u64> {
     })
 }
 
+/// Whether [`write`] would write into these headers.
+pub fn is_written(headers: &HeaderMap, is_told: bool) -> bool {
+    is_told || is_grpc(headers)
+}
+
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
 /// Writes the time that is left, rounded down to what the form can hold: for what says that it is gRPC as gRPC does,
 /// else by [`HEADER`] if it `is_told`.
 ///
 /// Its one allocation is the header's value.
 pub fn write(headers: &mut HeaderMap, left: Duration, is_told: bool) {
-    let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
-    if kind.is_some_and(|kind| kind.starts_with(b"application/grpc")) {
+    if is_grpc(headers) {
         headers.insert(GRPC_HEADER.clone(), format_grpc(left));
     } else if is_told {
         let ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).min(10u64.pow(MS_DIGITS_MAX as u32) - 1);
