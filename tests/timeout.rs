@@ -315,7 +315,7 @@ where
             let client = ServiceBuilder::new()
                 .layer(TimeoutLayer::request())
                 .layer(AttemptLayer::default())
-                .map_request(|call: enmesh::policy::call::Call<_, ()>| call.http.map(|_| Empty::new()))
+                .map_request(|http: Request<_>| http.map(|_| Empty::new()))
                 .service(inner);
             client.oneshot(call).await.map(|response| response.map(|body| body.boxed_unsync()))
         }

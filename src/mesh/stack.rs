@@ -18,7 +18,7 @@ use tower_service::Service;
 pub type Outbound<W, S> = Whole<Retry<S, W>, W>;
 
 /// What one replica is: its connections, below the timer of an attempt.
-pub type Replica<C> = Attempt<Plain<C>>;
+pub type Replica<C> = Attempt<C>;
 
 /// What a backend is: its replicas, balanced.
 pub type Backend<C> = Balance<Replica<C>>;
@@ -44,12 +44,9 @@ pub fn around<W, S>(rng: Rng, inner: S) -> Outbound<W, S> {
 
 /// The stack of one replica, below its balancer's ticket.
 pub fn replica<C>(connection: C) -> Replica<C> {
-    ServiceBuilder::new()
-        // below the ticket, so that breaker and latency see a slow replica as slow and not as cancelled
-        .layer(AttemptLayer::default())
-        // what is below knows nothing of routes
-        .layer(PlainLayer)
-        .service(connection)
+    // below the ticket, so that breaker and latency see a slow replica as slow and not as cancelled; what is below it knows
+    // nothing of routes
+    AttemptLayer::default().layer(connection)
 }
 
 /// Takes the HTTP request out of a [`Call`](crate::policy::call::Call).

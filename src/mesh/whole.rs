@@ -95,12 +95,13 @@ where
         if !route.filters.is_empty() && answer.is_none() {
             route.filters.apply(call.http_mut());
         }
-        let (timer, judged) = (None, PhantomData);
+        let stage = match answer {
+            Some(answer) => Stage::Answered(Some(answer)),
+            None => Stage::Sent(self.inner.call(call)),
+        };
+        // Counted once it is under way, so that nothing is left of a call whose inner service panics.
         let meter = Some(Meter::begin(Counted::Route(route), started));
-        if answer.is_some() {
-            return WholeFuture { stage: Stage::Answered(answer), meter, deadline, timer, judged };
-        }
-        WholeFuture { stage: Stage::Sent(self.inner.call(call)), meter, deadline, timer, judged }
+        WholeFuture { stage, meter, deadline, timer: None, judged: PhantomData }
     }
 }
 

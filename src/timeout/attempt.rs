@@ -7,7 +7,7 @@ use crate::timeout::body::{Sending, TimedBody};
 use crate::timeout::deadline;
 use crate::timeout::plan::{Bound, Pace, PaceLimits};
 use crate::timeout::timed::Timed;
-use http::Response;
+use http::{Request, Response};
 use http_body::Body;
 use pin_project::pin_project;
 use std::future::Future;
@@ -94,7 +94,7 @@ impl<S> Layer<S> for AttemptLayer {
     }
 }
 
-/// The service of [`AttemptLayer`].
+/// The service of [`AttemptLayer`]. What it wraps gets the HTTP request alone.
 #[derive(Debug, Clone)]
 pub struct Attempt<S> {
     inner: S,
@@ -105,7 +105,7 @@ impl<S, R, B> Service<R> for Attempt<S>
 where
     R: MeshRequest,
     R::Body: Body,
-    S: Service<R::With<Sending<R::Body>>, Response = Response<B>>,
+    S: Service<Request<Sending<R::Body>>, Response = Response<B>>,
     S::Error: Into<Error>,
     B: Body,
     B::Error: Into<BoxError>,
@@ -125,7 +125,7 @@ where
         }
         let (bound, pace) = self.layer.limits(&request);
         let sent = pace.clone();
-        let inner = self.inner.call(request.map_body(|body| Sending::new(body, sent)));
+        let inner = self.inner.call(request.into_http().map(|body| Sending::new(body, sent)));
         AttemptFuture(Timed::paced(inner, bound, pace))
     }
 }
