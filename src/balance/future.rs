@@ -264,7 +264,7 @@ fn finish<B: Body>(
                 None => Classifier::default().head(status, headers, clock::wall_secs),
             };
             let judged = Judged { head, at: clock::now() };
-            ticket.head(judged.at, head);
+            ticket.head(judged.at, head, status.as_u16());
             if let Some(cookie) = cookie {
                 response.headers_mut().append(SET_COOKIE, *cookie);
             }

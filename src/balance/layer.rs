@@ -1,6 +1,7 @@
 //! Floor 4: sends each request to one of a service's endpoints.
 
 use crate::balance::body::Served;
+use crate::balance::count::Count;
 use crate::balance::future::{BalanceFuture, Pick};
 use crate::balance::hash::hash_bytes;
 use crate::balance::inspect::{BalanceState, BreakerEvent, BreakerState, EndpointState};
@@ -111,6 +112,15 @@ impl<S: Clone> Balance<S> {
             changed: Arc::new(Notify::new()),
         };
         Self { core: Arc::new(core) }
+    }
+
+    /// Counts attempts at each endpoint by what `count` gives for it.
+    #[must_use]
+    pub fn counted(self, count: Count) -> Self {
+        let old = self.core.now.load_full();
+        let rules = Arc::new(old.rules.counted(count));
+        self.publish(Snapshot::new(old.known, rules, old.set.clone()));
+        self
     }
 
     /// Takes exactly these endpoints from now on. Those that were there before (by address and identity) keep
@@ -298,6 +308,18 @@ impl<S> Balance<S> {
             endpoints,
             shut,
             spared,
+        }
+    }
+
+    /// How often each event of the breakers happened, by [`What::words`](crate::breaker::event::What::words). New
+    /// breaker settings begin at 0 again.
+    pub fn told(&self) -> Vec<((&'static str, &'static str), u64)> {
+        match &self.core.now.load().rules.breaker {
+            Breaker::None => Vec::new(),
+            Breaker::Whole(ward) => ward.told(),
+            Breaker::Routes(routes) => {
+                routes.all().into_iter().flat_map(|(_, route)| route.ward.told()).collect()
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 pub mod alias;
 pub mod body;
 pub mod cost;
+pub mod count;
 pub mod endpoint;
 pub mod future;
 pub mod hash;

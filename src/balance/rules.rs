@@ -1,6 +1,7 @@
 //! Floor 4: a service's balancing as its settings have it, shared by all its endpoints.
 
 use crate::balance::cost::{Estimator, Formula, Power};
+use crate::balance::count::Count;
 use crate::balance::hash::{HashRing, Hashed, Table};
 use crate::balance::maglev::Maglev;
 use crate::balance::pick::{CHOICES_MAX, Picker, Rule};
@@ -10,6 +11,7 @@ use crate::balance::ticket::Member;
 use crate::breaker::detect::Chart;
 use crate::breaker::ward::Ward;
 use crate::discover::endpoint::Endpoint;
+use crate::metrics::route::EndpointMetrics;
 use crate::profile::settings::{Algorithm, BalancerSettings, BreakerSettings};
 use crate::stdx::clock;
 use crate::stdx::clock::{Duration, Instant};
@@ -44,6 +46,8 @@ pub(crate) struct Rules {
     /// Whose turn it is, where there are turns.
     turn: Arc<AtomicU64>,
     pub(crate) breaker: Breaker,
+    /// Who counts attempts, if anybody does.
+    count: Option<Count>,
 }
 
 /// Who is left alone.
@@ -138,7 +142,20 @@ impl Rules {
             settings: settings.clone(),
             formula: formula(settings),
             breaker: Breaker::new(breaker, settings.min_ready.unwrap_or(1), now),
+            count: None,
         }
+    }
+
+    /// The same rules and memory, with attempts counted.
+    pub(crate) fn counted(&self, count: Count) -> Self {
+        let mut new = self.renew(&self.settings, self.breaker.settings());
+        new.count = Some(count);
+        new
+    }
+
+    /// What is counted of an endpoint.
+    pub(crate) fn metrics(&self, endpoint: &Endpoint) -> Option<Arc<EndpointMetrics>> {
+        self.count.as_ref().map(|count| count.of(endpoint))
     }
 
     /// Other settings; the breaker's memory stays if its settings are the same.
@@ -146,6 +163,7 @@ impl Rules {
         let mut new = Self::new((self.number, self.epoch, self.rng.clone()), settings, breaker);
         new.turn = Arc::clone(&self.turn);
         new.subset_seed = self.subset_seed;
+        new.count.clone_from(&self.count);
         if self.settings.min_ready == settings.min_ready && self.breaker.settings() == breaker {
             new.breaker = self.breaker.clone();
         }

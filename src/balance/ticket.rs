@@ -11,12 +11,15 @@ use crate::classify::classifier::{Head, trailers};
 use crate::classify::outcome::{Cause, Outcome, Verdict};
 use crate::discover::endpoint::Endpoint;
 use crate::error::Scope;
+use crate::metrics::route::EndpointMetrics;
+use crate::metrics::series::Ending;
 use crate::policy::call::EndpointId;
 use crate::stdx::clock;
 use crate::stdx::clock::Instant;
 use crate::stdx::moment::Moment;
 use crate::stdx::sync::{AtomicU32, Ordering::Relaxed};
 use http::HeaderMap;
+use std::num::NonZeroU16;
 use std::sync::Arc;
 
 /// One endpoint as tickets hold it: what is known of it, and the rules of the settings that were when it was
@@ -28,6 +31,7 @@ pub struct Member {
     pub(crate) shut: Arc<AtomicU32>,
     pub(crate) endpoint: Arc<Endpoint>,
     pub(crate) rules: Arc<Rules>,
+    pub(crate) metrics: Option<Arc<EndpointMetrics>>,
 }
 
 impl Member {
@@ -104,6 +108,8 @@ pub struct Ticket {
     told: bool,
     started: Moment,
     deadline: Option<Instant>,
+    /// That of the response.
+    status: Option<NonZeroU16>,
     phase: Phase,
     /// Where breakers are for each route apart.
     route: Option<Box<RoutePass>>,
@@ -120,8 +126,12 @@ impl Ticket {
     /// Takes a ticket with the pass that the breaker gave out.
     pub(crate) fn with_pass(member: Arc<Member>, pass: u32, started: Moment, due: Option<Due>) -> Self {
         member.cell.begin(started);
+        if let Some(metrics) = &member.metrics {
+            metrics.tally.begin();
+        }
         let (told, deadline) = (due.is_some_and(|due| due.told), due.map(|due| due.at));
-        Self { member: Some(member), pass, told, started, deadline, phase: Phase::Waiting, route: None }
+        let (status, phase) = (None, Phase::Waiting);
+        Self { member: Some(member), pass, told, started, deadline, status, phase, route: None }
     }
 
     /// The same, to be counted by its route's breaker.
@@ -136,10 +146,14 @@ impl Ticket {
         self.member.as_ref()
     }
 
-    /// The response's head came at `now`.
+    /// The response's head came at `now`, with this status.
     #[inline]
-    pub(crate) fn head(&mut self, now: Instant, head: Head) {
+    pub(crate) fn head(&mut self, now: Instant, head: Head, status: u16) {
         let Some(member) = &self.member else { return };
+        self.status = NonZeroU16::new(status);
+        if let Some(metrics) = &member.metrics {
+            metrics.tally.latency(Moment::since(member.rules.epoch, now).since_moment(self.started));
+        }
         let at = Moment::since(member.rules.epoch, now);
         member.cell.headers(self.started);
         member.cell.stream_begins();
@@ -199,6 +213,9 @@ impl Ticket {
 
     fn end(&mut self, outcome: &Outcome) {
         let Some(member) = &self.member else { return };
+        if let Some(metrics) = member.metrics.as_ref().filter(|_| self.phase != Phase::Settled) {
+            self.count(member, metrics, outcome);
+        }
         let hopeless = self.is_hopeless(member, outcome, || member.rules.now());
         let outcome = if hopeless { &Outcome::DROPPED } else { outcome };
         let well = went_well(outcome) == Some(true);
@@ -226,6 +243,15 @@ impl Ticket {
             }
         }
         judge(member, (self.pass, self.route.as_deref()), outcome, || rules.now());
+    }
+
+    /// Counts the end. Without a response, what it took until now is its latency, unless the caller went away.
+    #[inline]
+    fn count(&self, member: &Member, metrics: &EndpointMetrics, outcome: &Outcome) {
+        if self.phase == Phase::Waiting && outcome.verdict != Verdict::Cancelled {
+            metrics.tally.latency(member.rules.now().since_moment(self.started));
+        }
+        metrics.tally.end(Ending::new(self.status.map(NonZeroU16::get), outcome));
     }
 
     /// How it ended when nobody says: by the deadline, or by the caller.

@@ -213,6 +213,7 @@ impl<S: Clone> Known<S> {
             chart: Arc::clone(&self.chart),
             shut: edit.set.tier(place).map(|tier| Arc::clone(tier.shut())).unwrap_or_default(),
             endpoint: Arc::clone(&self.endpoint),
+            metrics: edit.rules.metrics(&self.endpoint),
             rules: Arc::clone(edit.rules),
         };
         let weight = if self.endpoint.draining { 0 } else { self.endpoint.weight_milli };

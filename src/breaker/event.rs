@@ -69,6 +69,17 @@ pub enum What {
     Opened,
 }
 
+impl What {
+    /// Short words for logs and metric labels, each of a fixed set: what, and why.
+    pub fn words(&self) -> (&'static str, &'static str) {
+        match self {
+            Self::Shut { reason, .. } => ("shut", reason.as_str()),
+            Self::Probed => ("probed", ""),
+            Self::Opened => ("opened", ""),
+        }
+    }
+}
+
 /// One change of one endpoint's breaker.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Event {

@@ -69,6 +69,8 @@ struct Beds<P> {
     sweeps: Vec<(Detector, Moment)>,
     events: VecDeque<Event>,
     next_event: u64,
+    /// All events, by their words.
+    told: BTreeMap<(&'static str, &'static str), u64>,
     closed: bool,
 }
 
@@ -104,6 +106,7 @@ impl<P: Patient> Ward<P> {
             sweeps: compare.collect(),
             events: VecDeque::new(),
             next_event: 0,
+            told: BTreeMap::new(),
             closed: false,
         };
         let wake = AtomicU64::new(beds.wake().micros());
@@ -143,6 +146,11 @@ impl<P: Patient> Ward<P> {
     /// How often an endpoint stayed in use although a detector spoke, because too many were shut already.
     pub fn spared(&self) -> u64 {
         self.spared.load(Relaxed)
+    }
+
+    /// How often each event happened, by [`What::words`].
+    pub fn told(&self) -> Vec<((&'static str, &'static str), u64)> {
+        self.lock().told.iter().map(|(words, count)| (*words, *count)).collect()
     }
 
     /// Whether [`Ward::attend`] has something to do.
@@ -405,6 +413,7 @@ impl<P> Beds<P> {
         if self.events.len() >= EVENTS_MAX {
             self.events.pop_front();
         }
+        *self.told.entry(what.words()).or_default() += 1;
         self.events.push_back(Event { number: self.next_event, at, endpoint, what });
         self.next_event += 1;
     }

@@ -22,6 +22,7 @@ use crate::error::BoxError;
 use crate::error::Error;
 use crate::error::Scope;
 use crate::stdx::clock;
+use crate::stdx::traffic::Flow;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use hyper_util::rt::TokioExecutor;
@@ -192,7 +193,8 @@ async fn establish<B: Sendable, H: Handshake>(
         cut: Arc::default(),
         runtime: runtime.clone(),
     };
-    let socket = Socket::new(ready.io, retiring.cut.clone(), on_close);
+    let flow = Flow::begin(pool.stats.traffic());
+    let socket = Socket::new(ready.io, flow, retiring.cut.clone(), on_close);
     let life = life(pool, ready.secure);
     match protocol {
         Protocol::Http1 => open_http1(life, socket, pool, retiring).await,

@@ -1,5 +1,6 @@
 //! Floor 5: a stream that counts its own end and reads the peer's first HTTP/2 settings in passing.
 
+use crate::stdx::traffic::Flow;
 use futures::task::AtomicWaker;
 use std::io;
 use std::pin::Pin;
@@ -8,6 +9,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::task::Context;
 use std::task::Poll;
+use std::task::ready;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 use tokio::io::ReadBuf;
@@ -42,14 +44,15 @@ impl Cut {
 /// A stream whose end runs `on_close`.
 pub(crate) struct Socket<Io, F: FnOnce()> {
     io: Io,
+    flow: Flow,
     cut: Arc<Cut>,
     settings: Option<(SettingsFrame, oneshot::Sender<u32>)>,
     on_close: Option<F>,
 }
 
 impl<Io, F: FnOnce()> Socket<Io, F> {
-    pub(crate) fn new(io: Io, cut: Arc<Cut>, on_close: F) -> Self {
-        Self { io, cut, settings: None, on_close: Some(on_close) }
+    pub(crate) fn new(io: Io, flow: Flow, cut: Arc<Cut>, on_close: F) -> Self {
+        Self { io, flow, cut, settings: None, on_close: Some(on_close) }
     }
 
     /// Tells how many streams the peer's first settings allow; an error if the first frame is another.
@@ -83,7 +86,10 @@ impl<Io: AsyncRead + Unpin, F: FnOnce() + Unpin> AsyncRead for Socket<Io, F> {
         let this = self.get_mut();
         let before = buf.filled().len();
         let polled = Pin::new(&mut this.io).poll_read(cx, buf);
-        if polled.is_pending() {
+        if let Poll::Ready(read) = &polled {
+            let read = read.as_ref().map(|()| buf.filled().len() - before);
+            this.flow.read(read);
+        } else {
             this.cut.check(cx)?;
         }
         if this.settings.is_some() && matches!(polled, Poll::Ready(Ok(()))) {
@@ -95,7 +101,10 @@ impl<Io: AsyncRead + Unpin, F: FnOnce() + Unpin> AsyncRead for Socket<Io, F> {
 
 impl<Io: AsyncWrite + Unpin, F: FnOnce() + Unpin> AsyncWrite for Socket<Io, F> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
+        let this = self.get_mut();
+        let written = ready!(Pin::new(&mut this.io).poll_write(cx, buf));
+        this.flow.wrote(written.as_ref().copied());
+        Poll::Ready(written)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -111,7 +120,10 @@ impl<Io: AsyncWrite + Unpin, F: FnOnce() + Unpin> AsyncWrite for Socket<Io, F> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bufs)
+        let this = self.get_mut();
+        let written = ready!(Pin::new(&mut this.io).poll_write_vectored(cx, bufs));
+        this.flow.wrote(written.as_ref().copied());
+        Poll::Ready(written)
     }
 
     fn is_write_vectored(&self) -> bool {

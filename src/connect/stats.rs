@@ -1,5 +1,7 @@
 //! Floor 5: what happened on the connections of one replica, as plain counters.
 
+use crate::stdx::traffic::Traffic;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
@@ -12,6 +14,7 @@ pub struct ConnectStats {
     reused: AtomicU64,
     resent: AtomicU64,
     failed: [AtomicU64; 4],
+    traffic: Arc<Traffic>,
 }
 
 /// Why a connection could not be opened.
@@ -80,6 +83,11 @@ impl ConnectStats {
 
     pub(crate) fn failed(&self, why: OpenFailure) {
         self.failed[why as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Bytes, and how connections ended.
+    pub fn traffic(&self) -> &Arc<Traffic> {
+        &self.traffic
     }
 
     /// The counters now. They are read one by one, so requests under way may show in some and not in others.

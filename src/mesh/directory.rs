@@ -3,6 +3,7 @@
 //! Everything here happens off the request path, under one lock that no `await` is held over. Requests read what it
 //! publishes: each service's policy, and each balancer's own snapshot.
 
+use crate::balance::count::Count;
 use crate::balance::layer::Balance;
 use crate::connect::http::Connection as Wire;
 use crate::control::source::{Snapshot, Source, SourceFault, Updates};
@@ -14,6 +15,7 @@ use crate::mesh::insecure::Secure;
 #[cfg(any(feature = "tls", feature = "ring"))]
 use crate::mesh::secure::Secure;
 use crate::mesh::stack::{self, Backend};
+use crate::mesh::telemetry::tls_of;
 use crate::metrics::names::Direction;
 use crate::metrics::set::MetricsSet;
 use crate::policy::compile::{Compiler, Policy};
@@ -150,6 +152,8 @@ pub struct Parts {
     pub rng: Rng,
     /// Where handles come from.
     pub metrics: Arc<MetricsSet>,
+    /// Whether this process has an identity.
+    pub secured: bool,
     /// Makes connections.
     pub connect: Box<Connect>,
     /// Who tells profiles.
@@ -263,9 +267,14 @@ impl Directory {
         let profile = self.profile(&name);
         let label = label(&profile, &name);
         let rng = self.parts.rng.clone();
-        let target = Balance::new(label, &profile.balancer, profile.breaker.as_ref(), rng);
+        let target = Balance::new(Arc::clone(&label), &profile.balancer, profile.breaker.as_ref(), rng);
         let known = self.known.entry(name.clone()).or_default();
         known.secure_by(&profile.tls);
+        let (metrics, secured, tls) =
+            (Arc::clone(&self.parts.metrics), self.parts.secured, known.tls.subscribe());
+        let target = target.counted(Count::new(move |endpoint| {
+            metrics.endpoint(&label, endpoint, tls_of(secured, tls.borrow().mode, endpoint))
+        }));
         known.target = Some(target.clone());
         let updates = self.parts.endpoints.watch(&name);
         self.watch(&name, updates, Update::Endpoints);

@@ -50,4 +50,6 @@ pub mod stack;
 pub mod stats;
 #[cfg(feature = "http")]
 pub mod tasks;
+#[cfg(feature = "http")]
+mod telemetry;
 pub mod whole;

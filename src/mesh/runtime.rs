@@ -5,6 +5,7 @@ use crate::admin::fleet::{Fleet, Peer};
 use crate::authz::layer::Gate;
 use crate::authz::rules::AuthzPolicy;
 use crate::authz::settings::AuthzSettings;
+use crate::connect::settings::ConnectSettings;
 use crate::error::{BoxError, Error};
 #[cfg(feature = "admin")]
 use crate::mesh::admin::{self, Shown};
@@ -33,12 +34,14 @@ use crate::mesh::services::Services;
 use crate::mesh::sources;
 use crate::mesh::stats::Stats;
 use crate::mesh::tasks::{self, Tasks};
+use crate::mesh::telemetry::{Connections, tls_of};
 use crate::metrics::ledger::Collect;
 use crate::metrics::registry::Registry;
 use crate::metrics::set::MetricsSet;
 use crate::profile::name::ServiceName;
 use crate::profile::service::ServiceProfile;
 use crate::serve::body::RequestBody;
+use crate::serve::handshake::Plain as Plaintext;
 use crate::serve::listen::{self, Drained};
 use crate::serve::settings::ServeSettings;
 use crate::stdx::clock::{self, Instant};
@@ -73,6 +76,7 @@ pub struct Mesh {
 pub struct Made {
     services: Arc<Services>,
     metrics: Arc<MetricsSet>,
+    connections: Arc<Connections>,
     rng: Rng,
     serve: ServeSettings,
     gate: Option<Gate>,
@@ -209,18 +213,19 @@ impl Mesh {
         // An error means that the sender is gone, which `self` holds.
         let shutdown = async move { drop(draining.wait_for(|draining| *draining).await) };
         let settings = self.made.serve.clone();
+        let stats = Arc::clone(&self.made.connections.served);
         #[cfg(any(feature = "tls", feature = "ring"))]
         let drained = match &self.made.identities {
             Some(identities) => {
                 let acceptor =
                     Acceptor::new(identities.clone(), self.made.accept, settings.handshake_timeout);
                 let accept = SecureAccept::new(acceptor);
-                listen::serve_with(listener, accept, app, settings, Arc::default(), shutdown).await
+                listen::serve_with(listener, accept, app, settings, stats, shutdown).await
             }
-            None => listen::serve(listener, app, settings, shutdown).await,
+            None => listen::serve_with(listener, Plaintext, app, settings, stats, shutdown).await,
         };
         #[cfg(not(any(feature = "tls", feature = "ring")))]
-        let drained = listen::serve(listener, app, settings, shutdown).await;
+        let drained = listen::serve_with(listener, Plaintext, app, settings, stats, shutdown).await;
         drop(serving);
         Ok(drained)
     }
@@ -268,31 +273,31 @@ impl Made {
         let own = builder.name.clone().unwrap_or_else(ServiceName::localhost);
         #[cfg(feature = "admin")]
         let shown_as = ShownAs { name: own.clone(), peers: std::mem::take(&mut builder.admin_peers) };
-        let connect_settings = builder.connect.clone();
         #[cfg(any(feature = "tls", feature = "ring"))]
         let connector = identities.clone().map(|own| Connector::new(own, Connector::HANDSHAKE_MAX));
-        let connect: Box<Connect> = Box::new(move |endpoint, service, profile: &ServiceProfile, tls| {
-            let settings = connect_settings.clone().with_limits(&profile.limits);
-            #[cfg(any(feature = "tls", feature = "ring"))]
-            let handshake = Secure::new(connector.clone(), service.host(), tls);
-            #[cfg(not(any(feature = "tls", feature = "ring")))]
-            let (_, handshake) = (service, Secure::new(tls));
-            Connection::new(endpoint.as_ref().clone(), settings, handshake)
-        });
+        #[cfg(not(any(feature = "tls", feature = "ring")))]
+        let connector = None;
+        let secured = connector.is_some();
+        let connections = Arc::new(Connections::new(secured));
+        let connect = connect(builder.connect.clone(), connector, Arc::clone(&connections));
         let directory = Directory::new(Parts {
             own,
             cluster_domain: domain,
             rng: rng.clone(),
             metrics: Arc::clone(&metrics),
+            secured,
             connect,
             profiles: Box::new(profiles),
             endpoints: Box::new(endpoints),
         })
         .map_err(|invalid| Error::Config(Box::new(invalid)))?;
         let services = Arc::new(Services::new(directory));
+        let told: [Arc<dyn Collect>; 2] = [services.clone(), connections.clone()];
+        told.iter().for_each(|source| metrics.add(source));
         let made = Self {
             services,
             metrics,
+            connections,
             rng,
             serve: builder.serve.clone(),
             gate,
@@ -407,6 +412,29 @@ impl Made {
         }
     }
 }
+
+/// Makes the connections of a replica.
+fn connect(
+    settings: ConnectSettings,
+    connector: Option<Connector>,
+    connections: Arc<Connections>,
+) -> Box<Connect> {
+    let secured = connector.is_some();
+    Box::new(move |endpoint, service, profile: &ServiceProfile, tls| {
+        let settings = settings.clone().with_limits(&profile.limits);
+        #[cfg(any(feature = "tls", feature = "ring"))]
+        let handshake = Secure::new(connector.clone(), service.host(), tls);
+        #[cfg(not(any(feature = "tls", feature = "ring")))]
+        let (_, handshake) = (service, Secure::new(tls));
+        let connection = Connection::new(endpoint.as_ref().clone(), settings, handshake);
+        connections.add(endpoint, tls_of(secured, profile.tls.mode, endpoint), connection.stats());
+        connection
+    })
+}
+
+/// No process has an identity without TLS.
+#[cfg(not(any(feature = "tls", feature = "ring")))]
+type Connector = std::convert::Infallible;
 
 /// The gate of these settings.
 fn gate(settings: Option<AuthzSettings>, registry: &Registry) -> Result<Option<Gate>, Error> {

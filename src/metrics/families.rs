@@ -220,9 +220,9 @@ families! {
     CONFIG_FAULTS = "enmesh_config_faults", Gauge, "dst", "What is wrong with the newest input of a service";
     IDENTITY_EPOCH = "enmesh_identity_epoch", Gauge, "", "The number of the certificate and anchors in use, from 1";
     IDENTITY_REFUSED = "enmesh_identity_refused_total", Counter, "", "Certificates or anchors that were not taken over";
-    HANDSHAKES_FAILED = "enmesh_connect_failures_total", Counter, "dst target_addr reason",
+    CONNECT_FAILURES = "enmesh_connect_failures_total", Counter, "target_addr reason",
         "Connections to an endpoint that could not be opened";
-    RESENT = "enmesh_resent_total", Counter, "dst target_addr",
+    RESENT = "enmesh_resent_total", Counter, "target_addr",
         "Requests that an endpoint certainly did not process, sent again on another connection";
     SLO_TARGET = "enmesh_slo_objective_ratio", Gauge, sp_route!(" kind"), "The share of calls that an objective wants to be good";
     SLO_CALLS = "enmesh_slo_total", Counter, sp_route!(" kind"), "Calls that an objective judges";

@@ -13,6 +13,7 @@ use crate::serve::wire::Activity;
 use crate::serve::wire::Wire;
 use crate::stdx::clock;
 use crate::stdx::rng::Rng;
+use crate::stdx::traffic::Flow;
 use hyper_util::rt::TokioExecutor;
 use hyper_util::rt::TokioIo;
 use hyper_util::rt::TokioTimer;
@@ -57,7 +58,8 @@ pub(crate) async fn run<S: App, A: Accept>(
         _ = drain.changed() => None,
     };
     let Some((accepted, http2, first)) = ready else { return };
-    let wire = TokioIo::new(Wire::new(accepted.io, first, http2, activity.clone()));
+    let flow = Flow::begin(shared.stats.traffic(accepted.identity.is_some()));
+    let wire = TokioIo::new(Wire::new(accepted.io, flow, (first, http2), activity.clone()));
     let identity = accepted.identity;
     let remote = Remote { addr: remote };
     let service = PerConnection { app, shared: shared.clone(), activity: activity.clone(), remote, identity };

@@ -1,6 +1,8 @@
 //! Floor 5: what happened at a server, as plain counters.
 
+use crate::stdx::traffic::Traffic;
 use std::any::Any;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
@@ -24,6 +26,8 @@ pub(crate) enum Event {
 #[derive(Debug, Default)]
 pub struct ServeStats {
     counters: [AtomicU64; 11],
+    plain: Arc<Traffic>,
+    secure: Arc<Traffic>,
 }
 
 /// Counters of one server at one moment.
@@ -68,6 +72,11 @@ impl ServeStats {
             (None, None) => "no message",
         };
         tracing::error!(panic = text, "the app panicked");
+    }
+
+    /// Bytes, and how connections ended, of those whose peer proved who it is (`true`) or did not.
+    pub fn traffic(&self, proved: bool) -> &Arc<Traffic> {
+        if proved { &self.secure } else { &self.plain }
     }
 
     /// The counters now. They are read one by one, so requests under way may show in some and not in others.

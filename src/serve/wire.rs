@@ -4,6 +4,7 @@
 use crate::serve::framing::Framing;
 use crate::serve::framing::Scan;
 use crate::stdx::clock;
+use crate::stdx::traffic::Flow;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -108,6 +109,7 @@ impl Activity {
 /// The stream under a server's HTTP.
 pub(crate) struct Wire<Io> {
     io: Io,
+    flow: Flow,
     /// What is read before the stream: what detection took, or what spoils a head.
     before: Vec<u8>,
     read: usize,
@@ -117,8 +119,15 @@ pub(crate) struct Wire<Io> {
 }
 
 impl<Io> Wire<Io> {
-    pub(crate) fn new(io: Io, first: Vec<u8>, http2: bool, activity: Arc<Activity>) -> Self {
-        Self { io, before: first, read: 0, framing: (!http2).then(Framing::new), activity }
+    /// `first` are the bytes that detection read, and whether they are HTTP/2's.
+    pub(crate) fn new(
+        io: Io,
+        mut flow: Flow,
+        (first, http2): (Vec<u8>, bool),
+        activity: Arc<Activity>,
+    ) -> Self {
+        flow.read(Ok(first.len()));
+        Self { io, flow, before: first, read: 0, framing: (!http2).then(Framing::new), activity }
     }
 
     fn look(&mut self, buf: &mut ReadBuf<'_>, from: usize) {
@@ -151,7 +160,9 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Wire<Io> {
         let this = self.get_mut();
         let from = buf.filled().len();
         if this.before.is_empty() {
-            ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+            let read = ready!(Pin::new(&mut this.io).poll_read(cx, buf));
+            this.flow.read(read.as_ref().map(|()| buf.filled().len() - from));
+            read?;
         } else {
             this.fill(buf);
         }
@@ -162,7 +173,10 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Wire<Io> {
 
 impl<Io: AsyncWrite + Unpin> AsyncWrite for Wire<Io> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
+        let this = self.get_mut();
+        let written = ready!(Pin::new(&mut this.io).poll_write(cx, buf));
+        this.flow.wrote(written.as_ref().copied());
+        Poll::Ready(written)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -178,7 +192,10 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Wire<Io> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bufs)
+        let this = self.get_mut();
+        let written = ready!(Pin::new(&mut this.io).poll_write_vectored(cx, bufs));
+        this.flow.wrote(written.as_ref().copied());
+        Poll::Ready(written)
     }
 
     fn is_write_vectored(&self) -> bool {

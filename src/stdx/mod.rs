@@ -10,3 +10,4 @@ pub mod moment;
 pub mod packed;
 pub mod rng;
 pub mod sync;
+pub mod traffic;

@@ -1,0 +1,196 @@
+//! Floor 6: tells what the mesh itself knows as metrics: balancers, breakers, budgets, configuration, connections.
+
+use crate::balance::inspect::BalanceState;
+use crate::connect::stats::ConnectStats;
+use crate::discover::endpoint::Endpoint;
+use crate::mesh::directory::Known;
+use crate::mesh::services::Services;
+use crate::metrics::families::{self, Family};
+use crate::metrics::ledger::{Collect, Sink};
+use crate::metrics::service_labels;
+use crate::metrics::set::{Tls, endpoint_labels};
+use crate::profile::settings::TlsMode;
+use crate::serve::stats::ServeStats;
+use crate::stdx::traffic::{ENDS, Traffic, Volume};
+use metrics::Label;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+impl Collect for Services {
+    fn collect(&self, sink: &mut Sink<'_>) {
+        let version = Label::from_static_parts("version", env!("CARGO_PKG_VERSION"));
+        sink.gauge(&families::BUILD_INFO, &[version], 1.0);
+        let directory = self.directory();
+        sink.gauge(&families::CONFIG_GENERATION, &[], directory.generation() as f64);
+        for (name, known) in directory.known() {
+            service(&name.to_string().into(), known, sink);
+        }
+    }
+}
+
+fn service(name: &Arc<str>, known: &Known, sink: &mut Sink<'_>) {
+    let policy = known.service().map(|service| service.policy.load_full());
+    let state = known.target().map(|target| (target.inspect(), target.told()));
+    let dst = policy.as_ref().map(|policy| policy.service());
+    let dst = dst.or(state.as_ref().map(|(state, _)| &state.service)).unwrap_or(name);
+    let labels = [Label::new("dst", Arc::clone(dst))];
+    let faults = known.profile_faults.len() + known.endpoint_faults.len();
+    sink.gauge(&families::CONFIG_FAULTS, &labels, faults as f64);
+    if let Some(policy) = &policy {
+        sink.gauge(&families::BUDGET_LEVEL, &labels, policy.budget().level(sink.now()) as f64);
+    }
+    if let Some((state, told)) = state {
+        balancer(&state, sink);
+        let mut sums: BTreeMap<_, u64> = BTreeMap::new();
+        told.into_iter().for_each(|(words, count)| *sums.entry(words).or_default() += count);
+        for ((event, reason), count) in sums {
+            let [dst] = labels.clone();
+            let labels =
+                [dst, Label::from_static_parts("event", event), Label::from_static_parts("reason", reason)];
+            sink.counter(&families::BREAKER_EVENTS, &labels, count);
+        }
+    }
+}
+
+fn balancer(state: &BalanceState, sink: &mut Sink<'_>) {
+    let labels = service_labels(&state.service);
+    let ready = state.endpoints.iter().filter(|endpoint| endpoint.ready && endpoint.is_open()).count();
+    for (word, count) in [("ready", ready), ("pending", state.endpoints.len() - ready)] {
+        let mut labels = labels.clone();
+        labels.push(Label::from_static_parts("endpoint_state", word));
+        sink.gauge(&families::BALANCER_ENDPOINTS, &labels, count as f64);
+    }
+    sink.gauge(&families::BALANCER_P2C, &labels, state.endpoints.len() as f64);
+    let dst = [Label::new("dst", Arc::clone(&state.service))];
+    sink.gauge(&families::BREAKER_SHUT, &dst, f64::from(state.shut));
+    sink.counter(&families::BREAKER_SPARED, &dst, state.spared);
+}
+
+/// The connections of this process, both ends.
+#[derive(Debug, Default)]
+pub(crate) struct Connections {
+    dialled: Mutex<BTreeMap<Vec<Label>, Line>>,
+    /// What this process's servers count.
+    pub(crate) served: Arc<ServeStats>,
+    /// Whether this process has an identity.
+    secured: bool,
+}
+
+/// The connections to one endpoint.
+#[derive(Debug, Default)]
+struct Line {
+    /// Those of an endpoint that came back are others than before; what was before stays counted.
+    past: Totals,
+    live: Vec<Arc<ConnectStats>>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Totals {
+    volume: Volume,
+    failures: [u64; FAILURES.len()],
+    resent: u64,
+}
+
+/// Why connections could not be opened.
+const FAILURES: [&str; 4] = ["timeout", "tcp", "handshake", "protocol"];
+
+impl Totals {
+    fn add(&mut self, stats: &ConnectStats) {
+        let counts = stats.snapshot();
+        let failures =
+            [counts.failed_timeout, counts.failed_tcp, counts.failed_handshake, counts.failed_protocol];
+        self.volume.add(&stats.traffic().read());
+        self.failures.iter_mut().zip(failures).for_each(|(sum, more)| *sum += more);
+        self.resent += counts.resent;
+    }
+}
+
+impl Line {
+    /// All connections until now. Those of endpoints that are gone become the past.
+    fn totals(&mut self) -> Totals {
+        let Self { past, live } = self;
+        live.retain(|stats| {
+            let held = Arc::strong_count(stats) > 1;
+            if !held {
+                past.add(stats);
+            }
+            held
+        });
+        let mut totals = *past;
+        live.iter().for_each(|stats| totals.add(stats));
+        totals
+    }
+}
+
+impl Connections {
+    /// None yet, of a process that has an identity if `secured`.
+    pub(crate) fn new(secured: bool) -> Self {
+        Self { secured, ..Self::default() }
+    }
+
+    /// Tells of the connections to an endpoint for as long as somebody else holds `stats`.
+    pub(crate) fn add(&self, endpoint: &Endpoint, tls: Tls, stats: &Arc<ConnectStats>) {
+        let mut labels = endpoint_labels(&"".into(), endpoint, tls);
+        labels.retain(|label| label.key() != "authority");
+        labels.insert(1, Label::from_static_parts("peer", "dst"));
+        let mut dialled = self.dialled.lock().unwrap_or_else(PoisonError::into_inner);
+        dialled.entry(labels).or_default().live.push(Arc::clone(stats));
+    }
+}
+
+/// How `endpoint` is spoken to by a process that has an identity if `secured`.
+pub(crate) fn tls_of(secured: bool, mode: TlsMode, endpoint: &Endpoint) -> Tls {
+    match (secured, mode, &endpoint.identity) {
+        (false, _, _) => Tls::Disabled,
+        (true, TlsMode::Off, _) | (true, _, None) => Tls::NoIdentity,
+        (true, _, Some(_)) => Tls::Mutual,
+    }
+}
+
+impl Collect for Connections {
+    fn collect(&self, sink: &mut Sink<'_>) {
+        self.dialled.lock().unwrap_or_else(PoisonError::into_inner).retain(|labels, line| {
+            let totals = line.totals();
+            tell(labels, &totals.volume, sink);
+            let addr: Vec<Label> =
+                labels.iter().filter(|label| label.key() == "target_addr").cloned().collect();
+            for (reason, count) in FAILURES.into_iter().zip(totals.failures) {
+                let reason = Label::from_static_parts("reason", reason);
+                nonzero(&families::CONNECT_FAILURES, &addr, Some(reason), count, sink);
+            }
+            nonzero(&families::RESENT, &addr, None, totals.resent, sink);
+            !line.live.is_empty()
+        });
+        for (proved, tls) in [(true, "true"), (false, if self.secured { "no_identity" } else { "disabled" })]
+        {
+            let traffic: &Arc<Traffic> = self.served.traffic(proved);
+            let labels = [
+                Label::from_static_parts("direction", "inbound"),
+                Label::from_static_parts("peer", "src"),
+                Label::from_static_parts("tls", tls),
+            ];
+            let volume = traffic.read();
+            if volume.opened > 0 {
+                tell(&labels, &volume, sink);
+            }
+        }
+    }
+}
+
+fn tell(labels: &[Label], volume: &Volume, sink: &mut Sink<'_>) {
+    sink.counter(&families::TCP_OPEN, labels, volume.opened);
+    sink.gauge(&families::TCP_OPEN_NOW, labels, volume.open() as f64);
+    sink.counter(&families::TCP_READ, labels, volume.read);
+    sink.counter(&families::TCP_WRITE, labels, volume.written);
+    for (errno, count) in ENDS.into_iter().zip(volume.ended) {
+        nonzero(&families::TCP_CLOSE, labels, Some(Label::from_static_parts("errno", errno)), count, sink);
+    }
+}
+
+/// Tells what happened at all.
+fn nonzero(family: &Family, labels: &[Label], more: Option<Label>, count: u64, sink: &mut Sink<'_>) {
+    if count > 0 {
+        let labels: Vec<Label> = labels.iter().cloned().chain(more).collect();
+        sink.counter(family, &labels, count);
+    }
+}
