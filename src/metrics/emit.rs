@@ -143,6 +143,7 @@ pub(crate) fn endpoint(endpoint: &EndpointMetrics, sink: &mut Sink<'_>) {
     sink.counter(&families::REQUEST, &endpoint.labels, told.begun);
     legacy_endings(&families::RESPONSE, &endpoint.labels, &told, sink);
     sink.histogram(&families::LATENCY, &endpoint.labels, &told.latency);
+    sink.counter(&families::ENDPOINT_CANCELLED, &endpoint.labels, told.cancelled());
 }
 
 /// Linkerd's families of errors, which are added up over all routes.

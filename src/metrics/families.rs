@@ -197,6 +197,8 @@ families! {
     CERT_REFRESHES = "control_identity_cert_refreshes_total", Counter, "", "Certificates taken over";
     // Our own
     CANCELLED = "enmesh_cancelled_total", Counter, sp_route!(), "Calls whose callers went away before their end was known";
+    ENDPOINT_CANCELLED = "enmesh_endpoint_cancelled_total", Counter, endpoint!(),
+        "Attempts whose callers went away before their end was known";
     IN_FLIGHT = "enmesh_in_flight", Gauge, sp_route!(), "Calls under way, to the end of their response's body";
     BUDGET_LEVEL = "enmesh_retry_budget_level", Gauge, "dst", "Retries that the service's budget would grant at once";
     RETRY_SKIPPED = "enmesh_retry_skipped_total", Counter, sp_route!(" reason"),
