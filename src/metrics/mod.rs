@@ -5,7 +5,7 @@
 //! buckets are Linkerd's ([`families`], `docs/metrics.md`), so its dashboards work. Labels come from configuration only.
 
 pub mod edges;
-mod emit;
+pub mod emit;
 pub mod families;
 pub mod kept;
 pub mod layer;
@@ -24,5 +24,3 @@ pub mod slo;
 pub mod stat;
 pub mod tally;
 pub mod text;
-
-pub use emit::service_labels;
