@@ -24,6 +24,7 @@ pub mod connect;
 pub mod control;
 pub mod discover;
 pub mod error;
+pub mod fault;
 pub mod limit;
 pub mod mesh;
 pub mod metrics;

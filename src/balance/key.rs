@@ -4,7 +4,7 @@ use crate::balance::hash::hash_bytes;
 use crate::profile::settings::HashKey;
 use http::header::COOKIE;
 use http::request::Request;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 /// What a request's keys say.
@@ -73,11 +73,16 @@ fn hash<B>(key: &HashKey, request: &Request<B>) -> Option<u64> {
         HashKey::Path => Some(hash_bytes(request.uri().path().as_bytes())),
         HashKey::Source => {
             // The port is another one with each connection.
-            request.extensions().get::<SocketAddr>().map(|addr| match addr.ip() {
-                std::net::IpAddr::V4(ip) => hash_bytes(&ip.octets()),
-                std::net::IpAddr::V6(ip) => hash_bytes(&ip.octets()),
-            })
+            request.extensions().get::<SocketAddr>().map(|addr| hash_address(addr.ip()))
         }
+    }
+}
+
+/// Hashes an address as [`HashKey::Source`] is hashed.
+pub fn hash_address(address: IpAddr) -> u64 {
+    match address {
+        IpAddr::V4(ip) => hash_bytes(&ip.octets()),
+        IpAddr::V6(ip) => hash_bytes(&ip.octets()),
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::metrics::families::{self, Family};
 use crate::metrics::ledger::Sink;
 use crate::metrics::names::Direction;
-use crate::metrics::route::{EndpointMetrics, RouteKind, RouteMetrics, RouteNames};
+use crate::metrics::route::{EndpointMetrics, Hedge, Injection, RouteKind, RouteMetrics, RouteNames};
 use crate::metrics::series::Ending;
 use crate::metrics::tally::Told;
 use metrics::Label;
@@ -102,6 +102,13 @@ fn outbound(route: &RouteMetrics, base: &[Label], calls: &Told, retain: Duration
     sink.counter(&families::ROUTE_RETRYABLE, base, retries.sent + retries.no_budget);
     let skipped = with(base, Label::from_static_parts("skipped", "no_budget"));
     sink.counter(&families::ROUTE_RETRYABLE, &skipped, retries.no_budget);
+    let faults = Injection::ALL.map(|(kind, word)| ("kind", word, route.injections(kind)));
+    let hedges = Hedge::ALL.map(|(result, word)| ("result", word, route.hedges(result)));
+    let both = faults.map(|told| (&families::FAULTS, told)).into_iter();
+    let both = both.chain(hedges.map(|told| (&families::HEDGES, told)));
+    for (family, (label, word, count)) in both.filter(|(_, (_, _, count))| *count > 0) {
+        sink.counter(family, &with(base, Label::from_static_parts(label, word)), count);
+    }
     for (reason, count) in [("no_budget", retries.no_budget), ("attempts", retries.spent)] {
         let labels = with(base, Label::from_static_parts("reason", reason));
         sink.counter(&families::RETRY_SKIPPED, &labels, count);

@@ -10,6 +10,7 @@ pub mod families;
 pub mod kept;
 pub mod layer;
 pub mod ledger;
+pub mod limit;
 pub mod names;
 pub mod past;
 #[cfg(feature = "prometheus")]

@@ -57,6 +57,39 @@ pub struct RouteMetrics {
     attempts_spent: AtomicU64,
     no_budget: AtomicU64,
     deadline_left: Histogram,
+    faults: [AtomicU64; 2],
+    hedges: [AtomicU64; 3],
+}
+
+/// How a request was broken on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Injection {
+    /// It was held up.
+    Delay,
+    /// It was broken off.
+    Abort,
+}
+
+impl Injection {
+    /// All, with the values of the label `kind`.
+    pub const ALL: [(Self, &'static str); 2] = [(Self::Delay, "delay"), (Self::Abort, "abort")];
+}
+
+/// What became of the second copy of a slow request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hedge {
+    /// Its answer was the caller's.
+    Won,
+    /// The first copy's was, and this one was cancelled.
+    Lost,
+    /// The budget allowed none.
+    NoBudget,
+}
+
+impl Hedge {
+    /// All, with the values of the label `result`.
+    pub const ALL: [(Self, &'static str); 3] =
+        [(Self::Won, "won"), (Self::Lost, "lost"), (Self::NoBudget, "no_budget")];
 }
 
 /// What is counted of the attempts of a route at one of its backends.
@@ -103,6 +136,8 @@ impl RouteMetrics {
             attempts_spent: AtomicU64::new(0),
             no_budget: AtomicU64::new(0),
             deadline_left: Histogram::default(),
+            faults: Default::default(),
+            hedges: Default::default(),
         }
     }
 
@@ -241,6 +276,26 @@ impl RouteMetrics {
     /// A retry ended and needed no further one.
     pub fn retry_succeeded(&self) {
         self.retry_successes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A call was broken on purpose.
+    pub fn injected(&self, injection: Injection) {
+        self.faults[injection as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many were broken so.
+    pub fn injections(&self, injection: Injection) -> u64 {
+        self.faults[injection as usize].load(Ordering::Relaxed)
+    }
+
+    /// A second copy ended, or was not allowed.
+    pub fn hedged(&self, hedge: Hedge) {
+        self.hedges[hedge as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many ended so.
+    pub fn hedges(&self, hedge: Hedge) -> u64 {
+        self.hedges[hedge as usize].load(Ordering::Relaxed)
     }
 
     /// So much was left of a call's deadline when it had ended well.

@@ -243,6 +243,7 @@ impl Compiler<'_> {
                 timeouts: copy_timeouts(&policy.timeouts),
                 retry: None,
                 retry_is_asked: false,
+                guard: None,
                 filters: Arc::default(),
                 answer: None,
                 classifier: Arc::clone(&policy.classifier),

@@ -4,6 +4,7 @@ use crate::balance::key::{self, Found};
 use crate::classify::classifier::Classifier;
 use crate::error::Error;
 use crate::metrics::route::RouteMetrics;
+use crate::policy::limits::Guard;
 use crate::profile::route::{Respond, Session};
 use crate::profile::settings::HashKey;
 use crate::retry::decide::RetryPolicy;
@@ -47,6 +48,8 @@ pub struct RoutePolicy {
     pub retry: Option<RetryPolicy>,
     /// Whether a document or its dialect asks for them; otherwise only what was certainly not processed is tried again.
     pub retry_is_asked: bool,
+    /// What keeps requests back: limits, and faults on purpose. `None`: nothing.
+    pub guard: Option<Box<Guard>>,
     /// What is changed on the way.
     pub filters: Arc<Filters>,
     /// What is answered without asking a backend.
