@@ -9,6 +9,7 @@ use enmesh::breaker::event::What;
 use enmesh::breaker::layer::BreakerLayer;
 use enmesh::discover::endpoint::{Endpoint, EndpointSet};
 use enmesh::error::{Error, Scope};
+use enmesh::fault::decide::FaultSwitch;
 use enmesh::metrics::names::Direction;
 use enmesh::metrics::registry::Registry;
 use enmesh::metrics::set::MetricsSet;
@@ -1003,6 +1004,7 @@ fn on_route(path: &str) -> Call<Full<Bytes>, ()> {
         own: "svc:80".parse().unwrap(),
         direction: Direction::Outbound,
         metrics: &metrics,
+        faults: FaultSwitch::default(),
     };
     let policy = compiler.compile(Arc::new(profile), None, |_| ()).unwrap();
     let http = Request::get(format!("http://svc{path}")).body(Full::default()).unwrap();

@@ -7,6 +7,7 @@ mod upstream;
 
 use bytes::Bytes;
 use enmesh::error::{BoxError, Error};
+use enmesh::fault::decide::FaultSwitch;
 use enmesh::metrics::names::Direction;
 use enmesh::metrics::set::MetricsSet;
 use enmesh::policy::call::{Call, CallScope, CallState, Nobody};
@@ -167,7 +168,13 @@ impl World {
         let own = profile.names[0].clone().or_port(80);
         let metrics = MetricsSet::unseen();
         let service = "svc.ns.svc.cluster.local:80".into();
-        let compiler = Compiler { service, own, direction: Direction::Outbound, metrics: &metrics };
+        let compiler = Compiler {
+            service,
+            own,
+            direction: Direction::Outbound,
+            metrics: &metrics,
+            faults: FaultSwitch::default(),
+        };
         Self {
             policy: compiler.compile(Arc::new(profile), None, |_| ()).unwrap(),
             upstream: Upstream::new(script),

@@ -10,6 +10,7 @@ use common::{Options, Row, measure, print};
 use enmesh::balance::body::AskBody;
 use enmesh::balance::layer::Balance;
 use enmesh::discover::endpoint::{Endpoint, EndpointSet};
+use enmesh::fault::decide::FaultSwitch;
 use enmesh::mesh::body::ReqBody;
 use enmesh::mesh::client::enter;
 use enmesh::mesh::stack::{self, Backend};
@@ -96,8 +97,13 @@ fn policy(profile: ServiceProfile, endpoints: usize) -> Policy<Backend<Mock>> {
     let balance = Balance::new("web", &profile.balancer, profile.breaker.as_ref(), Rng::thread());
     let set = EndpointSet::new((0..endpoints).map(|index| Endpoint::new(address(index))));
     balance.update(&set, |_| stack::replica(Mock));
-    let compiler =
-        Compiler { service: "web:80".into(), own, direction: Direction::Outbound, metrics: &metrics };
+    let compiler = Compiler {
+        service: "web:80".into(),
+        own,
+        direction: Direction::Outbound,
+        metrics: &metrics,
+        faults: FaultSwitch::default(),
+    };
     compiler.compile(Arc::new(profile), None, |_| balance.clone()).expect("compiles")
 }
 

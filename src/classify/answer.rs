@@ -12,6 +12,9 @@ use std::task::{Context, Poll};
 /// The response header that names what went wrong: one of the words of [`Error::kind`].
 pub const ERROR_HEADER: &str = "x-enmesh-error";
 
+/// The longest pushback that is written: what gRPC reads is a signed word of 32 bits.
+const PUSHBACK_MS_MAX: u64 = i32::MAX as u64;
+
 /// Whether a request is gRPC's, by its content type.
 pub fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
@@ -30,6 +33,11 @@ pub fn response<B: Default>(error: &Error, grpc: bool) -> Response<B> {
     if grpc {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert("grpc-status", HeaderValue::from(u16::from(error.to_grpc())));
+        if let Some(wait) = error.retry_after() {
+            // Whole seconds are long for a queue that empties in milliseconds (gRPC A6).
+            let ms = u64::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(u64::MAX);
+            headers.insert("grpc-retry-pushback-ms", HeaderValue::from(ms.clamp(1, PUSHBACK_MS_MAX)));
+        }
         if let Ok(message) = HeaderValue::try_from(percent_encoded(&error.to_string())) {
             headers.insert("grpc-message", message);
         }

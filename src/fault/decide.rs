@@ -73,10 +73,7 @@ impl FaultPolicy {
         }
         let delay = self.settings.delay.filter(|(delay, share)| !delay.is_zero() && hits(*share, rng));
         let abort = self.settings.abort.filter(|(_, share)| hits(*share, rng));
-        Injected {
-            delay: delay.map(|(delay, _)| delay.min(DELAY_MAX)),
-            abort: abort.map(|(abort, _)| abort),
-        }
+        Injected { delay: delay.map(|(delay, _)| delay.min(DELAY_MAX)), abort: abort.map(|(abort, _)| abort) }
     }
 }
 

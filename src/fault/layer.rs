@@ -2,7 +2,8 @@
 
 use crate::classify::answer::{is_grpc, response};
 use crate::error::Error;
-use crate::fault::decide::{self, FaultPolicy};
+use crate::fault::decide::{self, FaultPolicy, Injected};
+use crate::metrics::route::{Injection, RouteMetrics};
 use crate::policy::call::MeshRequest;
 use crate::stdx::clock;
 use crate::stdx::rng::Rng;
@@ -74,7 +75,7 @@ where
     #[inline]
     fn call(&mut self, request: R) -> Self::Future {
         let is_spared = match request.route() {
-            Some(route) => route.faults.is_none(),
+            Some(route) => route.faults().is_none(),
             None => self.layer.own.is_none(),
         };
         if is_spared {
@@ -92,18 +93,13 @@ impl<S> Fault<S> {
         S: Service<R> + Clone,
         B: Default,
     {
-        let (policy, counts) = match request.route().and_then(|route| route.faults.as_ref()) {
-            Some(faults) => (Some(&faults.policy), Some(&faults.metrics)),
+        let (policy, counts) = match request.route() {
+            Some(route) => (route.faults(), Some(&route.metrics)),
             None => (self.layer.own.as_deref(), None),
         };
         let injected = policy.map(|policy| policy.decide(&self.layer.rng)).unwrap_or_default();
         if let Some(counts) = counts {
-            if injected.delay.is_some() {
-                counts.delayed();
-            }
-            if injected.abort.is_some() {
-                counts.aborted();
-            }
+            count(injected, counts);
         }
         let answer =
             injected.abort.map(|abort| response(&decide::error(abort), is_grpc(request.http().headers())));
@@ -121,6 +117,16 @@ impl<S> Fault<S> {
             }
         };
         FaultFuture { stage }
+    }
+}
+
+/// Counts what is done to a request.
+pub(crate) fn count(injected: Injected, counts: &RouteMetrics) {
+    if injected.delay.is_some() {
+        counts.injected(Injection::Delay);
+    }
+    if injected.abort.is_some() {
+        counts.injected(Injection::Abort);
     }
 }
 

@@ -35,7 +35,11 @@ impl Lease {
     pub(crate) fn answered(&self, dropped: bool) {
         if let Some(limiter) = &self.limiter {
             let now = clock::now();
-            limiter.answered(now.saturating_duration_since(self.since).max(Duration::from_nanos(1)), dropped, now);
+            limiter.answered(
+                now.saturating_duration_since(self.since).max(Duration::from_nanos(1)),
+                dropped,
+                now,
+            );
         }
     }
 }

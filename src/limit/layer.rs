@@ -7,12 +7,12 @@ use crate::limit::body::{Lease, Placed};
 use crate::limit::concurrency::{Limiter, Refusal, WAIT_MAX, Waiter};
 use crate::limit::priority::Priority;
 use crate::limit::queue::{Ask, Place, Shed};
-use crate::limit::rate::{Counted, Refused};
-use crate::metrics::limit::{LimitMetrics, Refusal as Reason};
+use crate::limit::rate::{Counted as By, Refused};
+use crate::metrics::limit::{LimitCounts, Reason};
 use crate::policy::call::MeshRequest;
-use crate::policy::limits::LimitPolicy;
+use crate::policy::limits::{Counted, LimitPolicy};
 use crate::profile::settings::HashKey;
-use crate::stdx::clock::{self, Duration, Instant};
+use crate::stdx::clock::{self, Instant};
 use crate::tls::identity::PeerIdentity;
 use http::{Extensions, Request, Response};
 use http_body::Body;
@@ -29,7 +29,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 /// Where a request's caller has its address.
-type AddressOf = fn(&Extensions) -> Option<IpAddr>;
+pub(crate) type AddressOf = fn(&Extensions) -> Option<IpAddr>;
 
 /// Holds requests to the limits of their route; plain requests, which met none, to the layer's own, if it has any.
 ///
@@ -63,7 +63,7 @@ impl LimitLayer {
     }
 }
 
-fn address_of_socket(extensions: &Extensions) -> Option<IpAddr> {
+pub(crate) fn address_of_socket(extensions: &Extensions) -> Option<IpAddr> {
     extensions.get::<SocketAddr>().map(SocketAddr::ip)
 }
 
@@ -100,43 +100,51 @@ where
     #[inline]
     fn call(&mut self, request: R) -> Self::Future {
         let policy = match request.route() {
-            Some(route) => route.limits.as_deref(),
+            Some(route) => route.limits(),
             None => self.layer.own.as_deref(),
         };
         let stage = match policy.map(|policy| admit(policy, &request, self.layer.address_of)) {
             None => Stage::Sent { inner: self.inner.call(request), lease: None },
             Some(Admission::Free(lease)) => Stage::Sent { inner: self.inner.call(request), lease },
             Some(Admission::Refused(error)) => Stage::Refused(Some(error)),
-            Some(Admission::Full(limiter, metrics)) => self.wait(limiter, metrics, request),
+            Some(Admission::Waits(waiting)) => {
+                // The inner service that is ready is called; its clone is what is asked next.
+                let clone = self.inner.clone();
+                let service = std::mem::replace(&mut self.inner, clone);
+                Stage::Waits(Box::pin(Held { waiting, call: Some((service, request)) }))
+            }
         };
         LimitFuture { stage }
     }
 }
 
 /// What a policy says of a request when it comes.
-enum Admission {
+pub(crate) enum Admission {
+    /// It may go on, with its place if there are places.
     Free(Option<Lease>),
+    /// It may not.
     Refused(Error),
-    /// There is no free place here.
-    Full(Arc<Limiter>, Option<Arc<LimitMetrics>>),
+    /// No place is free.
+    Waits(Waiting),
 }
 
-fn admit<R: MeshRequest>(policy: &LimitPolicy, request: &R, address_of: AddressOf) -> Admission {
+/// Asks the rates and then for a place.
+pub(crate) fn admit<R: MeshRequest>(policy: &LimitPolicy, request: &R, address_of: AddressOf) -> Admission {
     let now = request.state().map_or_else(clock::now, |state| state.started);
-    for rates in &policy.rates {
+    for Counted { limit: rates, counts } in policy.rates.iter().chain(&policy.own_rates) {
         let http = request.http();
         let client = rates.wants_client().then(|| http.extensions().get::<PeerIdentity>()).flatten();
         let client = client.map(|peer| peer.identity.as_str());
         if let Err(refused) = rates.admit(client, |key| value(key, http, address_of), now) {
-            return Admission::Refused(too_often(refused, policy.metrics.as_deref()));
+            return Admission::Refused(too_often(refused, counts));
         }
     }
-    match &policy.limiter {
+    match &policy.places {
         None => Admission::Free(None),
-        Some(limiter) if limiter.try_admit() => {
-            Admission::Free(Some(Lease::new(Arc::clone(limiter), now)))
+        Some(places) if places.limit.try_admit() => {
+            Admission::Free(Some(Lease::new(Arc::clone(&places.limit), now)))
         }
-        Some(limiter) => Admission::Full(Arc::clone(limiter), policy.metrics.clone()),
+        Some(places) => wait(places, request),
     }
 }
 
@@ -152,75 +160,51 @@ fn value<B>(key: &HashKey, request: &Request<B>, address_of: AddressOf) -> Optio
 }
 
 #[cold]
-fn too_often(refused: Refused, metrics: Option<&LimitMetrics>) -> Error {
-    if let Some(metrics) = metrics {
-        metrics.refused(match refused.counted {
-            Counted::Total => Reason::RateTotal,
-            Counted::Identity => Reason::RateIdentity,
-            Counted::Override => Reason::RateOverride,
-            Counted::Key => Reason::RateKey,
-        });
-    }
+fn too_often(refused: Refused, counts: &LimitCounts) -> Error {
+    counts.refused(match refused.counted {
+        By::Total => Reason::RateTotal,
+        By::Identity => Reason::RateIdentity,
+        By::Override => Reason::RateOverride,
+        By::Key => Reason::RateKey,
+    });
     Error::RateLimited { retry_after: refused.retry_after }
 }
 
-impl<S> Limit<S> {
-    #[cold]
-    fn wait<R>(
-        &mut self,
-        limiter: Arc<Limiter>,
-        metrics: Option<Arc<LimitMetrics>>,
-        request: R,
-    ) -> Stage<S, R>
-    where
-        R: MeshRequest,
-        S: Service<R> + Clone,
-    {
-        let now = clock::now();
-        let state = request.state();
-        let said = state.and_then(|state| state.priority).map(Priority::from_level);
-        let priority = said.or_else(|| Priority::read(request.http().headers())).unwrap_or_default();
-        let ask = Ask { priority, deadline: state.and_then(|state| state.deadline) };
-        let begun = state.map_or(now, |state| state.started);
-        let (tell, told) = oneshot::channel();
-        let promise = Promise { tell, limiter: Arc::clone(&limiter), now };
-        let place = match limiter.wait(ask, Box::new(promise), now) {
-            Ok(place) => place,
-            Err(refusal) => {
-                return Stage::Refused(Some(refused(&refusal, ask.deadline, begun, metrics.as_deref())));
-            }
-        };
-        // The inner service that is ready is called; its clone is what is asked next.
-        let clone = self.inner.clone();
-        let service = std::mem::replace(&mut self.inner, clone);
-        let until = ask.deadline.map_or(WAIT_MAX, |at| at.saturating_duration_since(now).min(WAIT_MAX));
-        Stage::Waits(Box::pin(Waiting {
-            told,
-            sleep: tokio::time::sleep(until),
-            call: Some((service, request)),
-            queued: Queued { limiter, place },
-            metrics,
-            deadline: ask.deadline,
-            begun,
-            since: now,
-        }))
-    }
+#[cold]
+fn wait<R: MeshRequest>(places: &Counted<Limiter>, request: &R) -> Admission {
+    let now = clock::now();
+    let state = request.state();
+    let said = state.and_then(|state| state.priority).map(Priority::from_level);
+    let priority = said.or_else(|| Priority::read(request.http().headers())).unwrap_or_default();
+    let ask = Ask { priority, deadline: state.and_then(|state| state.deadline) };
+    let begun = state.map_or(now, |state| state.started);
+    let (tell, told) = oneshot::channel();
+    let promise = Promise { tell, limiter: Arc::clone(&places.limit), now };
+    let place = match places.limit.wait(ask, Box::new(promise), now) {
+        Ok(place) => place,
+        Err(refusal) => {
+            return Admission::Refused(refused(&refusal, ask.deadline, begun, &places.counts));
+        }
+    };
+    let until = ask.deadline.map_or(WAIT_MAX, |at| at.saturating_duration_since(now).min(WAIT_MAX));
+    Admission::Waits(Waiting {
+        told,
+        sleep: tokio::time::sleep(until),
+        _queued: Queued { limiter: Arc::clone(&places.limit), place },
+        counts: Arc::clone(&places.counts),
+        deadline: ask.deadline,
+        begun,
+        since: now,
+    })
 }
 
 #[cold]
-fn refused(
-    refusal: &Refusal,
-    deadline: Option<Instant>,
-    begun: Instant,
-    metrics: Option<&LimitMetrics>,
-) -> Error {
-    if let Some(metrics) = metrics {
-        metrics.refused(match refusal.shed {
-            Shed::Full => Reason::QueueFull,
-            Shed::Delay => Reason::QueueDelay,
-            Shed::Deadline => Reason::Deadline,
-        });
-    }
+fn refused(refusal: &Refusal, deadline: Option<Instant>, begun: Instant, counts: &LimitCounts) -> Error {
+    counts.refused(match refusal.shed {
+        Shed::Full => Reason::QueueFull,
+        Shed::Delay => Reason::QueueDelay,
+        Shed::Deadline => Reason::Deadline,
+    });
     match (refusal.shed, deadline) {
         (Shed::Deadline, Some(deadline)) => {
             Error::Timeout { scope: Scope::Queue, after: deadline.saturating_duration_since(begun) }
@@ -266,51 +250,51 @@ impl Drop for Queued {
     }
 }
 
-/// A request that waits for its place. In a box, made only for those that wait.
+/// A request's wait for its place: in a box, made only for those that wait. Dropping it leaves the queue, or gives the
+/// place back that it was just given.
 #[pin_project]
-struct Waiting<S, R> {
+pub(crate) struct Waiting {
     told: oneshot::Receiver<Told>,
     #[pin]
     sleep: Sleep,
-    call: Option<(S, R)>,
-    queued: Queued,
-    metrics: Option<Arc<LimitMetrics>>,
+    _queued: Queued,
+    counts: Arc<LimitCounts>,
     deadline: Option<Instant>,
     begun: Instant,
     since: Instant,
 }
 
-impl<S, R> Waiting<S, R> {
-    /// The place, and what is to be called with it.
-    fn poll_place(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(Lease, S, R), Error>> {
+impl Future for Waiting {
+    type Output = Result<Lease, Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         if let Poll::Ready(told) = Pin::new(this.told).poll(cx) {
-            // Its promise is dropped untold only when it has left by itself.
-            let Ok(told) = told else { return Poll::Ready(Err(Error::Closed)) };
-            let mut lease = match told {
-                Ok(lease) => lease,
-                Err(refusal) => {
-                    let metrics = this.metrics.as_deref();
-                    return Poll::Ready(Err(refused(&refusal, *this.deadline, *this.begun, metrics)));
+            return Poll::Ready(match told {
+                Ok(Ok(mut lease)) => {
+                    let now = clock::now();
+                    lease.begin(now);
+                    this.counts.waited(now.saturating_duration_since(*this.since));
+                    Ok(lease)
                 }
-            };
-            let now = clock::now();
-            lease.begin(now);
-            if let Some(metrics) = this.metrics {
-                metrics.waited(now.saturating_duration_since(*this.since));
-            }
-            let call = this.call.take().ok_or(Error::Closed);
-            return Poll::Ready(call.map(|(service, request)| (lease, service, request)));
+                Ok(Err(refusal)) => Err(refused(&refusal, *this.deadline, *this.begun, this.counts)),
+                // Its promise is dropped untold only when it has left by itself.
+                Err(_) => Err(Error::Closed),
+            });
         }
         ready!(this.sleep.poll(cx));
-        let is_late = this.deadline.is_some_and(|deadline| clock::now() >= deadline);
-        if let Some(metrics) = this.metrics {
-            metrics.refused(if is_late { Reason::Deadline } else { Reason::WaitMax });
-        }
-        let end = if is_late { this.deadline.unwrap_or(*this.since) } else { *this.since + WAIT_MAX };
-        let after = end.saturating_duration_since(if is_late { *this.begun } else { *this.since });
+        let late = this.deadline.filter(|deadline| clock::now() >= *deadline);
+        this.counts.refused(if late.is_some() { Reason::Deadline } else { Reason::WaitMax });
+        let after = late.map_or(WAIT_MAX, |deadline| deadline.saturating_duration_since(*this.begun));
         Poll::Ready(Err(Error::Timeout { scope: Scope::Queue, after }))
     }
+}
+
+#[pin_project]
+struct Held<S, R> {
+    #[pin]
+    waiting: Waiting,
+    call: Option<(S, R)>,
 }
 
 #[pin_project(project = Step)]
@@ -320,7 +304,7 @@ enum Stage<S: Service<R>, R> {
         inner: S::Future,
         lease: Option<Lease>,
     },
-    Waits(Pin<Box<Waiting<S, R>>>),
+    Waits(Pin<Box<Held<S, R>>>),
     Refused(Option<Error>),
 }
 
@@ -364,12 +348,16 @@ where
                     return Poll::Ready(end.map(|response| response.map(|body| Placed::new(body, lease))));
                 }
                 Step::Refused(error) => return Poll::Ready(Err(error.take().unwrap_or(Error::Closed))),
-                Step::Waits(waiting) => match ready!(waiting.as_mut().poll_place(cx)) {
-                    Ok((lease, mut service, request)) => {
-                        Stage::Sent { inner: service.call(request), lease: Some(lease) }
+                Step::Waits(held) => {
+                    let held = held.as_mut().project();
+                    match (ready!(held.waiting.poll(cx)), held.call.take()) {
+                        (Ok(lease), Some((mut service, request))) => {
+                            Stage::Sent { inner: service.call(request), lease: Some(lease) }
+                        }
+                        (Ok(_), None) => Stage::Refused(None),
+                        (Err(error), _) => Stage::Refused(Some(error)),
                     }
-                    Err(error) => Stage::Refused(Some(error)),
-                },
+                }
             };
             stage.set(next);
         }
@@ -377,15 +365,14 @@ where
 }
 
 /// Whether a call ended as calls do where there are too many: refused, or not in time.
-fn is_dropped<B>(end: &Result<Response<B>, Error>) -> bool {
+pub(crate) fn is_dropped<B>(end: &Result<Response<B>, Error>) -> bool {
     match end {
         Ok(response) => {
             matches!(response.status().as_u16(), 429 | 503 | 504)
                 || matches!(grpc_code(response.headers()), Some(4 | 8 | 14))
         }
-        Err(error) => matches!(
-            error,
-            Error::Timeout { .. } | Error::Overloaded { .. } | Error::RateLimited { .. }
-        ),
+        Err(error) => {
+            matches!(error, Error::Timeout { .. } | Error::Overloaded { .. } | Error::RateLimited { .. })
+        }
     }
 }

@@ -8,6 +8,7 @@ use crate::balance::layer::Balance;
 use crate::connect::http::Connection as Wire;
 use crate::control::source::{Snapshot, Source, SourceFault, Updates};
 use crate::discover::endpoint::{Endpoint, EndpointSet};
+use crate::fault::decide::FaultSwitch;
 use crate::mesh::body::ReqBody;
 use crate::mesh::history::{Change, History};
 #[cfg(not(any(feature = "tls", feature = "ring")))]
@@ -253,7 +254,13 @@ impl Directory {
         let profile = self.profile(name);
         let metrics = Arc::clone(&self.parts.metrics);
         let (service, own) = (label(&profile, name), name.clone());
-        let compiler = Compiler { service, own, direction: Direction::Outbound, metrics: &metrics };
+        let compiler = Compiler {
+            service,
+            own,
+            direction: Direction::Outbound,
+            metrics: &metrics,
+            faults: FaultSwitch::default(),
+        };
         compiler.compile(profile, before, |backend| self.target(backend))
     }
 
@@ -431,7 +438,13 @@ fn check(profile: &Arc<ServiceProfile>) -> Result<(), Invalid> {
     };
     let metrics = MetricsSet::unseen();
     let (service, own) = ("".into(), name.clone());
-    let compiler = Compiler { service, own, direction: Direction::Outbound, metrics: &metrics };
+    let compiler = Compiler {
+        service,
+        own,
+        direction: Direction::Outbound,
+        metrics: &metrics,
+        faults: FaultSwitch::default(),
+    };
     compiler.compile(Arc::clone(profile), None, |_| ()).map(|_| ())
 }
 
@@ -442,7 +455,13 @@ fn inbound_policy(
     before: Option<&Policy<()>>,
 ) -> Result<Policy<()>, Invalid> {
     let service = label(&profile, own);
-    let compiler = Compiler { service, own: own.clone(), direction: Direction::Inbound, metrics };
+    let compiler = Compiler {
+        service,
+        own: own.clone(),
+        direction: Direction::Inbound,
+        metrics,
+        faults: FaultSwitch::default(),
+    };
     compiler.compile(profile, before, |_| ())
 }
 

@@ -3,6 +3,7 @@
 use crate::authz::client::Client;
 use crate::authz::layer::Gate;
 use crate::authz::settings::Action;
+use crate::fault::decide::FaultSwitch;
 use crate::mesh::directory::Directory;
 use crate::mesh::inspect::{Inspection, parsed};
 use crate::mesh::services::Services;
@@ -122,7 +123,13 @@ fn uncalled(directory: &Directory, name: &ServiceName) -> Result<Policy<ServiceN
     let profile = profile.unwrap_or_else(|| Arc::new(ServiceProfile::new(name.clone())));
     let metrics = MetricsSet::unseen();
     let (service, own) = (name.to_string().into(), name.clone());
-    let compiler = Compiler { service, own, direction: Direction::Outbound, metrics: &metrics };
+    let compiler = Compiler {
+        service,
+        own,
+        direction: Direction::Outbound,
+        metrics: &metrics,
+        faults: FaultSwitch::default(),
+    };
     compiler.compile(profile, None, ServiceName::clone).map_err(|invalid| invalid.to_string())
 }
 

@@ -6,7 +6,7 @@ use crate::stdx::histogram::Histogram;
 use metrics::Label;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Why a request was refused before it was sent: the label `reason`.
@@ -67,6 +67,7 @@ pub struct LimitCounts {
     places: Option<Places>,
     refused: [AtomicU64; Reason::ALL.len()],
     waited: Histogram,
+    seen: AtomicBool,
 }
 
 impl fmt::Debug for LimitCounts {
@@ -79,7 +80,18 @@ impl LimitCounts {
     /// Nothing counted yet of the limit called `limit` of the service `dst`.
     pub fn new(dst: &Arc<str>, limit: impl Into<Arc<str>>, places: Option<Places>) -> Self {
         let labels = [Label::new("dst", Arc::clone(dst)), Label::new("limit", limit.into())];
-        Self { labels, places, refused: Default::default(), waited: Histogram::default() }
+        Self {
+            labels,
+            places,
+            refused: Default::default(),
+            waited: Histogram::default(),
+            seen: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether this is asked for the first time.
+    pub(crate) fn is_new(&self) -> bool {
+        !self.seen.swap(true, Ordering::Relaxed)
     }
 
     /// A request was refused.

@@ -1,10 +1,15 @@
 //! Floor 3: compiles a profile into what requests read; memory whose settings are equal is carried over.
 
 use crate::classify::classifier::Classifier;
+use crate::fault::decide::{FaultPolicy, FaultSwitch};
+use crate::limit::rate::RateLimits;
+use crate::metrics::ledger::Collect;
+use crate::metrics::limit::LimitCounts;
 use crate::metrics::names::Direction;
 use crate::metrics::route::{RouteKind, RouteMetrics, RouteNames};
 use crate::metrics::set::MetricsSet;
 use crate::policy::defaults;
+use crate::policy::limits::{Counted, Guard, SharedLimits, holds_outbound, keep_rates};
 use crate::policy::route::{
     Answer, Extras, MirrorEntry, RouteEntry, RoutePolicy, Target, TimeoutPolicy, Turn,
 };
@@ -14,7 +19,7 @@ use crate::profile::matching::Condition;
 use crate::profile::name::ServiceName;
 use crate::profile::route::{Action, Backend, Choice, Filter, Forward, Mirror, Route, WeightedBackend};
 use crate::profile::service::{DefaultsProfile, NoMatch, ServiceProfile};
-use crate::profile::settings::{BudgetSettings, HashKey, RetrySettings};
+use crate::profile::settings::{BudgetSettings, HashKey, RateLimit, RetrySettings};
 use crate::retry::budget::Budget;
 use crate::retry::decide::RetryPolicy;
 use crate::route::cors::CorsPolicy;
@@ -35,6 +40,7 @@ pub struct Policy<T> {
     routes: Vec<Arc<RouteEntry<T>>>,
     default: Option<Arc<RouteEntry<T>>>,
     budget: Arc<Budget>,
+    limits: SharedLimits,
     profile: Arc<ServiceProfile>,
 }
 
@@ -49,6 +55,8 @@ pub struct Compiler<'a> {
     pub direction: Direction,
     /// Where handles come from.
     pub metrics: &'a MetricsSet,
+    /// What turns the faults of routes off.
+    pub faults: FaultSwitch,
 }
 
 impl<T> Policy<T> {
@@ -75,6 +83,11 @@ impl<T> Policy<T> {
     /// What bounds the service's retries.
     pub fn budget(&self) -> &Arc<Budget> {
         &self.budget
+    }
+
+    /// What limits all routes together.
+    pub fn limits(&self) -> &SharedLimits {
+        &self.limits
     }
 
     /// The routes in order, without the default one.
@@ -116,12 +129,16 @@ impl Compiler<'_> {
         let matcher = matcher.map_err(|faults| invalid(&profile.routes, faults))?;
         let settings = profile.retry_budget.unwrap_or_else(|| defaults::budget(profile.defaults));
         let budget = keep(before.map(|before| &before.budget), settings);
-        let budgets =
-            Budgets { shared: Arc::clone(&budget), own: before.map(own_budgets).unwrap_or_default() };
+        let kept = Kept {
+            budget: Arc::clone(&budget),
+            budgets: before.map(own_budgets).unwrap_or_default(),
+            limits: self.shared_limits(&profile, before),
+            rates: before.map(own_rates).unwrap_or_default(),
+        };
         let mut faults = Vec::new();
         let mut turns = Turns::of(before.map(Policy::entries).into_iter().flatten());
         let mut compile = |index: usize, route: &Route| {
-            let entry = self.entry(&profile, route, &budgets, &mut turns, &mut target);
+            let entry = self.entry(&profile, route, &kept, &mut turns, &mut target);
             entry.map(Arc::new).map_err(|fault| faults.push((index, fault))).ok()
         };
         let routes =
@@ -135,18 +152,19 @@ impl Compiler<'_> {
         if !faults.is_empty() {
             return Err(invalid(&profile.routes, faults));
         }
-        Ok(Policy { service: Arc::clone(&self.service), matcher, routes, default, budget, profile })
+        let (service, limits) = (Arc::clone(&self.service), kept.limits);
+        Ok(Policy { service, matcher, routes, default, budget, limits, profile })
     }
 
     fn entry<T>(
         &self,
         profile: &ServiceProfile,
         route: &Route,
-        budgets: &Budgets,
+        kept: &Kept,
         turns: &mut Turns,
         target: &mut impl FnMut(&ServiceName) -> T,
     ) -> Result<RouteEntry<T>, Fault> {
-        let policy = self.route(profile, route, budgets)?;
+        let policy = self.route(profile, route, kept)?;
         let (place, said) = self.said(profile, route);
         let mut backends = Vec::with_capacity(said.len().max(1));
         let mut weights = Vec::with_capacity(said.len().max(1));
@@ -170,18 +188,13 @@ impl Compiler<'_> {
         })
     }
 
-    fn route(
-        &self,
-        profile: &ServiceProfile,
-        route: &Route,
-        budgets: &Budgets,
-    ) -> Result<RoutePolicy, Fault> {
+    fn route(&self, profile: &ServiceProfile, route: &Route, kept: &Kept) -> Result<RoutePolicy, Fault> {
         let fallback = defaults::retry(profile.defaults);
         let said = route.retry.as_ref().or(profile.retry.as_ref());
         let retry = said.or(fallback.as_ref());
         let own_budget = |settings: &RetrySettings| match settings.budget {
-            Some(own) => keep(budgets.own.get(&route.name), own),
-            None => Arc::clone(&budgets.shared),
+            Some(own) => keep(kept.budgets.get(&route.name), own),
+            None => Arc::clone(&kept.budget),
         };
         let (filters, answer) = actions(route)?;
         Ok(RoutePolicy {
@@ -190,6 +203,7 @@ impl Compiler<'_> {
             timeouts: defaults::timeouts(profile.defaults, &route.timeouts, &profile.timeouts),
             retry: retry.map(|settings| RetryPolicy::compile(settings, own_budget(settings))),
             retry_is_asked: said.is_some() || defaults::retries_unasked(profile.defaults),
+            guard: self.guard(route, kept).map(Box::new),
             filters: Arc::new(filters),
             answer,
             classifier: Arc::new(Classifier::new(route.response_classes.clone())),
@@ -208,6 +222,47 @@ impl Compiler<'_> {
         };
         let (direction, dst, route) = (self.direction, Arc::clone(dst), Arc::clone(route));
         self.metrics.named(&RouteNames { direction, dst, route, kind })
+    }
+
+    fn shared_limits<T>(&self, profile: &ServiceProfile, before: Option<&Policy<T>>) -> SharedLimits {
+        let holds = |rate: &RateLimit| self.holds(rate);
+        let before = before.map(Policy::limits);
+        let limits = SharedLimits::compile(&profile.limits, before, &self.service, self.side(), holds);
+        self.tell(limits.rates.as_ref().map(|rates| &rates.counts));
+        self.tell(limits.places.as_ref().map(|places| &places.counts));
+        limits
+    }
+
+    /// What keeps the requests of a route back. Faults are for what is sent: whoever takes a request would break it twice.
+    fn guard(&self, route: &Route, kept: &Kept) -> Option<Guard> {
+        let own = route.rates.iter().filter(|rate| self.holds(rate)).cloned().collect();
+        let name = || format!("{}rate {}", self.side(), route.name);
+        let own = keep_rates(kept.rates.get(&route.name), own, &self.service, name);
+        self.tell(own.as_ref().map(|own| &own.counts));
+        let limits = kept.limits.of_route(own);
+        let faults = route.fault.clone().filter(|_| self.direction == Direction::Outbound);
+        let faults = faults.map(|settings| FaultPolicy::new(settings, self.faults.clone()));
+        (!limits.is_empty() || faults.is_some()).then_some(Guard { limits, faults })
+    }
+
+    fn holds(&self, rate: &RateLimit) -> bool {
+        self.direction == Direction::Inbound || holds_outbound(rate)
+    }
+
+    /// What stands before the names of limits, so that both sides of one service are told apart.
+    fn side(&self) -> &'static str {
+        match self.direction {
+            Direction::Outbound => "",
+            Direction::Inbound => "inbound ",
+        }
+    }
+
+    /// Shows what is counted of a limit, from its making on.
+    fn tell(&self, counts: Option<&Arc<LimitCounts>>) {
+        if let Some(counts) = counts.filter(|counts| counts.is_new()) {
+            let counts: Arc<dyn Collect> = Arc::<LimitCounts>::clone(counts);
+            self.metrics.add(&counts);
+        }
     }
 
     /// The backends of a route: its own, else the service's.
@@ -278,10 +333,21 @@ impl Compiler<'_> {
     }
 }
 
-/// The budgets of a compilation: the service's, and those that routes had of their own before.
-struct Budgets {
-    shared: Arc<Budget>,
-    own: BTreeMap<Arc<str>, Arc<Budget>>,
+/// What a compilation shares among routes, and what routes had of their own before, by name.
+struct Kept {
+    budget: Arc<Budget>,
+    budgets: BTreeMap<Arc<str>, Arc<Budget>>,
+    limits: SharedLimits,
+    rates: BTreeMap<Arc<str>, Counted<RateLimits>>,
+}
+
+/// The rates of routes by name, but for the service's, which they share.
+fn own_rates<T>(before: &Policy<T>) -> BTreeMap<Arc<str>, Counted<RateLimits>> {
+    let own = |entry: &Arc<RouteEntry<T>>| {
+        let own = entry.policy.guard.as_ref()?.limits.own_rates.clone()?;
+        Some((Arc::clone(&entry.policy.name), own))
+    };
+    before.routes.iter().filter_map(own).collect()
 }
 
 /// The budgets of routes by name, but for the service's, which they share.
@@ -378,8 +444,13 @@ mod tests {
     fn compile(profile: ServiceProfile, before: Option<&Policy<String>>) -> Result<Policy<String>, Invalid> {
         let metrics = MetricsSet::unseen();
         let own: ServiceName = "web.ns:80".parse().unwrap();
-        let compiler =
-            Compiler { service: "web".into(), own, direction: Direction::Outbound, metrics: &metrics };
+        let compiler = Compiler {
+            service: "web".into(),
+            own,
+            direction: Direction::Outbound,
+            metrics: &metrics,
+            faults: FaultSwitch::default(),
+        };
         compiler.compile(Arc::new(profile), before, ToString::to_string)
     }
 

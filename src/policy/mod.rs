@@ -9,4 +9,5 @@ pub mod observe;
 pub mod question;
 pub mod route;
 pub mod told;
+mod turns;
 pub mod unhonoured;

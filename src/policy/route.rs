@@ -3,8 +3,9 @@
 use crate::balance::key::{self, Found};
 use crate::classify::classifier::Classifier;
 use crate::error::Error;
+use crate::fault::decide::FaultPolicy;
 use crate::metrics::route::RouteMetrics;
-use crate::policy::limits::Guard;
+use crate::policy::limits::{Guard, LimitPolicy};
 use crate::profile::route::{Respond, Session};
 use crate::profile::settings::HashKey;
 use crate::retry::decide::RetryPolicy;
@@ -69,6 +70,18 @@ impl RoutePolicy {
     #[inline]
     pub fn session(&self) -> Option<&Session> {
         self.extras.as_ref()?.session.as_ref()
+    }
+
+    /// How much.
+    #[inline]
+    pub fn limits(&self) -> Option<&LimitPolicy> {
+        self.guard.as_deref().map(|guard| &guard.limits).filter(|limits| !limits.is_empty())
+    }
+
+    /// What is broken on purpose.
+    #[inline]
+    pub fn faults(&self) -> Option<&FaultPolicy> {
+        self.guard.as_deref()?.faults.as_ref()
     }
 
     /// What is answered to browsers.
@@ -324,6 +337,7 @@ mod tests {
             timeouts: TimeoutPolicy::default(),
             retry: None,
             retry_is_asked: false,
+            guard: None,
             filters: Arc::default(),
             answer: None,
             classifier: Arc::default(),

@@ -1,5 +1,6 @@
 //! Calls of a route, without a mesh.
 
+use enmesh::fault::decide::FaultSwitch;
 use enmesh::metrics::names::Direction;
 use enmesh::metrics::set::MetricsSet;
 use enmesh::policy::call::{Call, CallScope, CallState};
@@ -15,15 +16,26 @@ use std::time::Duration;
 
 /// A route of a service whose budget allows anything.
 pub(crate) fn entry(route: Route) -> Arc<RouteEntry<()>> {
+    entry_of(route, |_| ())
+}
+
+/// The same, of a profile that says more.
+pub(crate) fn entry_of(route: Route, more: impl FnOnce(&mut ServiceProfile)) -> Arc<RouteEntry<()>> {
     let name = "svc.test:80".parse().unwrap();
     let mut profile = ServiceProfile::new(name);
     let own = profile.names[0].clone();
     profile.routes = vec![route];
     profile.retry_budget =
         Some(BudgetSettings::Windowed { ratio_ppm: 0, min_per_second: 1000, ttl: Duration::from_secs(10) });
+    more(&mut profile);
     let metrics = MetricsSet::unseen();
-    let compiler =
-        Compiler { service: "svc.test:80".into(), own, direction: Direction::Outbound, metrics: &metrics };
+    let compiler = Compiler {
+        service: "svc.test:80".into(),
+        own,
+        direction: Direction::Outbound,
+        metrics: &metrics,
+        faults: FaultSwitch::default(),
+    };
     let policy = compiler.compile(Arc::new(profile), None, |_| ()).unwrap();
     Arc::clone(&policy.routes()[0])
 }

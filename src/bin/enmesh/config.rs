@@ -7,6 +7,7 @@ use enmesh::authz::rules::AuthzPolicy;
 use enmesh::authz::settings::AuthzSettings;
 use enmesh::authz::smi::{self, TrafficTargets};
 use enmesh::discover::parse as endpoints;
+use enmesh::fault::decide::FaultSwitch;
 use enmesh::metrics::names::Direction;
 use enmesh::metrics::set::MetricsSet;
 use enmesh::policy::compile::{Compiler, Policy};
@@ -225,7 +226,13 @@ pub(crate) fn compile(
 ) -> Result<Policy<ServiceName>, Invalid> {
     let metrics = MetricsSet::unseen();
     let (service, own) = (own.to_string().into(), own.clone());
-    let compiler = Compiler { service, own, direction: Direction::Outbound, metrics: &metrics };
+    let compiler = Compiler {
+        service,
+        own,
+        direction: Direction::Outbound,
+        metrics: &metrics,
+        faults: FaultSwitch::default(),
+    };
     compiler.compile(profile, None, ServiceName::clone)
 }
 
