@@ -14,6 +14,7 @@ use enmesh::breaker::layer::BreakerLayer;
 use enmesh::classify::respond::RespondLayer;
 use enmesh::discover::endpoint::{Endpoint, EndpointSet};
 use enmesh::error::{BoxError, Error};
+use enmesh::fault::decide::FaultSwitch;
 use enmesh::mesh::stack;
 use enmesh::metrics::layer::MetricsLayer;
 use enmesh::metrics::names::Direction;
@@ -376,8 +377,13 @@ fn entry<T: Clone>(target: T) -> (Arc<RouteEntry<T>>, impl Fn() -> Vec<(&'static
     profile.routes = vec![Route { retry: Some(retry()), timeouts: timeouts(), ..Route::default() }];
     profile.retry_budget = Some(budget());
     let metrics = MetricsSet::unseen();
-    let compiler =
-        Compiler { service: "svc:80".into(), own, direction: Direction::Outbound, metrics: &metrics };
+    let compiler = Compiler {
+        service: "svc:80".into(),
+        own,
+        direction: Direction::Outbound,
+        metrics: &metrics,
+        faults: FaultSwitch::default(),
+    };
     let policy = compiler.compile(Arc::new(profile), None, |_| target.clone()).unwrap();
     let (entry, budget) = (Arc::clone(&policy.routes()[0]), Arc::clone(policy.budget()));
     let counted = Arc::clone(&entry.policy.metrics);

@@ -137,12 +137,11 @@ async fn nobody_waits_for_ever() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_end_by_its_deadline_is_dropped_before_it_is_served() {
+async fn the_layers_own_limits_are_for_requests_that_met_no_route() {
     let inner = Upstream::new(vec![Reply::status(200).after(MS(100))]);
     let policy = LimitPolicy::new(&Limits { requests_max: Some(1), ..Limits::default() });
     let limiter = Arc::clone(&policy.places.as_ref().unwrap().limit);
     let entry = call::entry(Route::default());
-    // The route has no limits of its own: the layer's are for what met none.
     assert!(entry.policy.limits().is_none());
     let service = LimitLayer::by_route().layer(inner.clone());
     assert!(service.oneshot(call::call(&entry, get())).await.is_ok());
@@ -290,4 +289,46 @@ async fn many_clones_share_the_places_and_a_ready_one_holds_none() {
     let ok = futures::future::join_all(calls).await.into_iter().filter(Result::is_ok).count();
     assert_eq!(ok, 5);
     at_rest(&limiter);
+}
+
+const PROFILE: &str = "
+apiVersion: enmesh.dev/v1
+kind: ServiceProfile
+metadata: {name: web.shop}
+spec:
+  limits:
+    maxRequests: 1
+    maxPending: 0
+    rateLimits: [{requests: 5}]
+";
+
+#[tokio::test(start_paused = true)]
+async fn a_server_answers_what_is_too_much_and_says_when_to_come_back() {
+    let mesh = enmesh::Mesh::builder().name("web.shop:80").profile_yaml(PROFILE).build().unwrap();
+    let app = tower::service_fn(|_: Request<Empty<Bytes>>| async {
+        tokio::time::sleep(MS(10)).await;
+        Ok::<_, Error>(Response::new(Empty::<Bytes>::new()))
+    });
+    let server = mesh.inbound().layer(app);
+    let ask = async |content_type: &str| {
+        let request = Request::post("http://web.shop/x").header("content-type", content_type);
+        let answer = server.clone().oneshot(request.body(Empty::<Bytes>::new()).unwrap()).await.unwrap();
+        let header = |name: &str| answer.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
+        (
+            answer.status().as_u16(),
+            header("retry-after"),
+            header("grpc-status"),
+            header("grpc-retry-pushback-ms"),
+        )
+    };
+    let both = futures::future::join(ask("text/plain"), ask("text/plain")).await;
+    assert_eq!((both.0.0, both.1.0, both.1.1.as_deref()), (200, 503, Some("1")), "one place");
+    for _ in 0..3 {
+        ask("text/plain").await;
+    }
+    let refused = ask("text/plain").await;
+    assert_eq!((refused.0, refused.1.as_deref()), (429, Some("1")), "five a second");
+    let (status, _, grpc, pushback) = ask("application/grpc").await;
+    assert_eq!((status, grpc.as_deref()), (200, Some("8")));
+    assert!((1..=200).contains(&pushback.unwrap().parse::<u32>().unwrap()));
 }

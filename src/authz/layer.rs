@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::limit::rate::Counted;
 use crate::metrics::registry::Registry;
 use crate::profile::invalid::Fault;
+use crate::policy::call::MeshRequest;
 use crate::route::head::RequestHead;
 use crate::stdx::clock;
 use crate::tls::identity::PeerIdentity;
@@ -294,9 +295,10 @@ pub struct Authz<S> {
     address_of: AddressOf,
 }
 
-impl<S, B> Service<Request<B>> for Authz<S>
+impl<S, R> Service<R> for Authz<S>
 where
-    S: Service<Request<B>>,
+    R: MeshRequest,
+    S: Service<R>,
     S::Error: Into<Error>,
 {
     type Response = S::Response;
@@ -307,17 +309,18 @@ where
         self.inner.poll_ready(cx).map_err(Into::into)
     }
 
-    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+    fn call(&mut self, mut request: R) -> Self::Future {
         if let Some(gate) = &self.gate {
-            let address = (self.address_of)(request.extensions());
-            if let Err(error) = gate.judge(&request, address) {
+            let address = (self.address_of)(request.http().extensions());
+            if let Err(error) = gate.judge(request.http(), address) {
                 return AuthzFuture::Refused(Some(error));
             }
         }
-        header::strip_reserved(request.headers_mut());
-        let caller = request.extensions().get::<PeerIdentity>();
+        let http = request.http_mut();
+        header::strip_reserved(http.headers_mut());
+        let caller = http.extensions().get::<PeerIdentity>();
         if let Some(value) = caller.and_then(|peer| HeaderValue::from_str(peer.identity.as_str()).ok()) {
-            request.headers_mut().insert(header::CLIENT_ID, value);
+            http.headers_mut().insert(header::CLIENT_ID, value);
         }
         AuthzFuture::Allowed(self.inner.call(request))
     }

@@ -29,7 +29,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 /// Where a request's caller has its address.
-pub(crate) type AddressOf = fn(&Extensions) -> Option<IpAddr>;
+type AddressOf = fn(&Extensions) -> Option<IpAddr>;
 
 /// Holds requests to the limits of their route; plain requests, which met none, to the layer's own, if it has any.
 ///

@@ -267,7 +267,9 @@ mod tests {
         let by = |ms| Ask { priority: Priority::Critical, deadline: Some(now + MS(ms)) };
         assert_eq!(queue.push(by(5), 0, PACE, now), Push::Refused(0, Shed::Deadline));
         assert!(matches!(queue.push(by(7), 1, PACE, now), Push::Waits(_)));
-        (2..12).for_each(|id| drop(queue.push(ask(Priority::Critical), id, PACE, now)));
+        for id in 2..12 {
+            queue.push(ask(Priority::Critical), id, PACE, now);
+        }
         assert_eq!(queue.push(by(15), 99, PACE, now), Push::Refused(99, Shed::Deadline), "eleven are before");
         let money = Ask { priority: Priority::CriticalPlus, ..by(15) };
         assert!(matches!(queue.push(money, 100, PACE, now), Push::Waits(_)), "but not before this one");

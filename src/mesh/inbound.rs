@@ -5,6 +5,8 @@ use crate::classify::answer::RespondBody;
 use crate::classify::body::Watched;
 use crate::classify::respond::{Respond, RespondLayer};
 use crate::error::{BoxError, Error};
+use crate::limit::body::Placed;
+use crate::limit::layer::{Limit, LimitLayer};
 use crate::mesh::client::enter;
 use crate::mesh::services::Services;
 use crate::mesh::stack::{Plain, PlainLayer};
@@ -75,18 +77,21 @@ impl<S> Layer<S> for InboundLayer {
             // below the metrics, so that what has no time left is counted; hands the deadline down to what the
             // application sends meanwhile
             .layer(ArrivalLayer::new())
-            .layer(PlainLayer)
-            // below the metrics, so that what is refused is counted; last, so that it judges what the app sees
+            // below the metrics, so that what is refused is counted; it judges what the app sees
             .layer(authz)
+            // below the gate, so that nobody who may not come in uses up what others may; last, so that what waited is
+            // served at once or not at all
+            .layer(LimitLayer::by_route().with_address(address_of))
+            .layer(PlainLayer)
             .service(inner)
     }
 }
 
 /// The service of [`InboundLayer`].
-pub type Inbound<S> = Respond<SetSensitiveRequestHeaders<Enter<Metrics<Arrival<Plain<Authz<S>>>>>>>;
+pub type Inbound<S> = Respond<SetSensitiveRequestHeaders<Enter<Metrics<Arrival<Authz<Limit<Plain<S>>>>>>>>;
 
 /// The body of its responses.
-pub type InboundBody<B> = RespondBody<Watched<Inheriting<TimedBody<B>>, Meter>>;
+pub type InboundBody<B> = RespondBody<Watched<Inheriting<TimedBody<Placed<B>>>, Meter>>;
 
 /// Gives each request its route.
 #[derive(Debug, Clone)]
@@ -123,7 +128,7 @@ fn fits<S, B>(
     app: S,
 ) -> impl Service<Request<()>, Response = Response<InboundBody<B>>, Error = Infallible>
 where
-    S: Service<Request<()>, Response = Response<B>>,
+    S: Service<Request<()>, Response = Response<B>> + Clone,
     S::Error: Into<Error>,
     B: Body,
     B::Error: Into<BoxError>,
