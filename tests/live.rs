@@ -259,3 +259,158 @@ async fn what_is_asked_wrongly_is_told() {
     let missing = ask_for(&voting, "/api/v1/nothing").await.unwrap_err();
     assert!(missing.contains("has no such page"), "{missing}");
 }
+
+/// The tool as it is run.
+#[cfg(feature = "cli")]
+mod tool {
+    use super::*;
+
+    /// Exit status, standard output and standard error.
+    async fn enmesh(args: &[&str]) -> (i32, String, String) {
+        let ran =
+            tokio::process::Command::new(env!("CARGO_BIN_EXE_enmesh")).args(args).output().await.unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (ran.status.code().unwrap(), text(ran.stdout), text(ran.stderr))
+    }
+
+    /// The cells of a table's lines, which stand three spaces apart.
+    fn cells(table: &str) -> Vec<Vec<&str>> {
+        table
+            .lines()
+            .map(|line| line.split("   ").map(str::trim).filter(|cell| !cell.is_empty()).collect())
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn it_shows_what_many_processes_did_and_who_was_not_reached() {
+        let (voting, addr) = voting().await;
+        let (one, two) = (web(addr, &[]), web(addr, &[]));
+        load(&one, 8, 2).await;
+        load(&two, 12, 2).await;
+        ask(&voting, "/api/v1/stat").await;
+        let (one, two, voting) = (url(&one), url(&two), url(&voting));
+        let all = [&*one, &*two, &*voting, "http://127.0.0.1:1"];
+        let run = |args: &'static [&'static str]| {
+            let args = [args, &["--admin"], &all[..]].concat();
+            async move { enmesh(&args).await }
+        };
+        let (status, out, err) = run(&["routes"]).await;
+        assert_eq!(status, 0, "{err}");
+        assert!(err.starts_with("http://127.0.0.1:1: cannot be reached"), "{err}");
+        let table = cells(&out);
+        assert_eq!(
+            table[0],
+            ["ROUTE", "SERVICE", "SUCCESS", "RPS", "LATENCY_P50", "LATENCY_P95", "LATENCY_P99"]
+        );
+        let line = |table: &[Vec<&str>], name: &str| {
+            let found = table.iter().find(|line| line[0] == name);
+            found
+                .unwrap_or_else(|| panic!("{name}: {table:?}"))
+                .iter()
+                .map(|cell| (*cell).to_owned())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(line(&table, "GET /vote")[1..3], ["voting.emojivoto:80", "75.00%"]);
+        assert_eq!(line(&table, "GET /idle")[2..], ["-", "-", "-", "-", "-"]);
+
+        let (_, out, _) = run(&["routes", "-o", "wide", "--to", "voting"]).await;
+        let table = cells(&out);
+        assert_eq!(table[0][2..6], ["EFFECTIVE_SUCCESS", "EFFECTIVE_RPS", "ACTUAL_SUCCESS", "ACTUAL_RPS"]);
+        let list = line(&table, "GET /list");
+        assert_eq!((&*list[2], &*list[4]), ("100.00%", "50.00%"));
+
+        let (_, out, _) = run(&["stat", "-o", "wide"]).await;
+        let table = cells(&out);
+        assert_eq!(table[0][..4], ["NAME", "MESHED", "SUCCESS", "RPS"]);
+        let row = line(&table, "voting.emojivoto:80");
+        // 20 votes of which 5 failed, and 8 lists of which 4 did.
+        assert_eq!((&*row[1], &*row[2], row.last().map(|all| &**all)), ("1/1", "67.86%", Some("28")));
+
+        let (_, out, _) = run(&["edges"]).await;
+        let table = cells(&out);
+        assert_eq!(table[0], ["SRC", "DST", "SRC_NS", "DST_NS", "SECURED"]);
+        assert_eq!(table[1..], [["web", "voting", "emojivoto", "emojivoto", "no_identity"]]);
+
+        let (_, out, _) = run(&["slo", "-o", "json"]).await;
+        let told: Value = serde_json::from_str(&out).unwrap();
+        let vote = told["objectives"].as_array().unwrap().iter();
+        let mut vote = vote.filter(|o| o["route"] == "GET /vote" && o["direction"] == "outbound");
+        assert_eq!(vote.next().unwrap()["bad"], 5);
+        let (_, out, _) = run(&["slo"]).await;
+        let table = cells(&out);
+        assert!(
+            table
+                .iter()
+                .any(|line| line[1] == "GET /vote" && line[3..6] == ["90% succeed", "75.00%", "-150.00%"]),
+            "{out}"
+        );
+    }
+
+    #[tokio::test]
+    async fn when_nobody_is_reached_it_says_why_and_fails() {
+        let (status, out, err) = enmesh(&["stat", "--admin", "http://127.0.0.1:1"]).await;
+        assert_eq!((status, &*out), (3, ""));
+        assert!(err.contains("http://127.0.0.1:1: cannot be reached"), "{err}");
+        let (status, _, err) = enmesh(&["stat", "--admin", "https://127.0.0.1:1"]).await;
+        assert!(status == 2 && err.contains("admin servers speak http"), "{err}");
+        let (voting, _) = voting().await;
+        let (status, _, err) = enmesh(&["stat", "--admin", &url(&voting), "-t", "2h"]).await;
+        assert!(status == 3 && err.contains("window: is no time from 1s to 1h (2h)"), "{err}");
+    }
+
+    #[tokio::test]
+    async fn one_server_speaks_for_its_peers() {
+        let (voting, addr) = voting().await;
+        let web = web(addr, &[url(&voting)]);
+        load(&web, 4, 0).await;
+        ask(&voting, "/api/v1/stat").await;
+        let (_, out, _) = enmesh(&["routes", "--admin", &url(&web)]).await;
+        assert!(cells(&out).iter().any(|line| line[0] == "GET /vote" && line[2] == "75.00%"), "{out}");
+        let (_, out, _) = enmesh(&["routes", "--admin", &url(&web), "-o", "json"]).await;
+        let told: Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(told["processes"].as_array().unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn it_asks_again_until_it_is_stopped() {
+        use tokio::io::AsyncReadExt;
+        let (voting, _) = voting().await;
+        let mut child = tokio::process::Command::new(env!("CARGO_BIN_EXE_enmesh"))
+            .args(["stat", "--watch=1", "--admin", &url(&voting)])
+            .stdout(std::process::Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let (mut out, mut text) = (child.stdout.take().unwrap(), Vec::new());
+        while text.windows(6).filter(|bytes| bytes == b"MESHED").count() < 2 {
+            assert_ne!(out.read_buf(&mut text).await.unwrap(), 0);
+        }
+        assert!(!text.contains(&0x1b), "no terminal, no colours");
+    }
+
+    #[tokio::test]
+    async fn every_subcommand_has_an_example_and_a_manual_page() {
+        let (_, help, _) = enmesh(&["--help"]).await;
+        let commands: Vec<&str> = help
+            .lines()
+            .skip_while(|line| *line != "Commands:")
+            .skip(1)
+            .take_while(|line| !line.is_empty())
+            .filter_map(|line| line.split_whitespace().next())
+            .filter(|name| *name != "help")
+            .collect();
+        assert!(commands.len() >= 11, "{commands:?}");
+        for name in commands {
+            let (_, help, _) = enmesh(&[name, "--help"]).await;
+            assert!(help.contains("Example"), "{name}: {help}");
+            let (status, page, _) = enmesh(&["man", name]).await;
+            assert!(status == 0 && page.contains(".SH SYNOPSIS"), "{name}");
+        }
+        for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+            let (status, script, _) = enmesh(&["completions", shell]).await;
+            assert!(status == 0 && script.contains("routes") && script.contains("explain"), "{shell}");
+        }
+        let (status, _, err) = enmesh(&["man", "nothing"]).await;
+        assert!(status == 2 && err.contains("there are: profile, "), "{err}");
+    }
+}

@@ -122,6 +122,11 @@ impl Fleet {
         Self { peers: peers.into_iter().collect(), lookup }
     }
 
+    /// How many were named.
+    pub fn len(&self) -> usize {
+        self.peers.len()
+    }
+
     /// Whether there is nobody to ask.
     pub fn is_empty(&self) -> bool {
         self.peers.is_empty()

@@ -8,6 +8,7 @@ use crate::metrics::stat::Reading;
 use crate::stdx::histogram::Counts;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::time::Duration;
 
 /// What a row counts.
@@ -244,6 +245,18 @@ impl Row {
         }
     }
 
+    /// Puts rows together that have what `group` says of them in common, in its order; the first one's key stays.
+    pub fn grouped<K: Ord>(rows: impl IntoIterator<Item = Self>, group: impl Fn(&Self) -> K) -> Vec<Self> {
+        let mut groups: BTreeMap<K, Self> = BTreeMap::new();
+        for row in rows {
+            match groups.entry(group(&row)) {
+                Entry::Vacant(vacant) => drop(vacant.insert(row)),
+                Entry::Occupied(mut known) => known.get_mut().add(&row),
+            }
+        }
+        groups.into_values().collect()
+    }
+
     /// Forgets the histograms.
     pub fn strip(&mut self) {
         self.figures.histogram = None;
@@ -318,7 +331,7 @@ impl Report {
     /// When two cut their histograms differently: they run versions that do not add up.
     pub fn merge(reports: impl IntoIterator<Item = Self>, by_process: bool) -> Result<Self, String> {
         let mut whole = Self::default();
-        let mut rows: BTreeMap<(Option<String>, RowKey), Row> = BTreeMap::new();
+        let mut rows = Vec::new();
         for report in reports {
             if report.histogram != whole.histogram {
                 let (theirs, ours) = (report.histogram, whole.histogram);
@@ -330,17 +343,12 @@ impl Report {
             if !take_processes(&mut whole.processes, report.processes) {
                 continue;
             }
-            for mut row in report.rows {
-                if !by_process {
-                    row.process = None;
-                }
-                match rows.entry((row.process.clone(), row.key.clone())) {
-                    std::collections::btree_map::Entry::Vacant(vacant) => drop(vacant.insert(row)),
-                    std::collections::btree_map::Entry::Occupied(mut known) => known.get_mut().add(&row),
-                }
-            }
+            rows.extend(report.rows.into_iter().map(|mut row| {
+                row.process = row.process.filter(|_| by_process);
+                row
+            }));
         }
-        whole.rows = rows.into_values().collect();
+        whole.rows = Row::grouped(rows, |row| (row.process.clone(), row.key.clone()));
         Ok(whole)
     }
 }

@@ -6,15 +6,20 @@ mod catalog;
 mod check;
 mod config;
 mod convert;
+mod edges;
 mod explain;
+mod generate;
+mod live;
 mod output;
 mod profile;
+mod slo;
+mod stat;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use output::{Done, Failure, Verdict};
 use std::process::ExitCode;
 
-/// Service profiles, routes and certificates of an enmesh, offline.
+/// Service profiles, routes and certificates of an enmesh, offline; and its traffic, live.
 ///
 /// Exit status: 0 done, 1 the check found faults, 2 wrong use, 3 input unreadable.
 #[derive(Debug, Parser)]
@@ -34,8 +39,20 @@ enum Command {
     Convert(convert::Args),
     /// Says where requests go and why
     Explain(explain::Args),
+    /// Shows the traffic of running processes
+    Stat(stat::Args),
+    /// Shows the traffic of running processes by route
+    Routes(stat::RoutesArgs),
+    /// Shows who talks to whom, and whether it is secured
+    Edges(edges::Args),
+    /// Shows how objectives are kept
+    Slo(slo::Args),
     /// Makes and shows certificates for development
     Ca(ca::Args),
+    /// Writes a shell's completions
+    Completions(generate::CompletionsArgs),
+    /// Writes the manual page
+    Man(generate::ManArgs),
 }
 
 fn run(command: Command) -> Done {
@@ -44,7 +61,13 @@ fn run(command: Command) -> Done {
         Command::Check(args) => check::run(&args),
         Command::Convert(args) => convert::run(&args),
         Command::Explain(args) => explain::run(&args),
+        Command::Stat(args) => stat::run(&args),
+        Command::Routes(args) => stat::routes(&args),
+        Command::Edges(args) => edges::run(&args),
+        Command::Slo(args) => slo::run(&args),
         Command::Ca(args) => ca::run(args),
+        Command::Completions(args) => generate::completions(&args, Cli::command()),
+        Command::Man(args) => generate::man(&args, Cli::command()),
     }
 }
 
