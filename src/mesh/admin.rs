@@ -4,7 +4,7 @@ use crate::admin::fleet::Fleet;
 use crate::admin::readiness::{Latch, Readiness};
 use crate::admin::server::{self, Admin};
 use crate::error::Error;
-use crate::mesh::api;
+use crate::mesh::api::{self, Figures};
 use crate::mesh::live::Live;
 use crate::mesh::look::Look;
 use crate::mesh::pages;
@@ -58,11 +58,12 @@ pub(crate) fn listen(addr: SocketAddr, show: Shown) -> Result<Listening, Error> 
     #[cfg(any(feature = "tls", feature = "ring"))]
     let shown = readiness.clone();
     let Shown { look, metrics, live, fleet } = show;
-    let mut admin = pages::add(Admin::new(readiness), look);
+    let mut admin = Admin::new(readiness);
     if let Some(render) = metrics {
         admin = admin.metrics(move || render());
     }
-    admin = api::pages(admin, live, fleet);
+    let figures = Figures::new(&admin, live, fleet);
+    admin = pages::add(api::pages(admin, &figures), &figures, look);
     let run = Box::pin(async move {
         server::serve(listener, admin, std::future::pending()).await;
     });

@@ -1,7 +1,7 @@
 //! Floor 6: the figures of this process and its peers as JSON: `/api/v1/stat`, `/api/v1/edges`, `/api/v1/slo`.
 
 use crate::admin::asked::Asked;
-use crate::admin::fleet::{self, Fleet, Lookup, Question};
+use crate::admin::fleet::{self, Fleet, Lookup, Question, Said};
 use crate::admin::guard::Access;
 use crate::admin::server::{self, Admin, AdminBody, Turn};
 use crate::admin::told::{self, Told};
@@ -10,7 +10,7 @@ use crate::mesh::live::Live;
 use crate::mesh::services::Services;
 use crate::metrics::edges::Edges;
 use crate::metrics::past::WINDOW_MAX;
-use crate::metrics::report::{Kind, Report, Row};
+use crate::metrics::report::{Kind, Process, Report, Row};
 use crate::metrics::slo::Objectives;
 use crate::profile::duration;
 use crate::profile::name::ServiceName;
@@ -30,10 +30,10 @@ const PASSED_ON_MAX: usize = 4;
 /// What the pages of figures are made of.
 #[derive(Debug, Clone)]
 pub(crate) struct Figures {
-    live: Arc<Live>,
+    pub(crate) live: Arc<Live>,
+    pub(crate) turn: Turn,
     fleet: Fleet,
     passing_on: Arc<Semaphore>,
-    turn: Turn,
 }
 
 /// Finds a peer's processes among the replicas that the mesh knows of the service of that name, else in DNS.
@@ -61,12 +61,10 @@ fn replicas(directory: &Directory, host: &str) -> BTreeSet<IpAddr> {
 }
 
 /// An answer, or the refusal of the question.
-type Answered<T> = Result<T, Response<AdminBody>>;
+pub(crate) type Answered<T> = Result<T, Response<AdminBody>>;
 
 /// Adds the pages of figures.
-pub(crate) fn pages(admin: Admin, live: Arc<Live>, fleet: Fleet) -> Admin {
-    let passing_on = Arc::new(Semaphore::new(PASSED_ON_MAX));
-    let figures = Figures { live, fleet, passing_on, turn: admin.turn() };
+pub(crate) fn pages(admin: Admin, figures: &Figures) -> Admin {
     admin
         .route(Method::GET, "/api/v1/stat", Access::Read, figures.page(Figures::stat))
         .route(Method::GET, "/api/v1/edges", Access::Read, figures.page(Figures::edges))
@@ -74,8 +72,13 @@ pub(crate) fn pages(admin: Admin, live: Arc<Live>, fleet: Fleet) -> Admin {
 }
 
 impl Figures {
+    /// Of this process and of those that `fleet` asks; they are made in the turn of `admin`.
+    pub(crate) fn new(admin: &Admin, live: Arc<Live>, fleet: Fleet) -> Self {
+        Self { live, fleet, passing_on: Arc::new(Semaphore::new(PASSED_ON_MAX)), turn: admin.turn() }
+    }
+
     /// A handler that answers in JSON.
-    fn page<T, F>(
+    pub(crate) fn page<T, F>(
         &self,
         answer: fn(Self, Asked) -> F,
     ) -> impl Fn(Asked) -> BoxFuture<'static, Response<AdminBody>> + Send + Sync + 'static
@@ -130,9 +133,9 @@ impl Figures {
         self.with_peers(own, "/api/v1/slo", &asked, |reports| Ok(Objectives::merge(reports))).await
     }
 
-    /// Puts what the peers say to our own, unless the question is for this process alone. What a peer says that is no report is
-    /// told as its error.
-    async fn with_peers<T: Told>(
+    /// Puts what the peers say to our own, unless the question is for this process alone (`local`), and leaves out all but one
+    /// `process` if the question names one by its id. What a peer says that is no report is told as its error.
+    pub(crate) async fn with_peers<T: Told>(
         &self,
         own: T,
         path: &str,
@@ -140,15 +143,27 @@ impl Figures {
         merge: impl FnOnce(Vec<T>) -> Result<T, String>,
     ) -> Answered<T> {
         let mut reports = vec![own];
-        if !asked.flag("local") && !self.fleet.is_empty() {
-            let Ok(_turn) = self.passing_on.try_acquire() else {
-                let why = "too many questions are being passed on to other processes; come back later\n";
-                return Err(server::text(StatusCode::SERVICE_UNAVAILABLE, why));
-            };
+        if !asked.flag("local") {
             let question = Question::get(format!("{path}?local=1&histograms=1&{}", asked.query));
-            reports.extend(self.fleet.ask(&question).await.into_iter().map(told::read::<T>));
+            reports.extend(self.ask(&question).await?.into_iter().map(told::read::<T>));
+        }
+        if let Some(id) = asked.value("process") {
+            let is_it = |process: &Process| process.id.as_ref() == Some(&id);
+            reports.retain_mut(|report| report.processes().iter().any(is_it));
         }
         merge(reports).map_err(|why| server::text(StatusCode::BAD_GATEWAY, &format!("{why}\n")))
+    }
+
+    /// What the peers say; nothing if there are none.
+    pub(crate) async fn ask(&self, question: &Question) -> Answered<Vec<Said>> {
+        if self.fleet.is_empty() {
+            return Ok(Vec::new());
+        }
+        let Ok(_turn) = self.passing_on.try_acquire() else {
+            let why = "too many questions are being passed on to other processes; come back later\n";
+            return Err(server::text(StatusCode::SERVICE_UNAVAILABLE, why));
+        };
+        Ok(self.fleet.ask(question).await)
     }
 }
 

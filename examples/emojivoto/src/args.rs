@@ -33,6 +33,8 @@ pub enum Service {
 pub struct Demo {
     /// Where the page is served, on loopback; 0 is any free port.
     pub port: u16,
+    /// Where the mesh's own page is served, on loopback; 0 is any free port.
+    pub admin_port: u16,
     /// The directory of profiles; `None`: the ones that ship with the example.
     pub profiles: Option<PathBuf>,
     /// Votes each second by the vote-bot; `None`: no vote-bot.
@@ -49,6 +51,7 @@ impl Default for Demo {
     fn default() -> Self {
         Self {
             port: 8080,
+            admin_port: 0,
             profiles: None,
             rate: Some(10),
             failure_rate: 1.0,
@@ -66,6 +69,7 @@ Usage: emojivoto [OPTIONS]                     everything, on loopback
 
 Options, for everything:
   --port N            where the page is served (default 8080; 0 is any free port)
+  --admin-port N      where the page of the mesh is served (default 0: any free port)
   --profiles DIR      service profiles to use and to watch (default: the example's own)
   --rate N            votes each second by the vote-bot (default 10)
   --no-bot            no vote-bot: all votes are yours
@@ -168,6 +172,9 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Command, String> 
                 return Ok(Command::Print(format!("emojivoto {}\n", env!("CARGO_PKG_VERSION"))));
             }
             "--port" => demo.port = read(name, "a port, 0 to 65535", &mut value, |t| t.parse().ok())?,
+            "--admin-port" => {
+                demo.admin_port = read(name, "a port, 0 to 65535", &mut value, |t| t.parse().ok())?;
+            }
             "--profiles" => demo.profiles = Some(value("a directory")?.into()),
             "--rate" => {
                 demo.rate = Some(read(name, "a whole number from 1 to 10000", &mut value, env::rate)?)
@@ -215,13 +222,14 @@ mod tests {
     fn options_are_read_with_a_space_or_an_equals_sign() {
         let expected = Demo {
             port: 0,
+            admin_port: 4191,
             profiles: Some("p".into()),
             rate: None,
             failure_rate: 0.5,
             slow: Duration::from_secs(1),
             plain: true,
         };
-        let line = "--port 0 --profiles=p --no-bot --failure-rate=0.5 --slow 1s --plain";
+        let line = "--port 0 --admin-port 4191 --profiles=p --no-bot --failure-rate=0.5 --slow 1s --plain";
         assert_eq!(of(line), Ok(Command::Demo(expected)));
     }
 

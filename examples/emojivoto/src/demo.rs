@@ -4,7 +4,7 @@
 use crate::args;
 use crate::bot::Bot;
 use crate::emoji::Emojis;
-use crate::mesh::{self, Mesh, Mode, Surroundings};
+use crate::mesh::{self, Mesh, Mode, Shown, Surroundings};
 use crate::proto::emoji_service_server::EmojiServiceServer;
 use crate::proto::voting_service_server::VotingServiceServer;
 use crate::screen::Screen;
@@ -119,7 +119,8 @@ pub async fn run(demo: args::Demo) -> Result<(), String> {
     let url = format!("http://{}", endpoints[WEB][0]);
     let mut running = Running::start(&demo, listeners, &profiles, &dir, &endpoints)?;
 
-    let mut frame = Frame { url, notes: notes(&profiles, &dir), ..Frame::default() };
+    let page = running.web.page().unwrap_or_default();
+    let mut frame = Frame { url, notes: notes(page, &profiles, &dir), ..Frame::default() };
     let screen = Screen::open(demo.plain);
     let shown = show(&screen, &mut frame, &mut running, start).await;
     let asked = matches!(shown, Ok(true));
@@ -191,7 +192,7 @@ impl Running {
             tasks.spawn(async move { mesh.serve(listener, app).await });
         };
 
-        let emoji = here.mesh(EMOJI, "emoji", Mode::Strict)?;
+        let emoji = here.mesh(EMOJI, "emoji", Mode::Strict, Shown::default())?;
         serve(&emoji, listeners.emoji, Routes::new(EmojiServiceServer::new(Emojis)).into_axum_router());
 
         // The replicas count together, so that the leaderboard does not depend on which of them is asked.
@@ -203,18 +204,21 @@ impl Running {
             let (poll, rng, metrics) = (poll.clone(), Rng::thread(), Registry::global());
             let service = Voting { poll, failure_rate: demo.failure_rate, delay, rng, metrics };
             let label = endpoints[VOTING][i].to_string() + if slow { " slow" } else { "" };
-            let replica = Replica { label, mesh: here.mesh(VOTING, "voting", Mode::Strict)? };
+            let mesh = here.mesh(VOTING, "voting", Mode::Strict, Shown::default())?;
+            let replica = Replica { label, mesh };
             serve(&replica.mesh, listener, Routes::new(VotingServiceServer::new(service)).into_axum_router());
             voting.push(replica);
         }
 
+        let bot = here.mesh(BOT, "vote-bot", Mode::Strict, Shown::default())?;
+        let others = [&emoji, &bot].into_iter().chain(voting.iter().map(|replica| &replica.mesh));
+        let shown = Shown { port: demo.admin_port, others: others.filter_map(Mesh::page).collect() };
         // Browsers have no certificate of this mesh.
-        let web = here.mesh(WEB, "web", Mode::Permissive)?;
+        let web = here.mesh(WEB, "web", Mode::Permissive, shown)?;
         let page =
             Page { message: std::env::var("MESSAGE_OF_THE_DAY").unwrap_or_default(), ..Page::default() };
         serve(&web, listeners.web, web::router(web.service(EMOJI)?, web.service(VOTING)?, page));
 
-        let bot = here.mesh(BOT, "vote-bot", Mode::Strict)?;
         if let Some(rate) = demo.rate {
             let web = WEB.to_owned();
             let bot =
@@ -318,10 +322,11 @@ fn write_endpoints(dir: &RunDir, services: &BTreeMap<&'static str, Vec<SocketAdd
     Ok(())
 }
 
-fn notes(profiles: &Path, dir: &RunDir) -> Vec<(&'static str, String)> {
+fn notes(page: String, profiles: &Path, dir: &RunDir) -> Vec<(&'static str, String)> {
     let here = std::env::current_dir().unwrap_or_default();
     let shown = profiles.strip_prefix(&here).unwrap_or(profiles);
     vec![
+        ("mesh page", format!("{page}: routes, replicas, configuration, live requests")),
         ("profiles", format!("{}: edit one, and the next request follows", shown.display())),
         ("endpoints", dir.endpoints().display().to_string()),
         ("identity", "all services speak mutual TLS, by an authority of this run alone".to_owned()),

@@ -15,6 +15,7 @@ use http::{HeaderValue, Request, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use std::collections::BTreeSet;
 use std::error::Error;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -55,16 +56,26 @@ pub struct Surroundings<'a> {
     pub authority: &'a Authority,
 }
 
+/// Where a mesh shows itself, on loopback.
+#[derive(Default)]
+pub struct Shown {
+    /// The port of the admin page; 0 is any free port.
+    pub port: u16,
+    /// The admin pages of others, which this one shows together with its own.
+    pub others: Vec<String>,
+}
+
 impl Surroundings<'_> {
     /// The mesh of the service called `name`, whose identity is that of the service account `account`. It serves what
     /// `accepts` says, and calls others by mutual TLS.
-    pub fn mesh(&self, name: &str, account: &str, accepts: Mode) -> Result<Mesh, String> {
+    pub fn mesh(&self, name: &str, account: &str, accepts: Mode, shown: Shown) -> Result<Mesh, String> {
         let mut serving = ServeSettings::default();
         serving.drain = self.drain;
         let identity = identity(account).parse().map_err(|error| text(&error))?;
         let certificates = self.authority.source(identity, RenewalSettings::default(), Rng::thread());
         let builder = enmesh::Mesh::builder().name(name).dns(false).serving(serving);
         let builder = builder.profiles_dir(self.profiles).endpoints_dir(self.endpoints);
+        let builder = builder.admin((Ipv4Addr::LOCALHOST, shown.port).into()).admin_peers(shown.others);
         build(builder.identity(certificates).accepting(accepts))
     }
 }
@@ -154,6 +165,11 @@ impl Mesh {
             told = faults;
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
+    }
+
+    /// The URL of the page that shows this mesh, if it has one.
+    pub fn page(&self) -> Option<String> {
+        self.mesh.admin_addr().map(|addr| format!("http://{addr}"))
     }
 
     /// Ends the servers, each once its requests are finished.

@@ -36,17 +36,12 @@ export class Poll {
     clearTimeout(this.#timer);
     if (this.#running || this.paused || document.hidden) return;
     this.#running = true;
-    try {
-      const answer = await this.question();
-      this.#failures = 0;
-      this.told(answer, null);
-    } catch (error) {
-      this.#failures += 1;
-      this.told(null, error);
-    }
+    const [answer, error] = await this.question().then((answer) => [answer, null], (error) => [null, error]);
     this.#running = false;
-    // Of a process that is gone, once in ten seconds is enough.
-    const wait = Math.min(10_000, this.every * 2 ** Math.min(this.#failures, 4));
-    this.#timer = setTimeout(() => this.now(), this.#failures ? wait / 2 : wait);
+    this.#failures = error ? Math.min(this.#failures + 1, 4) : 0;
+    // Of a process that is gone, once in some seconds is enough.
+    const wait = error ? (this.every / 2) * 2 ** this.#failures : this.every;
+    this.#timer = setTimeout(() => this.now(), Math.min(10_000, wait));
+    this.told(answer, error);
   }
 }

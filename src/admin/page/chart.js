@@ -26,7 +26,7 @@ function close(plot) {
 export function traffic(series) {
   const failed = series.rps.map((rps, at) => {
     const good = series.success_rate[at];
-    return rps === null || good === null ? null : rps * (1 - good);
+    return rps === null || good === null || good === 1 ? null : rps * (1 - good);
   });
   return { rps: series.rps.map((rps) => rps ?? 0), failed };
 }
@@ -85,7 +85,7 @@ export function chart({ label, lines, unit, height = 170 }) {
   const options = () => ({
     width: Math.max(240, box.clientWidth), height, padding: [8, 8, 0, 0], legend: { show: false },
     cursor: { y: false, points: { size: 6 } },
-    axes: [{ ...axis, space: 70, values: (_, ticks) => ticks.map(hour) }, { ...axis, size: 58, values: (_, ticks) => ticks.map(unit) }],
+    axes: [{ ...axis, space: 70, size: 26, values: (_, ticks) => ticks.map(hour) }, { ...axis, size: 58, values: (_, ticks) => ticks.map(unit) }],
     scales: { y: { range: (_, __, max) => [0, Math.max(max * 1.08, 0.1)] } },
     series: [{}, ...lines.map((it) => line(it.colour, { label: it.label, dash: it.dash ? [6, 4] : undefined, fill: it.fill ? faint(it.colour) : undefined }))],
   });

@@ -105,7 +105,7 @@ function change(it) {
   const [plus, minus] = ["+", "-"].map((op) => it.lines.filter((line) => line.op === op).length);
   const size = it.lines.length ? `+${plus}${it.more ? "…" : ""} −${minus}` : "moved, and says the same";
   const names = { "+": "add", "-": "del", "…": "skip" };
-  const diff = h("div", { class: "diff", tabindex: "0", role: "region", "aria-label": `what changed in ${it.service}` },
+  const diff = h("div", { class: "diff", tabindex: "0", role: "region", "aria-label": `what changed in ${it.kind} of ${it.service} at ${clock(it.at_ms)}` },
     ...it.lines.map((line) => h("span", { class: names[line.op] ?? null, text: line.op === "…" ? "  …" : `${line.op} ${line.text}` })),
     it.more ? h("span", { class: "skip", text: `  … ${it.more} more lines` }) : null);
   return h("li", {}, h("details", {}, h("summary", {},

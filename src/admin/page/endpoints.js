@@ -13,7 +13,7 @@ export const endpoints = {
       update({ inspect, stat }) {
         const groups = (inspect?.processes ?? []).flatMap((process) => (process.inspection?.services ?? [])
           .filter((service) => service.balancer)
-          .map((service) => ({ key: `${process.id} ${service.name}`, process, service, sent: sent(stat, process, service) })));
+          .map((service) => ({ key: `${process.id} ${service.name}`, process, service, sent: sent(stat, service) })));
         empty.hidden = groups.length > 0;
         keyed(list, groups, (group) => group.key, make, (element, group) => element.update(group));
       },
@@ -23,8 +23,8 @@ export const endpoints = {
 };
 
 /** Requests per second to each address, where the figures tell them. */
-function sent(stat, process, service) {
-  const rows = (stat?.rows ?? []).filter((row) => row.kind === "endpoint" && (!row.process || row.process === process.id || row.process === process.name) &&
+function sent(stat, service) {
+  const rows = (stat?.rows ?? []).filter((row) => row.kind === "endpoint" &&
     (row.service === service.name || row.service === service.label));
   return new Map(rows.map((row) => [row.endpoint, row]));
 }

@@ -61,7 +61,6 @@ export const explain = {
       },
     };
   },
-  badge: () => 0,
 };
 
 const same = (backend, own) => own && own.split(":")[0] === [backend.service, backend.namespace].filter(Boolean).join(".");

@@ -78,10 +78,10 @@ function go() {
 
 async function question() {
   const { panel } = shown;
-  const window = params.window || "1m";
+  const of = { window: params.window || "1m", ...(params.process ? { process: params.process } : {}) };
   const asked = {
-    stat: () => get("stat", { window, ...(panel.series ? { series: 1 } : {}), ...(params.process ? { by: "process" } : {}) }),
-    edges: () => get("edges", { window }), slo: () => get("slo"), inspect: () => get("inspect"),
+    stat: () => get("stat", { ...of, ...(panel.series ? { series: 1 } : {}) }),
+    edges: () => get("edges", of), slo: () => get("slo", of), inspect: () => get("inspect").then(joined),
   };
   const names = [...new Set([...panel.needs, ...ALWAYS])];
   const answers = await Promise.allSettled(names.map((name) => asked[name]()));
@@ -90,6 +90,11 @@ async function question() {
   const told = {};
   answers.forEach((answer, at) => { if (answer.status === "fulfilled") told[names[at]] = answer.value; });
   return { told, refused: refused?.reason };
+}
+
+/** Each process with what it knows. */
+function joined({ processes, inspections }) {
+  return { processes: processes.map((it) => ({ ...it, addr: it.addr || location.origin, inspection: inspections[it.id] ?? null })) };
 }
 
 function told(answer, error) {
@@ -117,11 +122,7 @@ function chosen() {
   const id = params.process;
   const one = id && state.inspect?.processes.find((it) => it.id === id);
   if (!one) return state;
-  const mine = (row) => row.process === id || row.process === one.name;
-  return {
-    ...state, inspect: { ...state.inspect, processes: [one] },
-    stat: state.stat && { ...state.stat, rows: state.stat.rows.filter(mine) },
-  };
+  return { ...state, inspect: { ...state.inspect, processes: [one] } };
 }
 
 function who() {
@@ -137,7 +138,7 @@ function who() {
 function badges(seen) {
   PANELS.forEach((panel, at) => {
     const link = tabs.children[at].firstChild;
-    const count = panel.badge(seen);
+    const count = panel.badge?.(seen) ?? 0;
     link.lastChild.hidden = !count;
     setText(link.lastChild.firstChild, count ? String(count) : "");
   });

@@ -19,7 +19,7 @@ export function table({ caption, columns, keyOf, sortBy, rowClass, empty = "noth
   });
   const note = h("p", { class: "empty", text: empty });
   const grid = h("table", { class: "cards" }, h("caption", { class: "hidden", text: caption }), h("thead", {}, h("tr", {}, ...heads)), body);
-  const scroll = h("div", { class: "scroll", role: "region", "aria-label": caption, tabindex: "0" }, grid);
+  const scroll = h("div", { class: "scroll", role: "region", "aria-label": `${caption}, table`, tabindex: "0" }, grid);
   const element = h("div", {}, scroll, note);
 
   function sort(column) {

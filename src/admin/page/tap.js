@@ -39,7 +39,7 @@ export const tap = {
     const grid = h("table", { class: "cards" }, h("caption", { class: "hidden", text: "Requests" }),
       h("thead", {}, h("tr", {}, ...names.map((text, at) => h("th", { scope: "col", class: at > 4 ? "num" : null }, h("span", { text }))))), rows);
     const filters = card("Filters", form);
-    const list = card("Requests", h("div", { class: "scroll", role: "region", "aria-label": "Requests", tabindex: "0" }, grid));
+    const list = card("Requests", h("div", { class: "scroll", role: "region", "aria-label": "Requests, table", tabindex: "0" }, grid));
     list.body.classList.add("flush");
     filters.body.classList.add("flush");
     list.head.append(state);
@@ -117,7 +117,6 @@ export const tap = {
       gone() { source?.close(); },
     };
   },
-  badge: () => 0,
 };
 
 const nanos = (time) => (time ? time.seconds * 1000 + time.nanos / 1e6 : null);

@@ -62,7 +62,7 @@ function place(nodes, upright) {
   for (const node of nodes) (columns[node.layer] ??= []).push(node);
   const filled = columns.filter(Boolean);
   const most = Math.max(...filled.map((column) => column.length));
-  const gap = upright ? { along: BOX.height + 74, across: BOX.width + 22 } : { along: BOX.width + 170, across: BOX.height + 34 };
+  const gap = upright ? { along: BOX.height + 74, across: BOX.width + 22 } : { along: BOX.width + 190, across: BOX.height + 40 };
   filled.forEach((column, depth) => {
     const centre = (node) => node.into.reduce((sum, { from }) => sum + (nodes.find((it) => it.id === from)?.slot ?? 0), 0) / (node.into.length || 1);
     column.sort((a, b) => centre(a) - centre(b) || a.id.localeCompare(b.id));
@@ -102,7 +102,7 @@ function drawEdge(pair, nodes, upright) {
     s("title", {}, say),
     s("path", { d: path, "stroke-width": width }),
     s("path", { class: "arrow", d: arrow }),
-    s("rect", { class: "tag", x: x - 56, y: y - 17, width: 112, height: 32, rx: 4 }),
+    s("rect", { class: "tag", x: x - 54, y: y - 16, width: 108, height: 31, rx: 4 }),
     lock,
     s("text", { class: "sr", x: x + 6, y: y - 3, "text-anchor": "middle" }, success || "no traffic"),
     s("text", { class: "rps", x: x + 6, y: y + 11, "text-anchor": "middle" }, `${rate(pair.rps)}/s`));
