@@ -182,7 +182,9 @@ impl Admin {
     }
 
     fn contents(&self) -> String {
-        let pages = self.pages.iter().map(|page| format!(" {}", page.path));
+        // The files of the page are no pages of their own.
+        let pages = self.pages.iter().filter(|page| !page.path.starts_with("/page/"));
+        let pages = pages.map(|page| format!(" {}", page.path));
         format!("no such page; there are: /live /ready{}\n", pages.collect::<String>())
     }
 }

@@ -1,11 +1,13 @@
 #!/bin/sh
-# Runs the browser test: starts emojivoto on a free port, drives it with headless Chromium, stops it.
+# Runs the browser tests: starts emojivoto on a free port, drives it and the mesh's own page with headless Chromium,
+# stops it.
 #
-#   run.sh             skips, loudly, where no browser (or no playwright-core) is installed
-#   run.sh --install   installs them first: chromium by apt-get, playwright-core by npm into a temporary directory
+#   run.sh             skips, loudly, where no browser (or no playwright-core, axe-core) is installed
+#   run.sh --install   installs them first: chromium by apt-get, the two by npm into a temporary directory
 #
 # EMOJIVOTO_BROWSER    the browser (default: the first chromium or chrome of PATH)
 # EMOJIVOTO_PICTURES   where screenshots go (default: a temporary directory, which stays)
+# MESH_PAGE_SECONDS    how long the mesh's page must run without growing (default 30; before a release 300)
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -17,7 +19,7 @@ install=no
 case ${1-} in
   '') ;;
   --install) install=yes ;;
-  *) sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+  *) sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
 
 skip() {
@@ -44,15 +46,16 @@ if [ "$install" = yes ]; then
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium fonts-noto-color-emoji >/dev/null
     browser=$(find_browser)
   fi
-  if [ ! -d "$modules/node_modules/playwright-core" ]; then
+  if [ ! -d "$modules/node_modules/playwright-core" ] || [ ! -d "$modules/node_modules/axe-core" ]; then
     mkdir -p "$modules"
-    npm install --prefix "$modules" --no-audit --no-fund --silent playwright-core
+    npm install --prefix "$modules" --no-audit --no-fund --silent playwright-core axe-core
   fi
 fi
 [ -n "$browser" ] || skip 'no browser is installed'
 [ -x "$browser" ] || { echo "run.sh: $browser is not a browser that can be run" >&2; exit 1; }
 command -v node >/dev/null || skip 'node is not installed'
 [ -d "$modules/node_modules/playwright-core" ] || skip "playwright-core is not in $modules"
+[ -d "$modules/node_modules/axe-core" ] || skip "axe-core is not in $modules"
 
 cd "$root"
 cargo build --quiet -p emojivoto
@@ -78,3 +81,5 @@ EMOJIVOTO_BROWSER=$browser NODE_PATH=$modules/node_modules node "$here/test.mjs"
 kill -INT "$demo"
 wait "$demo" || { cat "$log" >&2; echo "run.sh: emojivoto ended with $? after Ctrl-C" >&2; exit 1; }
 echo 'ok  Ctrl-C drains and ends with 0'
+
+EMOJIVOTO_BROWSER=$browser NODE_PATH=$modules/node_modules node "$here/mesh.mjs" "$target/debug/emojivoto" "$pictures"

@@ -31,7 +31,7 @@ function sent(stat, service) {
 
 function make({ process, service }) {
   const grid = table({
-    caption: `Replicas of ${service.name}, called by ${process.name}`, keyOf: (row) => row.addr, sortBy: { key: "load", dir: "ascending" }, empty: "No replica is known.",
+    caption: `Replicas of ${service.name}, called by ${process.name}`, keyOf: (row) => row.addr, sortBy: { key: "addr", dir: "ascending" }, empty: "No replica is known.",
     columns: [
       { key: "addr", label: "Address", head: true, sort: (row) => row.addr, cell: address },
       { key: "state", label: "Breaker", sort: (row) => row.breaker.state, cell: state, wrap: true },
@@ -40,10 +40,10 @@ function make({ process, service }) {
       { key: "flight", label: "In flight", num: true, sort: (row) => row.in_flight, text: (row) => String(row.in_flight) },
       { key: "latency", label: "Latency", num: true, sort: (row) => row.latency_ms, text: (row) => millis(row.latency_ms), title: "the latency that the balancer believes in" },
       { key: "health", label: "Health", num: true, sort: (row) => row.health, text: (row) => percent(row.health, 0), title: "the share of requests that went well lately" },
-      { key: "load", label: "Cost", num: true, sort: (row) => row.load, cell: cost, title: "what the balancer compares: the less, the likelier to be picked" },
+      { key: "load", label: "Cost", num: true, sort: (row) => row.load, cell: cost, title: "what the balancer compares, in times of the cheapest one: the less, the likelier to be picked" },
       { key: "weight", label: "Weight", num: true, sort: (row) => row.weight_milli, text: (row) => String(row.weight_milli / 1000) },
       { key: "zone", label: "Zone", sort: (row) => row.zone, text: (row) => row.zone ?? "–" },
-      { key: "identity", label: "Must prove", sort: (row) => row.identity, text: (row) => row.identity ?? "nothing: plain text", wrap: true },
+      { key: "identity", label: "Must prove", sort: (row) => row.identity, text: (row) => row.identity?.replace("spiffe://", "") ?? "nothing: plain text", wrap: true },
     ],
   });
   const why = h("p", { class: "note" });
@@ -118,7 +118,9 @@ function state(cell, row) {
 
 function cost(cell, row) {
   if (!cell.firstChild) cell.append(h("span"), h("span", { class: "bar", "aria-hidden": "true" }, h("i")));
-  setText(cell.firstChild, row.load >= 100 ? row.load.toFixed(0) : row.load.toPrecision(3));
+  const times = row.load / row.least;
+  setText(cell.firstChild, !Number.isFinite(times) ? "–" : times < 99.95 ? `${times.toFixed(1)}×` : `${times < 1e6 ? Math.round(times).toLocaleString("en") : ">1 million "}×`);
+  cell.title = `cost ${row.load.toPrecision(3)}`;
   cell.lastChild.firstChild.style.setProperty("--share", String(Math.max(0.02, row.load / row.most)));
   cell.lastChild.className = usable(row) && row.load === row.least ? "bar good" : "bar";
 }

@@ -17,7 +17,7 @@ export const explain = {
     const identity = h("input", { name: "identity", value: params.identity ?? "", placeholder: "the sending process's own", autocomplete: "off", spellcheck: "false" });
     const label = (text, field, wide) => h("label", { class: wide ? "wide" : null }, text, field);
     const form = h("form", { class: "fields", "aria-label": "Request", onsubmit: (event) => { event.preventDefault(); ask(); } },
-      label("Sent by", process), label("Service", host), label("Method", method), label("Path", path, true), label("Headers, one a line", headers, true), label("Caller's identity", identity),
+      label("Sent by", process), label("Service", host, true), label("Method", method), label("Path", path, true), label("Headers, one a line", headers, true), label("Caller's identity", identity, true),
       h("label", { class: "check" }, grpc, "gRPC"), h("div", { class: "row" }, h("button", { type: "submit", class: "main", text: "Explain" })),
       services, h("datalist", { id: "methods" }, ...["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD"].map((value) => h("option", { value }))));
     const request = card("Request", form);
@@ -34,7 +34,7 @@ export const explain = {
         from: { identity: identity.value.trim() || sender?.inspection?.identity?.identity || null },
       };
       try {
-        const sent = await post("explain", question);
+        const sent = { ...await post("explain", question), to: known(sender, question.host) };
         // Who may call is decided where the request arrives.
         const servers = seen.filter((it) => sent.backends?.some((backend) => same(backend, it.inspection?.name)));
         const judged = servers.length ? await post("explain", { ...question, process: servers[0].id, direction: "inbound" }) : null;
@@ -65,6 +65,13 @@ export const explain = {
 
 const same = (backend, own) => own && own.split(":")[0] === [backend.service, backend.namespace].filter(Boolean).join(".");
 
+/** The service that a host names, as the process calls it. */
+function known(sender, host) {
+  const names = (sender?.inspection?.services ?? []).map((it) => it.name);
+  const wanted = host.replace(/\.svc(\.[a-z.-]+)?(?=:|$)/, "");
+  return names.find((it) => it === wanted) ?? names.find((it) => it.split(":")[0] === wanted);
+}
+
 function lines(text) {
   const headers = {};
   for (const line of text.split("\n")) {
@@ -81,7 +88,7 @@ const OUTCOMES = {
 function told(sent, judged, sender, server) {
   const [level, text] = OUTCOMES[sent.outcome] ?? ["muted", sent.outcome];
   const status = sent.status ? ` with ${sent.status}${sent.grpc_status === null || sent.grpc_status === undefined ? "" : ` (gRPC ${sent.grpc_status})`}` : "";
-  const verdict = h("p", { class: "verdict" }, mark(level, `The request ${text}${status}`), h("strong", { text: sent.outcome === "no_route" ? "" : `by route ${routeName(sent.route)}` }), h("span", { class: "note mono", text: sent.rule ?? "" }));
+  const verdict = h("p", { class: "verdict" }, mark(level, `The request ${text}${status}`), h("strong", { text: sent.outcome === "no_route" || sent.status === 400 ? "" : sent.route ? `by route ${sent.route}` : "by the service's own settings: no route is for it" }), h("span", { class: "note mono", text: sent.rule ?? "" }));
   const facts = list([
     ["Backends", backends(sent.backends)],
     ["Redirect", sent.redirect && `${sent.redirect.status} to ${sent.redirect.location}`],
@@ -95,7 +102,7 @@ function told(sent, judged, sender, server) {
     ["Faults on purpose", sent.fault && [sent.fault.delay && `delay ${pairs(sent.fault.delay)}`, sent.fault.abort && `abort ${pairs(sent.fault.abort)}`].filter(Boolean).join("; ")],
   ]);
   const answer = card(`Answer of ${short(sender?.name)}`, verdict, facts);
-  const why = card("Why no other route", sent.why?.length ? h("ul", { class: "why" }, ...sent.why.map((text) => h("li", { text }))) : h("p", { class: "note", text: "There is no other." }));
+  const why = card("Why no other route", sent.why?.length ? h("ul", { class: "why" }, ...sent.why.map((text) => h("li", { text: named(text, sender, sent) }))) : h("p", { class: "note", text: "There is no other." }));
   const cards = [answer.section, why.section];
   if (judged) {
     const arrival = card(`Where it arrives: ${short(server.name)}`, list([
@@ -104,6 +111,13 @@ function told(sent, judged, sender, server) {
     cards.push(arrival.section);
   }
   return cards;
+}
+
+/** `routes[2]: path …` with the route's name for its number. */
+function named(text, sender, sent) {
+  const services = sender?.inspection?.services ?? [];
+  const service = services.find((it) => sent.to === it.name);
+  return text.replace(/^routes\[(\d+)\]/, (all, at) => service?.routes[at]?.name || all);
 }
 
 function list(facts) {

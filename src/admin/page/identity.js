@@ -10,11 +10,11 @@ export const identities = {
   id: "identity", title: "Identity", needs: ["edges"],
   make() {
     const own = table({
-      caption: "Certificates of the processes", keyOf: (row) => row.key, sortBy: { key: "left", dir: "ascending" }, empty: "No process here has an identity.",
+      caption: "Certificates of the processes", keyOf: (row) => row.key, sortBy: { key: "process", dir: "ascending" }, empty: "No process here has an identity.",
       columns: [
         { key: "process", label: "Process", head: true, sort: (row) => row.name, text: (row) => row.name },
-        { key: "identity", label: "Identity", sort: (row) => row.identity, text: (row) => row.identity ?? "none yet", wrap: true },
-        { key: "left", label: "Ends in", num: true, sort: (row) => row.left, cell: left },
+        { key: "identity", label: "Identity", sort: (row) => row.identity, text: (row) => row.identity?.replace("spiffe://", "") ?? "none yet", wrap: true },
+        { key: "left", label: "Ends in", num: true, sort: (row) => row.not_after_ms, cell: left },
         { key: "state", label: "State", sort: (row) => row.alarm, cell: state, wrap: true },
         { key: "end", label: "Valid until", sort: (row) => row.not_after_ms, text: (row) => when(row.not_after_ms) },
         { key: "epoch", label: "Certificate no.", num: true, sort: (row) => row.epoch, text: (row) => String(row.epoch) },
@@ -29,8 +29,8 @@ export const identities = {
         { key: "src", label: "From", head: true, sort: (row) => row.src ?? "", text: (row) => row.src ?? "unknown" },
         { key: "dst", label: "To", sort: (row) => row.dst, text: (row) => row.dst },
         { key: "secured", label: "Secured", sort: (row) => Number(row.secured), cell: secured, wrap: true },
-        { key: "client", label: "Caller's identity", sort: (row) => row.client_id, text: (row) => row.client_id ?? "–", wrap: true },
-        { key: "server", label: "Server's identity", sort: (row) => row.server_id, text: (row) => row.server_id ?? "–", wrap: true },
+        { key: "client", label: "Caller's identity", sort: (row) => row.client_id, text: (row) => row.client_id?.replace("spiffe://", "") ?? "–", wrap: true },
+        { key: "server", label: "Server's identity", sort: (row) => row.server_id, text: (row) => row.server_id?.replace("spiffe://", "") ?? "–", wrap: true },
         { key: "success", label: "Success", num: true, sort: (row) => row.success_rate, text: (row) => percent(row.success_rate, 1) },
         { key: "rps", label: "Req/s", num: true, sort: (row) => row.rps, text: (row) => rate(row.rps) },
       ],

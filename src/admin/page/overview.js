@@ -65,7 +65,7 @@ function figures(tiles, { stat, inspect }) {
     ["Success", percent(share), `${bad} of ${good + bad} failed`],
     ["Retries", percent(sum((row) => row.requests) ? sum((row) => row.retries) / sum((row) => row.requests) : null, 1), `${sum((row) => row.no_budget)} refused by budgets`],
     ["Slowest p99", millis(slowest?.latency_ms.p99), slowest ? `${slowest.service.split(".")[0]} ${slowest.route || "[default]"}` : ""],
-    ["Replicas", `${endpoints.filter((it) => it.open && it.ready).length} of ${endpoints.length}`, "usable, as callers see them"],
+    ["Replicas", `${endpoints.filter((it) => it.open && it.ready).length} of ${endpoints.length}`, "usable by their callers"],
     ["Certificates", ends.length ? span(Math.min(...ends)) : "–", ends.length ? "until the first one ends" : "no identity"],
     ["Configuration", faults.size ? `${faults.size} fault${faults.size > 1 ? "s" : ""}` : "in order", `${seen.length} process${seen.length === 1 ? "" : "es"}`],
   ];

@@ -4,7 +4,7 @@ import { card, count, h, levelOf, millis, percent, rate, routeName, setText, sho
 import { chart, spark, times, traffic } from "/page/chart.js";
 import { table } from "/page/table.js";
 
-const keyOf = (row) => [row.direction, row.service, row.route, row.process].join("\n");
+const keyOf = (row) => [row.service, row.route, row.direction].join("\n");
 const success = (of) => ({
   cell(cell, row) {
     const share = of(row);
@@ -31,14 +31,14 @@ export const routes = {
     let shown = null;
     let state = null;
     const grid = table({
-      caption: "Routes", keyOf, sortBy: { key: "rps", dir: "descending" }, empty: "No route fits.",
+      caption: "Routes", keyOf, sortBy: { key: "service", dir: "ascending" }, empty: "No route fits.",
       columns: [
         { key: "route", label: "Route", head: true, sort: (row) => routeName(row.route), cell: name },
-        { key: "service", label: "Service", sort: (row) => row.service, cell: service },
+        { key: "service", label: "Service", wide: true, sort: (row) => row.service, cell: service },
         { key: "success", label: "Success", title: "effective: what callers saw, after retries", ...success((row) => row.success_rate) },
         { key: "rps", label: "Req/s", num: true, sort: (row) => row.rps, text: (row) => rate(row.rps) },
         latency("p50"), latency("p95"), latency("p99"),
-        { key: "actual", label: "Actual success", title: "of attempts, before retries", ...success((row) => row.actual?.success_rate) },
+        { key: "actual", label: "Actual success", short: "Actual", title: "of attempts, before retries", ...success((row) => row.actual?.success_rate) },
         { key: "arps", label: "Actual req/s", num: true, sort: (row) => row.actual?.rps, text: (row) => rate(row.actual?.rps) },
         { key: "retries", label: "Retries/s", num: true, sort: perSecond, text: (row) => (row.actual ? rate(perSecond(row)) : "–") },
         { key: "flight", label: "In flight", num: true, sort: (row) => row.in_flight, text: (row) => count(row.in_flight) },
@@ -71,7 +71,7 @@ export const routes = {
       if (!state) return;
       const words = (params.q ?? "").toLowerCase().split(/\s+/).filter(Boolean);
       if (document.activeElement !== filter && filter.value !== (params.q ?? "")) filter.value = params.q ?? "";
-      const rows = (state.stat?.rows ?? []).filter((row) => row.kind === "route" && (!params.side || row.direction === params.side) &&
+      const rows = (state.stat?.rows ?? []).filter((row) => row.kind === "route" && (row.route || row.requests) && (!params.side || row.direction === params.side) &&
         words.every((word) => `${routeName(row.route)} ${row.service} ${row.direction}`.toLowerCase().includes(word)));
       grid.update(rows);
       detail.update(rows.find((row) => keyOf(row) === shown), state.inspect);

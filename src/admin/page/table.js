@@ -3,7 +3,7 @@
 import { h, keyed, setText } from "/page/dom.js";
 
 /**
- * `columns`: `{ key, label, num, sort(row), cell(td, row), text(row), head, wide, wrap, title }`. `cell` is called again and again for the
+ * `columns`: `{ key, label, short, num, sort(row), cell(td, row), text(row), head, wide, wrap, title }`. `cell` is called again and again for the
  * same element; `text` is enough where the cell is a text. `head` makes the cell the row's name. A column without
  * `sort` does not sort.
  */
@@ -36,7 +36,7 @@ export function table({ caption, columns, keyOf, sortBy, rowClass, empty = "noth
       const name = [column.num && "num", column.wide && "wide", column.wrap && "wrap"].filter(Boolean).join(" ");
       tr.append(column.head
         ? h("th", { scope: "row", class: name || null })
-        : h("td", { class: name || null, "data-label": column.label }));
+        : h("td", { class: name || null, "data-label": column.short ?? column.label }));
     }
     tr.gone = () => [...tr.children].forEach((cell) => cell.gone?.());
     return tr;
@@ -49,6 +49,7 @@ export function table({ caption, columns, keyOf, sortBy, rowClass, empty = "noth
       const cell = tr.children[at];
       if (column.cell) column.cell(cell, row);
       else setText(cell, column.text(row));
+      cell.classList.toggle("void", cell.textContent === "–");
     });
   }
 
@@ -57,7 +58,9 @@ export function table({ caption, columns, keyOf, sortBy, rowClass, empty = "noth
     columns.forEach((it, at) => {
       if (it.sort) heads[at].setAttribute("aria-sort", it === column ? order.dir : "none");
     });
-    const sorted = column ? rows.toSorted((a, b) => compare(column.sort(a), column.sort(b), order.dir)) : rows;
+    // Of equals the order stays: figures change, and rows should not dance.
+    const byKey = (a, b) => keyOf(a).localeCompare(keyOf(b), "en", { numeric: true });
+    const sorted = rows.toSorted((a, b) => (column ? compare(column.sort(a), column.sort(b), order.dir) : 0) || byKey(a, b));
     keyed(body, sorted, keyOf, make, fill);
     scroll.hidden = rows.length === 0;
     note.hidden = rows.length !== 0;

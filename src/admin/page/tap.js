@@ -1,6 +1,6 @@
 // Live requests, as they are: one row for each attempt. Nothing is asked for until somebody presses Start.
 
-import { card, clock, h, mark, millis, routeName, short } from "/page/dom.js";
+import { card, clock, h, mark, millis, routeName, setText, short } from "/page/dom.js";
 
 /** The rows that are kept: what was before is forgotten. */
 const ROWS_MAX = 200;
@@ -29,10 +29,10 @@ export const tap = {
       return h("label", {}, label, select);
     };
     const headers = h("input", { type: "checkbox", name: "headers", checked: params.headers === "1" });
-    const start = h("button", { type: "submit", class: "main", text: "Start" });
+    const start = h("button", { type: "submit", class: "main", form: "tap-filters", text: "Start" });
     const clear = h("button", { type: "button", text: "Clear", onclick: () => { rows.replaceChildren(); say(); } });
-    const form = h("form", { class: "fields", "aria-label": "Filters", onsubmit: (event) => { event.preventDefault(); if (source) stop("stopped"); else begin(); } },
-      ...FIELDS.map(input), ...CHOICES.map(choice), h("label", { class: "check" }, headers, "headers, secrets hidden"), h("div", { class: "row" }, start, clear));
+    const form = h("form", { id: "tap-filters", class: "fields", "aria-label": "Filters", onsubmit: (event) => { event.preventDefault(); if (source) stop("stopped"); else begin(); } },
+      ...FIELDS.map(input), ...CHOICES.map(choice), h("label", { class: "check" }, headers, "headers, secrets hidden"));
     const state = h("span", { class: "note", role: "status", text: "not started: nothing is watched, and nothing is slowed" });
     const rows = h("tbody");
     const names = ["Time", "From → to", "Request", "Route", "Status", "Latency", "Size"];
@@ -42,7 +42,8 @@ export const tap = {
     const list = card("Requests", h("div", { class: "scroll", role: "region", "aria-label": "Requests, table", tabindex: "0" }, grid));
     list.body.classList.add("flush");
     filters.body.classList.add("flush");
-    list.head.append(state);
+    const whose = h("span", { class: "note" });
+    list.head.append(whose, state, h("span", { class: "grow controls" }, start, clear));
 
     let source = null;
     let open = new Map();
@@ -112,7 +113,10 @@ export const tap = {
 
     return {
       element: h("div", { class: "panel" }, filters.section, list.section),
-      update() {},
+      update({ inspect }) {
+        const here = inspect?.processes[0];
+        setText(whose, here ? `of ${short(here.name)}, the process that serves this page` : "");
+      },
       pause(paused) { if (paused && source) stop("stopped"); },
       gone() { source?.close(); },
     };
@@ -132,7 +136,7 @@ function made(event) {
   const client = event.source.metadata?.client_id ?? event.destination.metadata?.server_id;
   return h("tr", {},
     h("th", { scope: "row", class: "mono", text: clock(event.at_ms ?? Date.now()) }),
-    cell("From → to", "wrap", `${from} → ${to}`, h("span", { class: "sub", text: `${out ? "sent" : "received"}, ${secured ? "mutual TLS" : "no TLS"}${client ? `, ${client}` : ""}` })),
+    cell("From → to", "wrap", `${from} → ${to}`, h("span", { class: "sub", title: client, text: `${out ? "sent" : "received"}, ${secured ? "mutual TLS" : "no TLS"}${client ? ` with ${client.split("/").at(-1)}` : ""}` })),
     cell("Request", "wrap", h("span", { class: "mono", text: `${method} ${path}` }), h("span", { class: "sub", text: `${authority}${event.attempt ? `, attempt ${event.attempt + 1}` : ""}` }), shown(headers, "request headers")),
     cell("Route", null, routeName(event.routeMeta?.route)),
     cell("Status", "status", h("span", { class: "muted", text: "under way" })),

@@ -62,7 +62,7 @@ function place(nodes, upright) {
   for (const node of nodes) (columns[node.layer] ??= []).push(node);
   const filled = columns.filter(Boolean);
   const most = Math.max(...filled.map((column) => column.length));
-  const gap = upright ? { along: BOX.height + 74, across: BOX.width + 22 } : { along: BOX.width + 190, across: BOX.height + 40 };
+  const gap = upright ? { along: BOX.height + 84, across: BOX.width + 22 } : { along: BOX.width + 190, across: BOX.height + 40 };
   filled.forEach((column, depth) => {
     const centre = (node) => node.into.reduce((sum, { from }) => sum + (nodes.find((it) => it.id === from)?.slot ?? 0), 0) / (node.into.length || 1);
     column.sort((a, b) => centre(a) - centre(b) || a.id.localeCompare(b.id));
@@ -91,7 +91,8 @@ function drawEdge(pair, nodes, upright) {
     : `M${x1} ${y1}C${x1 + bend} ${y1} ${x2 - bend} ${y2} ${x2} ${y2}`;
   const arrow = upright ? `M${x2 - 4.5} ${y2 - 1}h9l-4.5 8z` : `M${x2 - 1} ${y2 - 4.5}v9l8 -4.5z`;
   const width = pair.rps > 0 ? Math.min(4, 1.25 + Math.log10(1 + pair.rps)) : 1.25;
-  const [x, y] = [(x1 + x2) / 2, (y1 + y2) / 2];
+  // Upright, boxes are wider than the room between two lines in the middle: there the words stand nearer to the called.
+  const [x, y] = upright ? [at(0.66, x1, x1, x2, x2), at(0.66, y1, y1 + bend, y2 - bend, y2)] : [(x1 + x2) / 2, (y1 + y2) / 2];
   const lock = pair.secured
     ? s("path", { class: "lock", d: `M${x - 51} ${y - 2}h10v7h-10zM${x - 49} ${y - 2}v-2.5a3 3 0 0 1 6 0v2.5` })
     : s("path", { class: "lock off", d: `M${x - 51} ${y - 2}h10v7h-10zM${x - 49} ${y - 2}v-3.5a3 3 0 0 1 5.5 -1.5` });
@@ -107,6 +108,9 @@ function drawEdge(pair, nodes, upright) {
     s("text", { class: "sr", x: x + 6, y: y - 3, "text-anchor": "middle" }, success || "no traffic"),
     s("text", { class: "rps", x: x + 6, y: y + 11, "text-anchor": "middle" }, `${rate(pair.rps)}/s`));
 }
+
+/** A point of a cubic Bézier curve. */
+const at = (t, a, b, c, d) => (1 - t) ** 3 * a + 3 * (1 - t) ** 2 * t * b + 3 * (1 - t) * t ** 2 * c + t ** 3 * d;
 
 function drawNode(node) {
   const success = node.judged > 0 ? node.good / node.judged : null;

@@ -1,0 +1,310 @@
+// Looks at the mesh's own page while emojivoto runs, as an operator would, in headless Chromium: every panel shows the
+// true figures of a scripted load, follows by itself, outlives a restart, is accessible, and tells other sites nothing.
+//
+// Usage: node mesh.mjs EMOJIVOTO SCREENSHOT_DIR   (playwright-core and axe-core are found by NODE_PATH or beside this
+// file; run.sh arranges both). EMOJIVOTO_BROWSER names the browser. MESH_PAGE_SECONDS: how long the page must run
+// without growing (default 30; before a release 300).
+
+import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync, renameSync } from "node:fs";
+import { createServer } from "node:http";
+import { createRequire } from "node:module";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+
+const require = createRequire(import.meta.url);
+const { chromium } = require("playwright-core");
+const axe = readFileSync(require.resolve("axe-core/axe.min.js"), "utf8");
+const [program, pictures] = process.argv.slice(2);
+assert(program && pictures, "usage: node mesh.mjs EMOJIVOTO SCREENSHOT_DIR");
+mkdirSync(pictures, { recursive: true });
+const SECONDS = Number(process.env.MESH_PAGE_SECONDS ?? 30);
+const PANELS = ["overview", "routes", "endpoints", "slo", "tap", "explain", "config", "identity"];
+
+const profiles = mkdtempSync(join(tmpdir(), "mesh-page-"));
+cpSync(join(dirname(fileURLToPath(import.meta.url)), "../profiles"), profiles, { recursive: true });
+const write = (name, text) => {
+  writeFileSync(join(profiles, `.${name}.draft`), text);
+  renameSync(join(profiles, `.${name}.draft`), join(profiles, name));
+};
+
+/** Starts the demo; without `rate`, nobody votes but this test. */
+async function start(port, rate) {
+  const args = ["--port", "0", "--admin-port", String(port), "--plain", "--profiles", profiles, ...(rate ? ["--rate", rate] : ["--no-bot"])];
+  const child = spawn(program, args, { stdio: ["ignore", "pipe", "inherit"] });
+  let text = "";
+  const told = await new Promise((resolve, reject) => {
+    child.on("exit", (code) => reject(new Error(`emojivoto ended with ${code}: ${text}`)));
+    child.stdout.on("data", (data) => {
+      text += data;
+      const [, app] = text.match(/ open (http\S+)/) ?? [];
+      const [, mesh] = text.match(/^mesh page: (http:\/\/[^:]+:\d+)/m) ?? [];
+      if (app && mesh) resolve({ app, mesh });
+    });
+  });
+  child.removeAllListeners("exit");
+  return { ...told, async end() { await new Promise((resolve) => { child.on("exit", resolve); child.kill("SIGINT"); }); } };
+}
+
+async function step(name, work) {
+  await work();
+  console.log(`ok  mesh page: ${name}`);
+}
+
+const browser = await chromium.launch({
+  executablePath: process.env.EMOJIVOTO_BROWSER ?? "/usr/bin/chromium",
+  args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--host-resolver-rules=MAP rebound.test 127.0.0.1", "--js-flags=--expose-gc"],
+});
+const complaints = [];
+/** While the process is away, Chromium itself says so on the console. */
+let away = false;
+
+async function open(base, options = {}) {
+  const context = await browser.newContext({ viewport: { width: 1280, height: 900 }, ...options });
+  const page = await context.newPage();
+  page.on("console", (message) => {
+    if (["error", "warning"].includes(message.type()) && !away) complaints.push(message.text());
+  });
+  page.on("pageerror", (error) => complaints.push(`uncaught: ${error.stack}`));
+  page.on("request", (request) => {
+    if (!request.url().startsWith(base)) complaints.push(`the page asked a stranger: ${request.url()}`);
+  });
+  page.setDefaultTimeout(15_000);
+  return page;
+}
+
+let demo = await start(0);
+const port = new URL(demo.mesh).port;
+const ask = async (path, body) => (await fetch(`${demo.mesh}/api/v1/${path}`, body && { method: "POST", body: JSON.stringify(body) })).json();
+const call = async (path, times) => { for (let i = 0; i < times; i += 1) await fetch(`${demo.app}${path}`).then((answer) => answer.text()); };
+const show = (page, id, query = "window=5m") => page.goto(`${demo.mesh}/#${id}?${query}`);
+const row = (page, ...words) => words.reduce((rows, word) => rows.filter({ hasText: word }), page.locator("tbody tr"));
+const cell = (line, label) => line.locator(`td[data-label="${label}"]`);
+const says = (locator, text) => locator.filter({ hasText: text }).first().waitFor();
+const settle = (page) => page.waitForFunction(() => document.querySelector(".live").textContent.startsWith("as of"));
+
+// 20 lists, 12 votes of which 4 are for the doughnut, in order.
+await call("/api/list", 20);
+await call("/api/vote?choice=:joy:", 8);
+await call("/api/vote?choice=:doughnut:", 4);
+const page = await open(demo.mesh, { colorScheme: "light" });
+
+await step("the overview tells the load, the map and what is wrong", async () => {
+  await show(page, "overview");
+  await says(page.locator(".findings li"), "voting-svc VoteDoughnut fails: 0.0 % success");
+  await says(page.locator(".findings li"), "4 of 4 requests failed");
+  await says(page.locator(".findings li"), "web-svc GET /api/vote fails: 66.7 % success");
+  // 32 from browsers, 12 votes and 44 to emoji (a list each, and a look-up for each vote).
+  const tile = (name) => page.locator(".tiles > div", { hasText: name });
+  const rows = (await ask("stat?window=5m&kind=route")).rows;
+  const sum = (service, direction) => rows.filter((it) => it.service.startsWith(service) && it.direction === direction).reduce((sum, it) => sum + it.requests, 0);
+  assert.deepEqual([sum("web-svc", "inbound"), sum("voting-svc", "outbound"), sum("emoji-svc", "outbound")], [32, 12, 32]);
+  await says(tile("Success"), "8 of 76 failed");
+  await says(tile("Success"), "89.47 %");
+  await says(tile("Certificates"), "until the first one ends");
+  const edge = async (words) => assert.match((await page.locator(".edge title").allTextContents()).join("\n"), words);
+  await edge(/web-svc to voting-svc: 66\.67 % success, .* mutual TLS/);
+  await edge(/web-svc to emoji-svc: 100\.00 % success, .* mutual TLS/);
+});
+
+await step("routes: effective and actual, sorted, filtered, in detail", async () => {
+  await show(page, "routes");
+  const vote = row(page, "GET /api/vote", "received");
+  await says(cell(vote, "Success"), "66.67 %");
+  await says(cell(row(page, "VoteDoughnut", "sent"), "Actual"), "0.00 %");
+  await says(cell(row(page, "GET /api/list", "received"), "Success"), "100.00 %");
+  await page.getByRole("button", { name: "Success", exact: true }).click();
+  await page.getByRole("button", { name: "Success", exact: true }).click();
+  assert.match(await page.locator("tbody tr").first().innerText(), /VoteDoughnut/);
+  await page.getByLabel("filter routes").fill("vote sent");
+  await page.waitForFunction(() => document.querySelectorAll("tbody tr").length === 2);
+  await page.getByRole("button", { name: "VoteDoughnut" }).press("Enter");
+  await says(page.locator("dd"), "4: 0 went well, 4 failed, 0 cancelled");
+  await says(page.locator("dd"), "request 2s");
+  assert(await page.locator(".chart canvas").count() >= 2, "the chosen route has charts");
+});
+
+await step("endpoints: every replica, its breaker, its cost, and why one is preferred", async () => {
+  await show(page, "endpoints");
+  const voting = page.locator("section", { has: page.getByRole("heading", { name: "web-svc → voting-svc" }) });
+  await voting.waitFor();
+  assert.equal(await voting.locator("tbody tr").count(), 3);
+  await says(voting.locator("tbody tr"), "open");
+  await says(voting, /Preferred now|All cost about the same/);
+  await says(voting.locator("tbody tr"), "emojivoto.example/ns/emojivoto/sa/voting");
+});
+
+await step("objectives: what was reached, and the burning budget", async () => {
+  await show(page, "slo");
+  const service = row(page, "voting-svc", "whole service · sent");
+  await says(cell(service, "Bad of all"), "4 of 12");
+  await says(cell(service, "Reached"), "66.667 %");
+  await says(cell(service, "Budget left"), "overspent");
+  await says(row(page, "Vote · sent", "99.9 %").locator("td"), "0 of 8");
+});
+
+await step("tap: live requests with their ends, as the filter says", async () => {
+  await show(page, "tap", "route=VoteDoughnut");
+  await page.getByRole("button", { name: "Start" }).click();
+  await says(page.locator("[role=status]"), "0 requests seen");
+  await call("/api/vote?choice=:doughnut:", 2);
+  await call("/api/vote?choice=:joy:", 2);
+  await says(page.locator("[role=status]"), "2 requests seen");
+  const first = page.locator("tbody tr").first();
+  await says(first, "/emojivoto.v1.VotingService/VoteDoughnut");
+  await says(first, "gRPC 2");
+  await says(first, "failure");
+  await page.getByRole("button", { name: "Stop" }).click();
+});
+
+await step("explain: the route, the timeouts, who may, and why no other", async () => {
+  await show(page, "explain");
+  await page.getByLabel("Service").fill("voting-svc.emojivoto:8080");
+  await page.getByLabel("Path").fill("/emojivoto.v1.VotingService/VoteJoy");
+  await page.getByLabel("gRPC").check();
+  await page.getByRole("button", { name: "Explain" }).click();
+  await says(page.locator(".verdict"), "by route Vote");
+  await says(page.locator("dd"), "request 2s, attempt 250ms");
+  await says(page.locator("dd"), "at most 3 attempts");
+  await says(page.locator("dd"), "voting-svc.emojivoto:8080: 100.0 %");
+  await says(page.locator("dd"), "lets everybody in");
+  await says(page.locator(".why li"), /^VoteDoughnut: path .* does not match$/);
+});
+
+await step("configuration: an update with what it changed, and a refusal that changes nothing", async () => {
+  await show(page, "config");
+  const text = readFileSync(join(profiles, "voting.yaml"), "utf8");
+  write("voting.yaml", text.replace("attempt: 250ms", "attempt: 200ms"));
+  const update = page.locator(".updates li", { hasText: "profile of voting-svc" }).filter({ hasText: "+1 −1" });
+  await update.locator("summary").click();
+  await says(update.locator(".del"), "attempt: 250ms");
+  await says(update.locator(".add"), "attempt: 200ms");
+  write("voting.yaml", text.replace("attempt: 250ms", "attempt: 10 parsecs"));
+  await says(page.locator("section[aria-label='Faults now'] li"), "10 parsecs");
+  await says(page.locator("section[aria-label='Refused inputs'] li"), "10 parsecs");
+  await page.screenshot({ path: join(pictures, "mesh-config-light.png") });
+  write("voting.yaml", text);
+  await says(page.locator("section[aria-label='Faults now']"), "None: everything that was given is in use.");
+  await says(row(page, "voting-svc.emojivoto:8080", "web-svc").locator("td"), "ratio 0.2, min per second 10, ttl 10s");
+});
+
+await step("identity: each process's certificate and time to its end, and every connection", async () => {
+  await show(page, "identity");
+  const web = page.locator("section[aria-label=Certificates] tbody tr", { hasText: "emojivoto.example/ns/emojivoto/sa/web" });
+  await says(web, "calm");
+  assert.match(await cell(web, "Ends in").innerText(), /min|h/);
+  assert.equal(await page.locator("section[aria-label=Certificates] tbody tr").count(), 6);
+  await says(row(page, "web-svc", "voting-svc", "mutual TLS").locator("td"), "emojivoto.example/ns/emojivoto/sa/voting");
+});
+
+await step("another site's page and a foreign name get nothing", async () => {
+  const stranger = createServer((_, response) => response.setHeader("content-type", "text/html").end("<!doctype html>")).listen(0, "127.0.0.1");
+  await new Promise((resolve) => stranger.once("listening", resolve));
+  const context = await browser.newContext();
+  const evil = await context.newPage();
+  await evil.goto(`http://localhost:${stranger.address().port}/`);
+  const got = await evil.evaluate(async (mesh) => {
+    const tried = [];
+    for (const [path, options] of [["/api/v1/inspect", {}], ["/api/v1/stat", { mode: "no-cors" }], ["/api/v1/explain", { method: "POST", mode: "no-cors", body: "{}" }], ["/metrics", {}]]) {
+      tried.push(await fetch(mesh + path, options).then((answer) => answer.text(), () => ""));
+    }
+    tried.push(await new Promise((resolve) => {
+      const script = document.createElement("script");
+      [script.onload, script.onerror] = [() => resolve("loaded"), () => resolve("")];
+      script.src = `${mesh}/page/dom.js`;
+      document.head.append(script);
+    }));
+    return tried;
+  }, demo.mesh);
+  assert.deepEqual(got, ["", "", "", "", ""]);
+  // A name of the attacker's that resolves to this machine: one origin for the browser, a foreign Host for the server.
+  for (const path of ["/", "/api/v1/inspect", "/metrics"]) {
+    const answer = await evil.goto(`http://rebound.test:${port}${path}`);
+    assert.equal(answer.status(), 403);
+    assert.doesNotMatch(await answer.text(), /emojivoto|<html/);
+  }
+  await context.close();
+  stranger.close();
+});
+
+await step("the accessibility check (axe-core) finds nothing, in light and dark, wide and narrow", async () => {
+  for (const [name, options] of [["light", { colorScheme: "light" }], ["dark", { colorScheme: "dark" }], ["narrow", { colorScheme: "light", viewport: { width: 360, height: 760 } }]]) {
+    const look = await open(demo.mesh, options);
+    for (const id of PANELS) {
+      await show(look, id);
+      await settle(look);
+      await look.waitForTimeout(300);
+      const { width, right } = await look.evaluate(() => ({ width: innerWidth, right: document.documentElement.scrollWidth }));
+      assert(right <= width, `${id} ${name} reaches to ${right} px of ${width}`);
+      await look.evaluate(axe);
+      const { violations } = await look.evaluate(() => globalThis.axe.run(document, { runOnly: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"] }));
+      assert.deepEqual(violations.map((it) => `${it.id}: ${it.nodes.map((node) => node.html.slice(0, 120)).join(" ")}`), [], `${id} ${name}`);
+      await look.screenshot({ path: join(pictures, `mesh-${id}-${name}.png`), fullPage: name === "narrow" });
+    }
+    await look.context().close();
+  }
+});
+
+await demo.end();
+demo = await start(port, "20");
+
+await step(`it follows by itself and does not grow in ${SECONDS} s`, async () => {
+  const context = page.context();
+  const session = await context.newCDPSession(page);
+  await session.send("Performance.enable");
+  const measure = async () => {
+    for (let i = 0; i < 3; i += 1) await session.send("HeapProfiler.collectGarbage");
+    const { metrics } = await session.send("Performance.getMetrics");
+    const of = (name) => metrics.find((it) => it.name === name).value;
+    return { heap: of("JSHeapUsedSize"), nodes: of("Nodes"), listeners: of("JSEventListeners") };
+  };
+  const seen = new Set();
+  const round = async () => {
+    for (const id of PANELS) {
+      await show(page, id, id === "tap" ? "" : "window=1m");
+      if (id === "tap") await page.getByRole("button", { name: "Start" }).click();
+      await page.waitForTimeout(SECONDS > 100 ? 3000 : 1000);
+      seen.add(await page.locator(".live").innerText());
+    }
+    await show(page, "overview", "");
+    await settle(page);
+  };
+  await page.goto(demo.mesh);
+  await round();
+  await round();
+  const before = await measure();
+  const end = Date.now() + SECONDS * 1000;
+  while (Date.now() < end) await round();
+  const after = await measure();
+  console.log(`    before ${JSON.stringify(before)}\n    after  ${JSON.stringify(after)}`);
+  assert(after.heap - before.heap < 1.5e6, "the heap grows");
+  assert(after.nodes - before.nodes < 300, "elements are left behind");
+  assert(after.listeners - before.listeners < 100, "listeners are left behind");
+  assert(seen.size > 3, `the page stood still: ${[...seen].join()}`);
+});
+
+await step("it outlives a restart of the process", async () => {
+  await show(page, "routes", "window=1m");
+  await settle(page);
+  away = true;
+  await demo.end();
+  await says(page.locator("#banner"), /^No answer since .*Trying again/);
+  assert(await page.locator("tbody tr").count() > 0, "what was last known stays");
+  demo = await start(port);
+  await call("/api/list", 3);
+  await page.locator("#banner").waitFor({ state: "hidden" });
+  away = false;
+  await page.waitForFunction(() => {
+    const line = [...document.querySelectorAll("tbody tr")].find((tr) => /GET \/api\/list/.test(tr.textContent) && /received/.test(tr.textContent));
+    return line?.querySelector('[data-label="Success"]').textContent === "100.00 %";
+  });
+});
+
+await browser.close();
+await demo.end();
+rmSync(profiles, { recursive: true });
+assert.deepEqual(complaints, [], "the console is quiet");
+console.log("ok  mesh page: the console is quiet");
