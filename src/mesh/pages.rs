@@ -47,11 +47,9 @@ impl Told for Inspections {
     fn processes(&mut self) -> &mut Vec<Process> {
         &mut self.processes
     }
-}
 
-impl Inspections {
     /// A process that was asked by two ways counts once.
-    fn merge(all: Vec<Self>) -> Self {
+    fn merge(all: Vec<Self>) -> Result<Self, String> {
         let mut whole = Self::default();
         for mut told in all {
             let known =
@@ -60,7 +58,7 @@ impl Inspections {
             whole.processes.append(&mut told.processes);
             whole.inspections.append(&mut told.inspections);
         }
-        whole
+        Ok(whole)
     }
 }
 
@@ -75,8 +73,7 @@ async fn inspect(figures: Figures, look: Look, asked: Asked) -> Answered<Value> 
     let inspection = figures.turn.take(move || look.value()).await?;
     let inspections = process.id.clone().zip(Some(inspection)).into_iter().collect();
     let own = Inspections { processes: vec![process], inspections };
-    let merge = |all| Ok(Inspections::merge(all));
-    let whole = figures.with_peers(own, "/api/v1/inspect", &asked, merge).await?;
+    let whole = figures.with_peers(own, "/api/v1/inspect", &asked, Inspections::merge).await?;
     Ok(serde_json::to_value(whole).unwrap_or_default())
 }
 
