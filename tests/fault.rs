@@ -125,3 +125,42 @@ async fn dropping_a_held_request_at_any_time_sends_nothing_more() {
         assert_eq!(inner.alive.load(std::sync::atomic::Ordering::SeqCst), 0, "after {polls} polls");
     }
 }
+
+const PROFILE: &str = "
+apiVersion: enmesh.dev/v1
+kind: ServiceProfile
+metadata: {name: web.shop}
+spec:
+  routes:
+  - name: slow
+    condition: {pathRegex: /slow}
+    fault: {delay: {fixedDelay: 200ms}}
+  - name: broken
+    condition: {pathRegex: /broken}
+    fault: {abort: {httpStatus: 503}}
+";
+
+#[tokio::test(start_paused = true)]
+async fn a_mesh_breaks_what_its_profiles_say_and_one_switch_ends_it() {
+    let build = |on| {
+        let mesh = enmesh::Mesh::builder().profile_yaml(PROFILE).inject_faults(on);
+        mesh.endpoints("web.shop:80", ["127.0.0.1:1"]).dns(false).build().unwrap()
+    };
+    let mesh = build(true);
+    let client = mesh.layer().layer(upstream());
+    let ask = async |path: &str| {
+        let begun = Instant::now();
+        let request = Request::get(format!("http://web.shop{path}")).body(Empty::<Bytes>::new()).unwrap();
+        let response = client.clone().oneshot(request).await.unwrap();
+        (response.status().as_u16(), begun.elapsed())
+    };
+    assert_eq!(ask("/whole").await, (200, MS(0)));
+    assert_eq!(ask("/slow").await, (200, MS(200)));
+    assert_eq!(ask("/broken").await, (503, MS(0)));
+    let told: Vec<_> = mesh.inspect().services.into_iter().flat_map(|service| service.routes).collect();
+    let shown = told.iter().filter(|route| !route.fault.is_null()).count();
+    assert_eq!(shown, 2, "{told:?}");
+    mesh.faults().set(false);
+    assert_eq!((ask("/slow").await, ask("/broken").await), ((200, MS(0)), (200, MS(0))));
+    assert!(!build(false).faults().is_on());
+}

@@ -332,3 +332,48 @@ async fn a_server_answers_what_is_too_much_and_says_when_to_come_back() {
     assert_eq!((status, grpc.as_deref()), (200, Some("8")));
     assert!((1..=200).contains(&pushback.unwrap().parse::<u32>().unwrap()));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_client_holds_to_its_profile_and_nothing_is_left_of_a_dropped_call() {
+    let profile = "
+apiVersion: enmesh.dev/v1
+kind: ServiceProfile
+metadata: {name: web.shop}
+spec:
+  limits: {maxRequests: 1, maxPending: 1}
+";
+    let mesh = enmesh::Mesh::builder().profile_yaml(profile).dns(false).build().unwrap();
+    let body = || vec![Sent::Data("a"), Sent::Wait(MS(10)), Sent::Data("b")];
+    let inner = Upstream::new(vec![Reply::status(200).after(MS(20)).body(body())]);
+    let client = mesh.layer().layer(inner.clone());
+    let get = || Request::get("http://web.shop/x").body(Empty::<Bytes>::new()).unwrap();
+    let read = async || {
+        let response = client.clone().oneshot(get()).await?;
+        response.into_body().collect().await.map_err(Error::from).map(|body| body.to_bytes())
+    };
+    let ends = futures::future::join3(read(), read(), read()).await;
+    assert_eq!((ends.0.unwrap(), ends.1.unwrap()), (Bytes::from("ab"), Bytes::from("ab")));
+    assert!(matches!(ends.2, Err(Error::Overloaded { .. })));
+    let limit = || {
+        let services = mesh.inspect().services;
+        let limit = services.iter().find_map(|service| service.limit).unwrap();
+        (limit.limit, limit.in_flight, limit.waiting)
+    };
+    assert_eq!(limit(), (1, 0, 0));
+    for polls in 0..60 {
+        let busy = tokio::spawn(client.clone().oneshot(get()));
+        tokio::task::yield_now().await;
+        {
+            let mut call = pin!(read());
+            for _ in 0..polls {
+                if call.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready() {
+                    break;
+                }
+                tokio::time::advance(MS(3)).await;
+            }
+        }
+        drop(busy.await.unwrap());
+        assert_eq!(limit(), (1, 0, 0), "after {polls} polls");
+        assert_eq!(inner.alive.load(std::sync::atomic::Ordering::SeqCst), 0, "after {polls} polls");
+    }
+}

@@ -11,14 +11,21 @@ use std::time::Duration;
 /// The longest that a request is held up, whatever is said: an hour outlasts every caller.
 pub const DELAY_MAX: Duration = Duration::from_secs(3600);
 
-/// The one switch of all faults of a mesh. Clones are one switch.
+/// The one switch of all faults of a mesh, and the chance by which they are drawn. Clones are one switch.
 #[derive(Debug, Clone)]
-pub struct FaultSwitch(Arc<AtomicBool>);
+pub struct FaultSwitch(Arc<AtomicBool>, Rng);
 
 impl FaultSwitch {
     /// A switch that is on or off.
     pub fn new(on: bool) -> Self {
-        Self(Arc::new(AtomicBool::new(on)))
+        Self(Arc::new(AtomicBool::new(on)), Rng::thread())
+    }
+
+    /// Draws by this chance and not by the thread's own.
+    #[must_use]
+    pub fn with_rng(mut self, rng: Rng) -> Self {
+        self.1 = rng;
+        self
     }
 
     /// Turns all faults on or off, from the next request on.
@@ -64,6 +71,11 @@ impl FaultPolicy {
     /// What they were made from.
     pub fn settings(&self) -> &FaultSettings {
         &self.settings
+    }
+
+    /// The chance of its mesh.
+    pub fn rng(&self) -> &Rng {
+        &self.switch.1
     }
 
     /// What is done to this request: delay and abort are drawn apart, as in Envoy.

@@ -75,6 +75,7 @@ pub struct MeshBuilder {
     #[cfg(any(feature = "tls", feature = "ring"))]
     pub(crate) accept: Mode,
     pub(crate) seed: Option<u64>,
+    pub(crate) inject_faults: Option<bool>,
     pub(crate) faults: Vec<Fault>,
 }
 
@@ -261,6 +262,13 @@ impl MeshBuilder {
     #[cfg(any(feature = "tls", feature = "ring"))]
     pub fn accepting(mut self, mode: Mode) -> Self {
         self.accept = mode;
+        self
+    }
+
+    /// Whether the faults that profiles ask for are injected into what this process sends. Default: yes. While the mesh
+    /// runs, [`Mesh::faults`] turns them off and on.
+    pub fn inject_faults(mut self, on: bool) -> Self {
+        self.inject_faults = Some(on);
         self
     }
 

@@ -153,6 +153,8 @@ pub struct Parts {
     pub rng: Rng,
     /// Where handles come from.
     pub metrics: Arc<MetricsSet>,
+    /// Turns the faults of all routes off.
+    pub faults: FaultSwitch,
     /// Whether this process has an identity.
     pub secured: bool,
     /// Makes connections.
@@ -259,8 +261,9 @@ impl Directory {
             own,
             direction: Direction::Outbound,
             metrics: &metrics,
-            faults: FaultSwitch::default(),
+            faults: self.parts.faults.clone(),
         };
+        warn_of_faults(&profile, &compiler.faults);
         compiler.compile(profile, before, |backend| self.target(backend))
     }
 
@@ -428,6 +431,14 @@ impl Directory {
     /// Everything known, by the short name of the service.
     pub fn known(&self) -> impl Iterator<Item = (&ServiceName, &Known)> {
         self.known.iter()
+    }
+}
+
+/// A fault that was left in by mistake is looked for in the log.
+fn warn_of_faults(profile: &ServiceProfile, switch: &FaultSwitch) {
+    for route in profile.routes.iter().filter(|route| route.fault.is_some() && switch.is_on()) {
+        let (service, fault) = (profile.name().map(ToString::to_string), &route.fault);
+        tracing::warn!(?service, route = %route.name, ?fault, "requests of this route are broken on purpose");
     }
 }
 

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 /// Every variable that [`Mesh::from_env`](crate::mesh::runtime::Mesh::from_env) reads, and what it sets.
-pub const VARIABLES: [(&str, &str); 12] = [
+pub const VARIABLES: [(&str, &str); 13] = [
     ("ENMESH_NAME", "this process's own service, name.namespace[:port]"),
     ("ENMESH_PROFILES", "a directory of profiles, watched"),
     ("ENMESH_ENDPOINTS", "a directory of Endpoints documents, watched; may be the same"),
@@ -25,6 +25,10 @@ pub const VARIABLES: [(&str, &str); 12] = [
         "a directory with tls.crt, tls.key and ca.crt, or unix:///path of a SPIFFE Workload API",
     ),
     ("ENMESH_ACCEPT", "what a server with an identity takes: strict (default), permissive or off"),
+    (
+        "ENMESH_FAULT_INJECTION",
+        "whether the faults that profiles ask for are injected: true (default) or false",
+    ),
     ("ENMESH_AUTHORIZATION", "a file with an Authorization document, watched"),
 ];
 
@@ -49,6 +53,10 @@ fn set(mut builder: MeshBuilder, key: &str, value: &str) -> MeshBuilder {
         "ENMESH_CLUSTER_DOMAIN" => builder.cluster_domain(value),
         "ENMESH_DNS" => {
             builder.dns = parsed(&mut builder.faults, key, value, "write true or false");
+            builder
+        }
+        "ENMESH_FAULT_INJECTION" => {
+            builder.inject_faults = parsed(&mut builder.faults, key, value, "write true or false");
             builder
         }
         "ENMESH_ADMIN" => {

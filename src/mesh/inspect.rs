@@ -5,6 +5,7 @@ use crate::authz::settings::Action;
 use crate::mesh::directory::{Directory, Known, Target};
 use crate::mesh::history::{Refusal, Update, UpdateView, millis};
 use crate::policy::compile::Policy;
+use crate::policy::limits::SharedLimits;
 use crate::policy::route::{self, RouteEntry};
 use crate::policy::told;
 use crate::profile::name::ServiceName;
@@ -101,12 +102,35 @@ pub struct ServiceState {
     pub retry_budget_level: Option<u64>,
     /// The rules of its retry budget.
     pub retry_budget: Option<Value>,
+    /// The limit of what this process sends to it at once, if it has one.
+    pub limit: Option<LimitView>,
+    /// The same of what arrives, if it is this process's own.
+    pub inbound_limit: Option<LimitView>,
     /// How its replicas are chosen; `None`: nothing is sent to it.
     pub balancer: Option<BalancerView>,
     /// Its replicas.
     pub endpoints: Vec<EndpointView>,
     /// What is wrong with the newest input; the last good one is in use.
     pub faults: Vec<String>,
+}
+
+/// A limit of requests at once.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[non_exhaustive]
+pub struct LimitView {
+    /// How many may be in flight now.
+    pub limit: u32,
+    /// How many are.
+    pub in_flight: u32,
+    /// How many wait for a place.
+    pub waiting: u32,
+}
+
+impl LimitView {
+    fn of(limits: &SharedLimits) -> Option<Self> {
+        let places = &limits.places.as_ref()?.limit;
+        Some(Self { limit: places.limit(), in_flight: places.in_flight(), waiting: places.waiting() })
+    }
 }
 
 /// One route.
@@ -125,6 +149,8 @@ pub struct RouteState {
     pub retry: Value,
     /// How much the budget that bounds its retries holds.
     pub retry_budget_level: Option<u64>,
+    /// What is broken on purpose, as `enmesh explain` writes it; `null` if nothing is.
+    pub fault: Value,
     /// Where its requests go, with shares of 1.
     pub backends: Vec<BackendState>,
 }
@@ -203,6 +229,8 @@ impl ServiceState {
             routes,
             retry_budget_level: budget.map(|budget| level(budget)),
             retry_budget: budget.map(|budget| told::budget(budget.settings())),
+            limit: policy.as_ref().and_then(|policy| LimitView::of(policy.limits())),
+            inbound_limit: inbound.and_then(|policy| LimitView::of(policy.limits())),
             balancer: state.as_ref().map(|(target, state)| BalancerView::of(target, state)),
             endpoints: state
                 .iter()
@@ -235,6 +263,7 @@ impl RouteState {
             timeouts: told::timeouts(policy),
             retry: told::retry(policy).unwrap_or_default(),
             retry_budget_level: policy.retry.as_ref().map(|retry| level(retry.budget())),
+            fault: policy.faults().map(|faults| told::fault(faults.settings())).unwrap_or_default(),
             backends: entry.backends().iter().zip(entry.weights()).map(backend).collect(),
         }
     }

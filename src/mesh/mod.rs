@@ -14,6 +14,7 @@ pub mod directory;
 #[cfg(feature = "http")]
 pub mod env;
 #[cfg(feature = "http")]
+mod guard;
 pub mod history;
 #[cfg(feature = "http")]
 pub mod inbound;

@@ -8,7 +8,7 @@ use crate::error::{BoxError, Error};
 use crate::mesh::body::ReqBody;
 use crate::mesh::client::ClientStack;
 use crate::mesh::directory::Target;
-use crate::mesh::whole::WholeBody;
+use crate::mesh::whole::{Keep, WholeBody};
 use crate::metrics::layer::Meter;
 use crate::policy::call::{Call, CallInfo};
 use crate::retry::body::Attempted;
@@ -42,7 +42,7 @@ pub struct ResBody {
 impl ResBody {
     /// How the call was served. Of a route that answered by itself: without an attempt.
     pub fn call_info(&self) -> CallInfo {
-        let meter = self.inner.watch();
+        let meter = self.inner.watch().map(Keep::meter);
         let attempted = self.inner.inner().inner().and_then(TimedBody::inner);
         let route = meter.and_then(Meter::route).map_or_else(|| "".into(), |route| Arc::clone(&route.name));
         let latency = meter.map_or(Duration::ZERO, Meter::latency);

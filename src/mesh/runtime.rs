@@ -7,6 +7,7 @@ use crate::authz::rules::AuthzPolicy;
 use crate::authz::settings::AuthzSettings;
 use crate::connect::settings::ConnectSettings;
 use crate::error::{BoxError, Error};
+use crate::fault::decide::FaultSwitch;
 #[cfg(feature = "admin")]
 use crate::mesh::admin::{self, Shown};
 #[cfg(feature = "admin")]
@@ -78,6 +79,7 @@ pub struct Made {
     metrics: Arc<MetricsSet>,
     connections: Arc<Connections>,
     rng: Rng,
+    faults: FaultSwitch,
     serve: ServeSettings,
     gate: Option<Gate>,
     #[cfg(any(feature = "tls", feature = "ring"))]
@@ -139,6 +141,11 @@ impl Mesh {
     /// The server side as a layer, for servers that are not started by [`serve`](Self::serve).
     pub fn inbound(&self) -> InboundLayer {
         InboundLayer::new(Arc::clone(&self.made.services), self.made.gate.clone())
+    }
+
+    /// Turns the faults that profiles ask for off and on, from the next request on.
+    pub fn faults(&self) -> &FaultSwitch {
+        &self.made.faults
     }
 
     /// The gate before this mesh's servers, if the builder was told to authorize: a policy published there is for every
@@ -280,11 +287,13 @@ impl Made {
         let secured = connector.is_some();
         let connections = Arc::new(Connections::new(secured));
         let connect = connect(builder.connect.clone(), connector, Arc::clone(&connections));
+        let faults = FaultSwitch::new(builder.inject_faults.unwrap_or(true)).with_rng(rng.fork());
         let directory = Directory::new(Parts {
             own,
             cluster_domain: domain,
             rng: rng.clone(),
             metrics: Arc::clone(&metrics),
+            faults: faults.clone(),
             secured,
             connect,
             profiles: Box::new(profiles),
@@ -299,6 +308,7 @@ impl Made {
             metrics,
             connections,
             rng,
+            faults,
             serve: builder.serve.clone(),
             gate,
             #[cfg(any(feature = "tls", feature = "ring"))]

@@ -5,11 +5,15 @@
 //! move each request, each future and each response twice more than one does, which is a tenth of what a call costs.
 
 use crate::classify::answer::RespondBody;
-use crate::classify::body::Watched;
+use crate::classify::body::{End, Watch, Watched};
 use crate::classify::outcome::Outcome;
 use crate::error::{BoxError, Error};
+use crate::limit::body::Lease;
+use crate::limit::layer::is_dropped;
+use crate::mesh::guard::{Held, Passage, guard};
 use crate::metrics::layer::{Counted, Meter};
 use crate::policy::call::{Call, MeshRequest, ServedBy};
+use crate::policy::route::RoutePolicy;
 use crate::retry::body::Attempted;
 use crate::route::layer::answered;
 use crate::stdx::clock::Instant;
@@ -31,7 +35,37 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 /// The body of a call's response over the attempts' bodies `B`.
-pub type WholeBody<B> = Watched<RespondBody<TimedBody<Attempted<B>>>, Meter>;
+pub type WholeBody<B> = Watched<RespondBody<TimedBody<Attempted<B>>>, Keep>;
+
+/// What a call holds until it ends: its meter, and its place if its route has limits.
+#[derive(Debug)]
+pub struct Keep {
+    meter: Meter,
+    place: Option<Box<Lease>>,
+}
+
+impl Keep {
+    /// What counts it.
+    pub fn meter(&self) -> &Meter {
+        &self.meter
+    }
+}
+
+impl Watch for Keep {
+    fn first(&mut self) {
+        self.meter.first();
+    }
+
+    fn data(&mut self, bytes: usize) {
+        self.meter.data(bytes);
+    }
+
+    #[inline]
+    fn end(&mut self, end: End<'_>) {
+        self.meter.end(end);
+        self.place = None;
+    }
+}
 
 /// Counts calls, answers those that their route answers by itself, and ends those that take too long. `W` is asked how
 /// an attempt's response was judged.
@@ -74,14 +108,14 @@ impl<S: Clone, W> Clone for Whole<S, W> {
 
 impl<S, W, B, T, ResB> Service<Call<B, T>> for Whole<S, W>
 where
-    S: Service<Call<B, T>, Response = Response<Attempted<ResB>>, Error = Error>,
+    S: Service<Call<B, T>, Response = Response<Attempted<ResB>>, Error = Error> + Clone,
     ResB: Body<Data = Bytes> + Unpin,
     ResB::Error: Into<BoxError>,
     W: ServedBy<ResB>,
 {
     type Response = Response<WholeBody<ResB>>;
     type Error = Error;
-    type Future = WholeFuture<S::Future, ResB, W>;
+    type Future = WholeFuture<S, Call<B, T>, ResB, W>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         self.inner.poll_ready(cx)
@@ -95,20 +129,48 @@ where
         if !route.filters.is_empty() && answer.is_none() {
             route.filters.apply(call.http_mut());
         }
-        let stage = match answer {
-            Some(answer) => Stage::Answered(Some(answer)),
-            None => Stage::Sent(self.inner.call(call)),
+        let (stage, place) = match (answer, &route.guard) {
+            (answer, Some(_)) => self.guarded(&route, answer, call),
+            (Some(answer), None) => (Stage::Answered(Some(answer)), None),
+            (None, None) => (Stage::Sent(self.inner.call(call)), None),
         };
         // Counted once it is under way, so that nothing is left of a call whose inner service panics.
-        let meter = Some(Meter::begin(Counted::Route(route), started));
-        WholeFuture { stage, meter, deadline, timer: None, judged: PhantomData }
+        let keep = Some(Keep { meter: Meter::begin(Counted::Route(route), started), place });
+        WholeFuture { stage, keep, deadline, timer: None, judged: PhantomData }
+    }
+}
+
+impl<S: Clone, W> Whole<S, W> {
+    /// Asks what keeps requests of the route back.
+    #[cold]
+    #[expect(clippy::type_complexity, reason = "it is what `call` takes apart at once")]
+    fn guarded<B, T, ResB: Body>(
+        &mut self,
+        route: &RoutePolicy,
+        answer: Option<Box<Answer<ResB>>>,
+        call: Call<B, T>,
+    ) -> (Stage<S, Call<B, T>, ResB>, Option<Box<Lease>>)
+    where
+        S: Service<Call<B, T>>,
+    {
+        let Some(back) = route.guard.as_deref() else { return (Stage::Done, None) };
+        match guard(back, answer, &mut self.inner, call) {
+            Ok((Passage::Free(place), call)) => (Stage::Sent(self.inner.call(call)), place),
+            Ok((Passage::Answered(answer), _)) => (Stage::Answered(Some(answer)), None),
+            Ok((Passage::Refused(error), _)) => (Stage::Refused(Some(Box::new(error))), None),
+            Err(held) => (Stage::Held(Box::pin(held)), None),
+        }
     }
 }
 
 #[pin_project(project = Step)]
-enum Stage<F, B: Body> {
+enum Stage<S: Service<C>, C, B: Body> {
     /// The request went on.
-    Sent(#[pin] F),
+    Sent(#[pin] S::Future),
+    /// Its route holds it back; in a box, since few do.
+    Held(Pin<Box<Held<S, C, AnswerBody<B>>>>),
+    /// Its route refused it.
+    Refused(Option<Box<Error>>),
     /// The route answered by itself; in a box, since few do.
     Answered(Option<Box<Answer<B>>>),
     /// It ended.
@@ -116,30 +178,31 @@ enum Stage<F, B: Body> {
 }
 
 /// What a route answers by itself.
-type Answer<B> = Response<RespondBody<TimedBody<Attempted<B>>>>;
+type Answer<B> = Response<AnswerBody<B>>;
+type AnswerBody<B> = RespondBody<TimedBody<Attempted<B>>>;
 
 /// The future of [`Whole`]. Dropped before its end, the call counts as cancelled.
 #[pin_project(PinnedDrop)]
-pub struct WholeFuture<F, B: Body, W> {
+pub struct WholeFuture<S: Service<C>, C, B: Body, W> {
     #[pin]
-    stage: Stage<F, B>,
+    stage: Stage<S, C, B>,
     /// Until the call ends or its response's body takes it over.
-    meter: Option<Meter>,
+    keep: Option<Keep>,
     deadline: Option<Instant>,
     /// Armed when the call first waits.
     timer: Option<Pin<Box<Timer>>>,
     judged: PhantomData<fn() -> W>,
 }
 
-impl<F, B: Body, W> fmt::Debug for WholeFuture<F, B, W> {
+impl<S: Service<C>, C, B: Body, W> fmt::Debug for WholeFuture<S, C, B, W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WholeFuture").field("meter", &self.meter).finish_non_exhaustive()
+        f.debug_struct("WholeFuture").field("keep", &self.keep).finish_non_exhaustive()
     }
 }
 
-impl<F, B, W> Future for WholeFuture<F, B, W>
+impl<S, ReqB, T, B, W> Future for WholeFuture<S, Call<ReqB, T>, B, W>
 where
-    F: Future<Output = Result<Response<Attempted<B>>, Error>>,
+    S: Service<Call<ReqB, T>, Response = Response<Attempted<B>>, Error = Error>,
     B: Body<Data = Bytes> + Unpin,
     B::Error: Into<BoxError>,
     W: ServedBy<B>,
@@ -149,24 +212,45 @@ where
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        let result = match this.stage.as_mut().project() {
-            Step::Sent(sent) => match sent.poll(cx) {
-                Poll::Ready(result) => result,
-                Poll::Pending => match poll_limit(this.timer, this.meter.as_ref(), *this.deadline, cx) {
-                    Poll::Ready(error) => Err(error),
+        let result = loop {
+            let poll = match this.stage.as_mut().project() {
+                Step::Sent(sent) => sent.poll(cx),
+                Step::Held(held) => match held.as_mut().poll_pass(cx) {
+                    Poll::Ready(passed) => {
+                        let (stage, place) = passed_on(passed);
+                        this.stage.set(stage);
+                        if let Some(keep) = this.keep {
+                            keep.place = place;
+                        }
+                        continue;
+                    }
+                    Poll::Pending => Poll::Pending,
+                },
+                Step::Refused(error) => Poll::Ready(Err(error.take().map_or(Error::Closed, |error| *error))),
+                Step::Answered(answer) => {
+                    let answer = answer.take();
+                    return Poll::Ready(
+                        answer
+                            .ok_or(Error::Closed)
+                            .map(|answer| answered_by_route(*answer, this.keep.take())),
+                    );
+                }
+                Step::Done => Poll::Ready(Err(Error::Closed)),
+            };
+            match poll {
+                Poll::Ready(result) => break result,
+                Poll::Pending => match poll_limit(this.timer, this.keep.as_ref(), *this.deadline, cx) {
+                    Poll::Ready(error) => break Err(error),
                     Poll::Pending => return Poll::Pending,
                 },
-            },
-            Step::Answered(answer) => {
-                let answer = answer.take();
-                return Poll::Ready(
-                    answer.ok_or(Error::Closed).map(|answer| answered_by_route(*answer, this.meter.take())),
-                );
             }
-            Step::Done => Err(Error::Closed),
         };
         this.stage.set(Stage::Done);
-        let Some(mut meter) = this.meter.take() else { return Poll::Ready(Err(Error::Closed)) };
+        let Some(mut keep) = this.keep.take() else { return Poll::Ready(Err(Error::Closed)) };
+        if let Some(place) = &keep.place {
+            place.answered(is_dropped(&result));
+        }
+        let meter = &mut keep.meter;
         Poll::Ready(match result {
             Ok(mut response) => {
                 let whole = whole(meter.started(), *this.deadline);
@@ -175,7 +259,7 @@ where
                     route.filters.response(response.headers_mut());
                 }
                 let body = |body| RespondBody::new(TimedBody::limited(body, whole, None));
-                Ok(response.map(|inner| Watched::new(body(inner), meter)))
+                Ok(response.map(|inner| Watched::new(body(inner), keep)))
             }
             Err(error) => {
                 meter.settle(&Outcome::of_error(&error));
@@ -185,28 +269,42 @@ where
     }
 }
 
-fn answered_by_route<B>(answer: Answer<B>, meter: Option<Meter>) -> Response<WholeBody<B>>
+/// What follows when a call is no longer held back, and its place.
+#[cold]
+#[expect(clippy::type_complexity, reason = "it is what `poll_pass` says, and is taken apart at once")]
+fn passed_on<S: Service<C>, C, B: Body>(
+    (passage, call): (Passage<AnswerBody<B>>, Option<(S, C)>),
+) -> (Stage<S, C, B>, Option<Box<Lease>>) {
+    match (passage, call) {
+        (Passage::Free(place), Some((mut service, call))) => (Stage::Sent(service.call(call)), place),
+        (Passage::Free(_), None) => (Stage::Done, None),
+        (Passage::Answered(answer), _) => (Stage::Answered(Some(answer)), None),
+        (Passage::Refused(error), _) => (Stage::Refused(Some(Box::new(error))), None),
+    }
+}
+
+fn answered_by_route<B>(answer: Answer<B>, keep: Option<Keep>) -> Response<WholeBody<B>>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: Into<BoxError>,
 {
-    let meter = meter.map(|mut meter| {
-        meter.head(&answer, None);
-        meter
+    let keep = keep.map(|mut keep| {
+        keep.meter.head(&answer, None);
+        keep
     });
-    answer.map(|body| Watched::maybe(body, meter))
+    answer.map(|body| Watched::maybe(body, keep))
 }
 
 /// Waits for the end of the call's time.
 #[cold]
 fn poll_limit(
     timer: &mut Option<Pin<Box<Timer>>>,
-    meter: Option<&Meter>,
+    keep: Option<&Keep>,
     deadline: Option<Instant>,
     cx: &mut Context<'_>,
 ) -> Poll<Error> {
     let bound = || {
-        let meter = meter?;
+        let meter = &keep?.meter;
         let started = meter.started();
         head(started, whole(started, deadline), &meter.route()?.timeouts)
     };
@@ -220,10 +318,10 @@ fn poll_limit(
 }
 
 #[pinned_drop]
-impl<F, B: Body, W> PinnedDrop for WholeFuture<F, B, W> {
+impl<S: Service<C>, C, B: Body, W> PinnedDrop for WholeFuture<S, C, B, W> {
     fn drop(self: Pin<&mut Self>) {
-        if let Some(meter) = self.project().meter {
-            meter.cancel();
+        if let Some(keep) = self.project().keep {
+            keep.meter.cancel();
         }
     }
 }

@@ -273,7 +273,8 @@ pub(crate) fn budget(settings: &BudgetSettings) -> Value {
     }
 }
 
-fn fault(fault: &FaultSettings) -> Value {
+/// What is broken on purpose.
+pub(crate) fn fault(fault: &FaultSettings) -> Value {
     let delay = fault.delay.as_ref();
     let delay =
         delay.map(|(time, share)| json!({"time": duration::to_text(*time), "fraction": fraction(*share)}));

@@ -3,12 +3,11 @@
 use crate::profile::invalid::{Fault, Severity};
 use crate::profile::route::{Action, Backend, Filter, Forward, Route};
 use crate::profile::service::ServiceProfile;
-use crate::profile::settings::{Limits, RetrySettings};
+use crate::profile::settings::RetrySettings;
 
 /// Everything in `profile` that has no effect, with its path; empty when all of it has.
 pub fn unhonoured(profile: &ServiceProfile) -> Vec<Fault> {
     let mut told = Vec::new();
-    limits(&profile.limits, "spec.limits", &mut told);
     retry(profile.retry.as_ref(), "spec.retry", &mut told);
     tell(
         !profile.opaque_ports.is_empty(),
@@ -24,8 +23,6 @@ pub fn unhonoured(profile: &ServiceProfile) -> Vec<Fault> {
 
 fn of_route(route: &Route, at: &str, told: &mut Vec<Fault>) {
     retry(route.retry.as_ref(), &format!("{at}.retry"), told);
-    tell(route.fault.is_some(), &format!("{at}.fault"), "faults are not injected yet", told);
-    tell(!route.rates.is_empty(), &format!("{at}.rateLimits"), "rates are not limited yet", told);
     tell(route.session.is_some(), &format!("{at}.session"), "sessions are not kept yet", told);
     if let Action::Forward(forward) = &route.action {
         of_forward(forward, at, told);
@@ -46,13 +43,6 @@ fn of_forward(forward: &Forward, at: &str, told: &mut Vec<Fault>) {
 fn retry(settings: Option<&RetrySettings>, at: &str, told: &mut Vec<Fault>) {
     let hedge = settings.is_some_and(|settings| settings.hedge.is_some());
     tell(hedge, &format!("{at}.hedge"), "slow requests are not hedged yet", told);
-}
-
-fn limits(limits: &Limits, at: &str, told: &mut Vec<Fault>) {
-    let Limits { requests_max, adaptive, rates, .. } = limits;
-    tell(requests_max.is_some(), &format!("{at}.requests"), "requests in flight are not limited yet", told);
-    tell(adaptive.is_some(), &format!("{at}.adaptive"), "the limit does not follow latency yet", told);
-    tell(!rates.is_empty(), &format!("{at}.rateLimits"), "rates are not limited yet", told);
 }
 
 fn tell(is_said: bool, path: &str, problem: &str, told: &mut Vec<Fault>) {
