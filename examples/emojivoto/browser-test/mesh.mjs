@@ -116,8 +116,8 @@ await step("routes: effective and actual, sorted, filtered, in detail", async ()
   await says(cell(vote, "Success"), "66.67 %");
   await says(cell(row(page, "VoteDoughnut", "sent"), "Actual"), "0.00 %");
   await says(cell(row(page, "GET /api/list", "received"), "Success"), "100.00 %");
-  await page.getByRole("button", { name: "Success", exact: true }).click();
-  await page.getByRole("button", { name: "Success", exact: true }).click();
+  await page.getByRole("button", { name: /^Success/ }).click();
+  await page.getByRole("button", { name: /^Success/ }).click();
   assert.match(await page.locator("tbody tr").first().innerText(), /VoteDoughnut/);
   await page.getByLabel("filter routes").fill("vote sent");
   await page.waitForFunction(() => document.querySelectorAll("tbody tr").length === 2);

@@ -18,6 +18,7 @@ const success = (of) => ({
 const latency = (key) => ({
   key, label: key.toUpperCase(), num: true, sort: (row) => row.latency_ms?.[key], text: (row) => millis(row.latency_ms?.[key]),
 });
+const way = (row) => (row.direction === "outbound" ? "sent" : "received");
 const perSecond = (row) => (row.elapsed_secs ? row.retries / row.elapsed_secs : null);
 
 export const routes = {
@@ -72,20 +73,19 @@ export const routes = {
       const words = (params.q ?? "").toLowerCase().split(/\s+/).filter(Boolean);
       if (document.activeElement !== filter && filter.value !== (params.q ?? "")) filter.value = params.q ?? "";
       const rows = (state.stat?.rows ?? []).filter((row) => row.kind === "route" && (row.route || row.requests) && (!params.side || row.direction === params.side) &&
-        words.every((word) => `${routeName(row.route)} ${row.service} ${row.direction}`.toLowerCase().includes(word)));
+        words.every((word) => `${routeName(row.route)} ${row.service} ${way(row)}`.toLowerCase().includes(word)));
       grid.update(rows);
       detail.update(rows.find((row) => keyOf(row) === shown), state.inspect);
     }
 
-    return { element, update(next) { state = next; refresh(); }, params(next) { params = next; side.value = params.side ?? ""; refresh(); }, gone: detail.gone };
+    return { element, update(next) { state = next; refresh(); }, params(next) { params = next; side.value = params.side ?? ""; refresh(); }, gone() { grid.gone(); detail.gone(); } };
   },
 };
 
 function service(cell, row) {
   if (!cell.firstChild) cell.append(h("span", {}), h("span", { class: "sub" }));
   setText(cell.firstChild, short(row.service));
-  const way = row.direction === "outbound" ? "sent" : "received";
-  setText(cell.lastChild, row.overflow ? `${way} · all beyond the cap` : `${way}${row.process ? ` · ${short(row.process)}` : ""}`);
+  setText(cell.lastChild, row.overflow ? `${way(row)} · all beyond the cap` : way(row));
   cell.title = row.service;
 }
 
@@ -108,7 +108,7 @@ function details() {
     update(row, inspect) {
       box.section.hidden = !row;
       if (!row) return;
-      setText(box.head.firstChild, `${routeName(row.route)} of ${row.service}, ${row.direction === "outbound" ? "sent" : "received"}`);
+      setText(box.head.firstChild, `${routeName(row.route)} of ${row.service}, ${way(row)}`);
       if (row.series) {
         const { rps, failed } = traffic(row.series);
         plot.update(times(row.series), [rps, failed]);

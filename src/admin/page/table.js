@@ -67,7 +67,11 @@ export function table({ caption, columns, keyOf, sortBy, rowClass, empty = "noth
   }
 
   draw();
-  return { element, update(next) { rows = next; draw(); } };
+  return {
+    element,
+    update(next) { rows = next; draw(); },
+    gone() { [...body.children].forEach((tr) => tr.gone()); },
+  };
 }
 
 /** What cannot be said stands last, whichever way is sorted. */

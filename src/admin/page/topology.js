@@ -117,7 +117,7 @@ function drawNode(node) {
   const [host, ...namespace] = node.id.split(".");
   const level = node.into.length ? levelOf(success) : "muted";
   const figures = node.into.length ? `${percent(success, 1)} · ${rate(node.rps)}/s` : "calls, is not called";
-  const link = s("a", { href: `#routes?q=${encodeURIComponent(host || "")}`, "aria-label": `routes of ${node.id || "unknown callers"}: ${figures}` });
+  const link = s("a", { href: `#routes?q=${encodeURIComponent(host || "")}` });
   link.append(
     s("rect", { x: node.x, y: node.y, width: BOX.width, height: BOX.height, rx: 6 }),
     s("text", { class: "name", x: node.x + 10, y: node.y + 19 }, cut(host || "unknown", 21)),
