@@ -192,12 +192,15 @@ impl Body for Frames {
 
 // ---- what is held to the contract
 
+/// What a stack holds, by name.
+type Held = Vec<(&'static str, u64)>;
+
 /// A stack, and what of it must always come back to what it was.
 struct Case {
     name: &'static str,
     inner: Inner,
     stack: Stack,
-    gauges: Box<dyn Fn() -> Vec<(&'static str, u64)>>,
+    gauges: Box<dyn Fn() -> Held>,
 }
 
 impl Case {
@@ -218,13 +221,13 @@ impl Case {
         Self { name, inner: inner.clone(), stack: BoxCloneService::new(stack), gauges: Box::new(Vec::new) }
     }
 
-    fn gauged(mut self, gauges: impl Fn() -> Vec<(&'static str, u64)> + 'static) -> Self {
+    fn gauged(mut self, gauges: impl Fn() -> Held + 'static) -> Self {
         self.gauges = Box::new(gauges);
         self
     }
 
     /// Everything that is held now.
-    fn held(&self) -> Vec<(&'static str, u64)> {
+    fn held(&self) -> Held {
         let alive = self.inner.shared.alive.load(SeqCst);
         [("alive", u64::from(alive))].into_iter().chain((self.gauges)()).collect()
     }
@@ -371,7 +374,7 @@ fn breaker(threshold: u32) -> BreakerSettings {
 }
 
 /// The one route of a service with every limit, and what its metrics count that has not ended.
-fn entry<T: Clone>(target: T) -> (Arc<RouteEntry<T>>, impl Fn() -> Vec<(&'static str, u64)> + 'static) {
+fn entry<T: Clone>(target: T) -> (Arc<RouteEntry<T>>, impl Fn() -> Held + 'static) {
     let mut profile = ServiceProfile::new("svc:80".parse().unwrap());
     let own = profile.names[0].clone();
     profile.routes = vec![Route { retry: Some(retry()), timeouts: timeouts(), ..Route::default() }];
@@ -408,7 +411,7 @@ fn call<T>(entry: &Arc<RouteEntry<T>>) -> impl Fn(Request<Content>) -> Call<Cont
 fn balanced<S: Clone + 'static>(
     settings: &BreakerSettings,
     make: impl Fn() -> S,
-) -> (Balance<S>, impl Fn() -> Vec<(&'static str, u64)> + 'static) {
+) -> (Balance<S>, impl Fn() -> Held + 'static) {
     let balance = Balance::new("svc", &BalancerSettings::default(), Some(settings), Rng::seeded(1));
     let endpoints = (1..3).map(|port| Endpoint::new(([127, 0, 0, 1], port).into()));
     balance.update(&EndpointSet::new(endpoints), |_| make());
