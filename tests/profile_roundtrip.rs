@@ -383,13 +383,13 @@ fn balancer() -> impl Strategy<Value = BalancerSettings> {
         .prop_map(|(zone, overflow_below_percent)| LocalitySettings { zone, overflow_below_percent });
     let times = (of(time()), of(time()), of(time()));
     let counts = (of(1..=u32::MAX), of(any::<u32>()), of(0..=100_u8));
-    (of(algorithm), times, counts, of(locality), vec(hash_key(), 0..3)).prop_map(
+    (of(algorithm), times, counts, of(locality), (vec(hash_key(), 0..3), any::<bool>())).prop_map(
         |(
             algorithm,
             (default_rtt, decay, slow_start),
             (subset, min_ready, panic_percent),
             locality,
-            hash,
+            (hash, reports),
         )| {
             BalancerSettings {
                 algorithm,
@@ -401,6 +401,7 @@ fn balancer() -> impl Strategy<Value = BalancerSettings> {
                 panic_percent,
                 locality,
                 hash,
+                reports,
             }
         },
     )

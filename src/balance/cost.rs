@@ -82,11 +82,18 @@ pub struct View {
     pub health: Latency,
     /// The word of those that wait for headers: in the low 20 bits how many, above them when they began, summed.
     pub waiting: u64,
-    /// Responses whose body is under way.
-    pub streams: u32,
+    /// In the low half the responses whose body is under way; above them what the endpoint last said of the requests
+    /// of others ([`Others`]).
+    pub streams: u64,
 }
 
 impl View {
+    /// Responses whose body is under way.
+    #[inline(always)]
+    pub fn streams(&self) -> u32 {
+        self.streams as u32
+    }
+
     /// How many wait for headers.
     #[inline]
     pub fn count(&self) -> u32 {
@@ -98,6 +105,30 @@ impl View {
     pub fn age_ticks(&self, now: Moment) -> u64 {
         let began = self.waiting >> COUNT_BITS;
         u64::from(self.count()).wrapping_mul(ticks(now)).wrapping_sub(began) & (u64::MAX >> COUNT_BITS)
+    }
+}
+
+/// How many requests of others an endpoint said that it works on, and when: 12 bits of a count, 20 of milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Others(u32);
+
+impl Others {
+    const STAMP: u32 = (1 << 20) - 1;
+
+    /// `count` (at most 4095) at `now`.
+    pub(crate) fn new(count: u32, now: Moment) -> Self {
+        Self(count.min(4095) << 20 | now.millis() & Self::STAMP)
+    }
+
+    /// As a number, to be kept in an atomic.
+    pub(crate) fn word(self) -> u32 {
+        self.0
+    }
+
+    /// How many they are believed to be at `millis`. What was said fades with time constant [`OTHERS_MS`].
+    fn at(self, millis: u32) -> f32 {
+        let (count, age) = (self.0 >> 20, millis.wrapping_sub(self.0) & Self::STAMP);
+        if count == 0 { 0.0 } else { count as f32 * (-(age as f32) / OTHERS_MS).exp() }
     }
 }
 
@@ -149,6 +180,8 @@ pub struct Formula {
     decay_ms: f32,
     /// How long a latency stays before it begins to be forgotten, in milliseconds.
     grace_ms: u32,
+    /// Whether what endpoints say of their load counts.
+    reports: bool,
 }
 
 impl Default for Formula {
@@ -173,6 +206,8 @@ pub fn went_well(outcome: &Outcome) -> Option<bool> {
 
 /// How fast failures are forgiven.
 const FORGIVE_MS: f32 = 5000.0;
+/// How fast a report of load is forgotten.
+const OTHERS_MS: f32 = 1000.0;
 /// How fast past draws are forgotten: long enough to hold many, short enough to follow a change of weights.
 const FADE_MS: f32 = 10_000.0;
 /// What one request changes of the health: five bad ends in a row leave a third.
@@ -194,7 +229,15 @@ impl Formula {
     /// 24 days) is over.
     pub fn new(estimator: Estimator, power: Power, decay: Duration, grace: Duration) -> Self {
         let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX).min(u32::MAX / 2);
-        Self { estimator, power, decay_ms: (decay.as_secs_f32() * 1000.0).max(1.0), grace_ms }
+        let decay_ms = (decay.as_secs_f32() * 1000.0).max(1.0);
+        Self { estimator, power, decay_ms, grace_ms, reports: false }
+    }
+
+    /// The same, and the requests of others that endpoints report count as load.
+    #[must_use]
+    pub fn with_reports(mut self) -> Self {
+        self.reports = true;
+        self
     }
 
     /// The latency after a sample of `secs`.
@@ -267,7 +310,10 @@ impl Formula {
     /// Runs for each candidate of each pick, so what is rare stands in functions of its own.
     #[inline(always)]
     pub fn weighed(&self, power: Power, view: &View, at: Glance, load_factor: f32) -> f32 {
-        let load = (view.count() + view.streams) as f32 * load_factor + 1.0;
+        let mut load = (view.count() + view.streams()) as f32 * load_factor + 1.0;
+        if self.reports {
+            load += Others((view.streams >> 32) as u32).at(at.millis) * load_factor;
+        }
         let cost = match power {
             Power::None => load,
             Power::One => self.present(view, at) * load,
@@ -370,7 +416,7 @@ mod tests {
         fn every_score_is_a_finite_number_above_zero(
             secs in prop_oneof![Just(0.0f32), Just(f32::INFINITY), Just(f32::NAN), Just(f32::MAX), 0.0f32..1e9],
             health in 0.0f32..=1.0, stamps in (any::<u32>(), any::<u32>()), now: u64,
-            waiting: u64, streams in 0u32..(1 << 30),
+            waiting: u64, streams in 0u64..(1 << 30), said: u32,
             scarcity in prop_oneof![Just(1.0f32), Just(1e-9), Just(1e9)], rule in 0u8..3,
         ) {
             let power = [Power::None, Power::One, Power::ThreeHalves][usize::from(rule)];
@@ -379,9 +425,11 @@ mod tests {
             let before = Latency { secs: 0.01, stamp: stamps.0, assumed: false };
             let latency = formula.learn(before, now, secs);
             let health = Latency { secs: health, stamp: stamps.1, assumed: false };
-            let view = View { latency, health, waiting, streams };
-            let score = formula.weighed(power, &view, now.into(), scarcity);
-            prop_assert!(score.is_finite() && score > 0.0, "{}", score);
+            let view = View { latency, health, waiting, streams: streams | u64::from(said) << 32 };
+            for formula in [formula, formula.with_reports()] {
+                let score = formula.weighed(power, &view, now.into(), scarcity);
+                prop_assert!(score.is_finite() && score > 0.0, "{}", score);
+            }
         }
 
         #[test]
@@ -389,6 +437,20 @@ mod tests {
             let latency = Latency { secs, stamp, assumed };
             prop_assert_eq!(Latency::unpack(latency.pack()), latency);
         }
+    }
+
+    #[test]
+    fn what_an_endpoint_reports_counts_as_load_fades_and_only_if_asked_for() {
+        let formula = peak().with_reports();
+        let latency = Latency { secs: 0.01, stamp: at(1.0).millis(), assumed: false };
+        let reported =
+            |count| View { streams: u64::from(Others::new(count, at(1.0)).word()) << 32, ..view(latency) };
+        let cost = |formula: &Formula, count, now| formula.score(&reported(count), at(now)) / 0.01;
+        assert!((cost(&formula, 9, 1.0) - 10.0).abs() < 1e-3);
+        assert!((cost(&peak(), 9, 1.0) - 1.0).abs() < 1e-3, "not asked for");
+        let later = |now| cost(&formula, 9, now) / (cost(&formula, 0, now));
+        assert!(later(1.5) < later(1.1) && later(8.0) < 1.01, "{} {}", later(1.1), later(8.0));
+        assert_eq!(Others::new(u32::MAX, at(1.0)).at(at(1.0).millis()), 4095.0);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Floor 2: what is known of one endpoint: 64 bytes of atomics, read and written by every thread without a lock.
 
-use crate::balance::cost::{Formula, Latency, View, waiting_since};
+use crate::balance::cost::{Formula, Latency, Others, View, waiting_since};
 use crate::balance::set::Place;
 use crate::stdx::moment::Moment;
 use crate::stdx::sync::{AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -18,7 +18,8 @@ pub struct Cell {
     waiting: AtomicU64,
     latency: AtomicU64,
     health: AtomicU64,
-    streams: AtomicU32,
+    /// Streams in the low half, above them what it says of others' requests.
+    streams: AtomicU64,
     gate: AtomicU32,
     born_ms: u32,
     id: u32,
@@ -38,7 +39,7 @@ impl Cell {
             waiting: AtomicU64::new(0),
             latency: AtomicU64::new(Latency::assumed(assumed, now).pack()),
             health: AtomicU64::new(Latency { secs: 1.0, stamp: now.millis(), assumed: false }.pack()),
-            streams: AtomicU32::new(0),
+            streams: AtomicU64::new(0),
             gate: AtomicU32::new(0),
             born_ms: now.millis(),
             id,
@@ -140,7 +141,15 @@ impl Cell {
     /// Requests in flight, to the end of their responses.
     pub fn in_flight(&self) -> u32 {
         let view = self.view();
-        view.count() + view.streams
+        view.count() + view.streams()
+    }
+
+    /// The endpoint says that it works on so many requests at `now`; what this process has there is not counted twice.
+    /// Of two reports at once either may count.
+    pub fn reported(&self, requests: u32, now: Moment) {
+        let others = Others::new(requests.saturating_sub(self.in_flight()), now);
+        let word = |seen: u64| Some(seen & u64::from(u32::MAX) | u64::from(others.word()) << 32);
+        let _ = self.streams.fetch_update(Relaxed, Relaxed, word);
     }
 
     /// Learns a latency. Of many threads that learn at once one or two get through, which is enough for an average.

@@ -265,6 +265,7 @@ fn finish<B: Body>(
             };
             let judged = Judged { head, at: clock::now() };
             ticket.head(judged.at, head, status.as_u16());
+            ticket.told(Some(response.headers()));
             if let Some(cookie) = cookie {
                 response.headers_mut().append(SET_COOKIE, *cookie);
             }

@@ -140,7 +140,7 @@ impl Rules {
             subset_seed: rng.next_u64(),
             rng,
             settings: settings.clone(),
-            formula: formula(settings),
+            formula: if settings.reports { formula(settings).with_reports() } else { formula(settings) },
             breaker: Breaker::new(breaker, settings.min_ready.unwrap_or(1), now),
             count: None,
         }

@@ -3,6 +3,7 @@
 use crate::balance::cost::went_well;
 use crate::balance::endpoint::Cell;
 use crate::balance::local;
+use crate::balance::report;
 use crate::balance::routes::RoutePass;
 use crate::balance::rules::{Breaker, Rules};
 use crate::breaker::detect::Chart;
@@ -173,6 +174,19 @@ impl Ticket {
         }
     }
 
+    /// What the endpoint tells of its load in headers or trailers, if it is asked for.
+    #[inline]
+    pub(crate) fn told(&self, headers: Option<&HeaderMap>) {
+        let Some(member) = self.member.as_ref().filter(|member| member.rules.settings.reports) else {
+            return;
+        };
+        if let Some(load) = headers.and_then(report::read)
+            && let Some(requests) = load.requests(member.cell.latency().secs)
+        {
+            member.cell.reported(requests, member.rules.now());
+        }
+    }
+
     /// The response proved to be one that the endpoint worked for: its latency counts, measured to its headers.
     #[inline]
     pub(crate) fn data(&mut self) {
@@ -188,6 +202,7 @@ impl Ticket {
     /// The response came to its end, with these trailers.
     #[inline]
     pub(crate) fn complete(self, last: Option<&HeaderMap>) -> Option<Arc<Member>> {
+        self.told(last);
         let outcome = match self.phase {
             Phase::Body { head, judged: false, .. } => trailers(head, last),
             Phase::Body { head, .. } => head,

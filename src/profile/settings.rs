@@ -203,6 +203,8 @@ pub struct BalancerSettings {
     pub locality: Option<LocalitySettings>,
     /// What is hashed, for the rules that hash; the first key that the request has decides.
     pub hash: Vec<HashKey>,
+    /// Whether what endpoints tell of their load (ORCA's `endpoint-load-metrics`) counts beside what this client knows.
+    pub reports: bool,
 }
 
 /// The rules for choosing a replica.

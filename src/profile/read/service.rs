@@ -35,6 +35,7 @@ pub(crate) fn balancer(field: &Field<'_>) -> BalancerSettings {
         panic_percent: f.get("panicPercent").integer(0..=100),
         locality: f.get("locality").fields(locality).flatten(),
         hash: words::hash_keys(&f.get("hash")),
+        reports: f.get("reports").bool().unwrap_or(false),
     });
     read.unwrap_or_default()
 }

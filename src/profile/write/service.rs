@@ -38,6 +38,7 @@ pub(crate) fn balancer(balancer: &BalancerSettings) -> Tree {
         .maybe("panicPercent", balancer.panic_percent)
         .maybe("locality", locality)
         .list("hash", settings::hash_keys(&balancer.hash))
+        .flag("reports", balancer.reports)
 }
 
 fn algorithm(algorithm: Algorithm) -> Tree {
