@@ -3,6 +3,7 @@
 //! ```text
 //! cargo bench --bench lbsim                      every scenario, five seeds
 //! cargo bench --bench lbsim -- SCENARIO … SEEDS  some of them
+//! cargo bench --bench lbsim -- storm             retry storms alone
 //! cargo bench --bench lbsim -- --docs            docs/balancing.md and its charts
 //! cargo bench --bench lbsim -- --tune            variants of the default on a seed that no table uses
 //! cargo bench --bench lbsim -- --smoke           two seconds of it
@@ -75,7 +76,9 @@ fn players(key: &str) -> Vec<Player> {
         ours("**enmesh, default**", DEFAULT),
     ];
     if key == "sparse" {
-        all.push(ours("**enmesh, default, subset 10**", Knobs { subset: Some(10), ..DEFAULT }));
+        let subset = Knobs { subset: Some(10), ..DEFAULT };
+        all.push(ours("**enmesh, default, subset 10**", subset));
+        all.push(ours("**enmesh, default, subset 10, reports**", Knobs { reports: true, ..subset }));
     }
     all
 }
@@ -181,6 +184,11 @@ fn main() {
         return;
     }
     let seeds = &SEEDS[..count.clamp(1, SEEDS.len())];
+    if keys.iter().any(|key| *key == "storm") {
+        let mut text = String::new();
+        report::storms(&mut text, seeds);
+        return print!("{text}");
+    }
     let tables = tables(&scenarios, seeds, players);
     print!("{}", report::text(&tables));
     if has("--docs") {

@@ -25,6 +25,7 @@ pub struct Ours {
     picker: Picker,
     rng: Rng,
     last_id: u32,
+    reports: bool,
 }
 
 /// What differs from the defaults, to measure what each part is worth.
@@ -36,10 +37,19 @@ pub struct Knobs {
     pub subset: Option<usize>,
     pub slow_start: Option<Duration>,
     pub weights: bool,
+    /// What servers report counts.
+    pub reports: bool,
 }
 
-pub const DEFAULT: Knobs =
-    Knobs { rule: "freed", ring: usize::MAX, zones: true, subset: None, slow_start: None, weights: true };
+pub const DEFAULT: Knobs = Knobs {
+    rule: "freed",
+    ring: usize::MAX,
+    zones: true,
+    subset: None,
+    slow_start: None,
+    weights: true,
+    reports: false,
+};
 
 fn moment(now: f64) -> Moment {
     // From a second on: a balancer is never asked at the very beginning of its time.
@@ -56,6 +66,7 @@ impl Ours {
             "turn" => (Rule::Turn(Arc::default()), peak(Power::One)),
             _ => (Rule::Freed, Formula::default()),
         };
+        let formula = if knobs.reports { formula.with_reports() } else { formula };
         let here = plan.zone_of(client);
         let mut ours = Self {
             set: Set::default(),
@@ -67,6 +78,7 @@ impl Ours {
             picker: Picker { rule, formula, slow_start: knobs.slow_start, overflow_below: 0.7 },
             rng,
             last_id: 0,
+            reports: knobs.reports,
         };
         for server in ours.first_members(knobs, plan) {
             ours.put(server, 0.0);
@@ -127,7 +139,7 @@ impl Balancer for Ours {
         }
     }
 
-    fn ended(&mut self, server: usize, now: f64, sent: f64, end: End, _: &Report) {
+    fn ended(&mut self, server: usize, now: f64, sent: f64, end: End, report: &Report) {
         let Some(slot) = self.slot(server) else { return };
         let (now, sent, cell, formula) = (moment(now), moment(sent), &slot.cell, &self.picker.formula);
         if sent.millis() < cell.born_ms() {
@@ -136,6 +148,9 @@ impl Balancer for Ours {
         }
         cell.headers(sent);
         let secs = now.secs_since(sent);
+        if self.reports && end == End::Well {
+            cell.reported(report.in_flight, now);
+        }
         match end {
             End::Well => {
                 cell.learn(formula, now, secs);

@@ -242,6 +242,10 @@ fn overview(out: &mut String, tables: &[Table]) {
                 cells("**enmesh, default, subset 10**"),
                 "the same, each client with a subset of 10",
             ));
+            out.push_str(&line(
+                cells("**enmesh, default, subset 10, reports**"),
+                "the same, with subsets and reports of load",
+            ));
         }
     }
     let _ = writeln!(
@@ -314,12 +318,14 @@ fn targets(out: &mut String, tables: &[Table]) {
     }
 }
 
-fn storms(out: &mut String, seeds: &[u64]) {
+pub fn storms(out: &mut String, seeds: &[u64]) {
     let _ = writeln!(
         out,
         "\n## Retry storms\n\n20 servers at 0.8 of their capacity, at half speed from 20 s to 30 s; 250 ms an attempt, four \
-         attempts. The budgets are the product's own (`src/retry/budget.rs`); that servers drop what is past its deadline \
-         when its turn comes is simulated. 62.5 % is all that the slow servers can do.\n\n| policy | while slow | 10 s \
+         attempts. The budgets are the product's own (`src/retry/budget.rs`); the queue of servers \
+         with admission too (`src/limit/queue.rs`: it refuses what cannot end in time when it comes and when it is next, \
+         and serves the newest first while it stands); that other servers drop what is past its deadline when its turn \
+         comes is simulated. 62.5 % is all that the slow servers can do.\n\n| policy | while slow | 10 s \
          after | from 60 s | recovery | most attempts |\n|---|---|---|---|---|---|"
     );
     for policy in storm::policies() {

@@ -2,6 +2,7 @@
 //! budgets are the product's own.
 
 use crate::world::exponential;
+use enmesh::limit::queue::{Ask, Pace, Pop, Push, Queue};
 use enmesh::profile::settings::BudgetSettings;
 use enmesh::retry::budget::{Budget, DEFAULT, Stake};
 use enmesh::stdx::clock;
@@ -17,6 +18,8 @@ const WORK: f64 = 0.010;
 const TIMEOUT: f64 = 0.250;
 const UNTIL: usize = 120;
 const ATTEMPTS: u32 = 4;
+/// Who may wait at a server with admission.
+const PLACES: usize = 1000;
 
 /// How callers try again, and what servers do about it.
 #[derive(Debug, Clone, Copy)]
@@ -24,8 +27,19 @@ pub struct Policy {
     pub name: &'static str,
     /// `None` is no retries at all.
     budget: Option<Option<BudgetSettings>>,
-    /// Servers drop what is past its deadline when its turn comes.
-    deadlines: bool,
+    /// What servers do about it.
+    servers: Servers,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Servers {
+    /// Everything in turn.
+    Serve,
+    /// They drop what is past its deadline when its turn comes.
+    Deadlines,
+    /// The product's own queue: it refuses what cannot end in time when it comes and when it is next, and serves the
+    /// newest first while it stands (`src/limit/queue.rs`).
+    Admission,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -45,17 +59,22 @@ pub fn policies() -> Vec<Policy> {
         BudgetSettings::Windowed { ratio_ppm: 200_000, min_per_second: 10, ttl: Duration::from_secs(10) };
     let active = BudgetSettings::ActiveShare { ratio_ppm: 200_000, min_concurrent: 3 };
     let bucket = BudgetSettings::TokenBucket { max_milli: 10_000, ratio_milli: 100 };
-    let policy = |name, budget, deadlines| Policy { name, budget, deadlines };
+    let policy = |name, budget, servers| Policy { name, budget, servers };
+    let (serve, deadlines, admission) = (Servers::Serve, Servers::Deadlines, Servers::Admission);
     vec![
-        policy("no retries", None, false),
-        policy("3 retries, no budget", Some(None), false),
-        policy("Linkerd's, Finagle's budget: 20 % of 10 s, 10 a second", Some(Some(windowed)), false),
-        policy("Envoy's budget: 20 % of what is active, 3", Some(Some(active)), false),
-        policy("gRPC's throttle: 10 tokens, 0.1", Some(Some(bucket)), false),
-        policy("**enmesh's default budget**", Some(Some(DEFAULT)), false),
-        policy("no retries, deadlines kept by servers", None, true),
-        policy("Linkerd's budget, deadlines kept by servers", Some(Some(windowed)), true),
-        policy("**enmesh's default budget, deadlines kept by servers**", Some(Some(DEFAULT)), true),
+        policy("no retries", None, serve),
+        policy("3 retries, no budget", Some(None), serve),
+        policy("Linkerd's, Finagle's budget: 20 % of 10 s, 10 a second", Some(Some(windowed)), serve),
+        policy("Envoy's budget: 20 % of what is active, 3", Some(Some(active)), serve),
+        policy("gRPC's throttle: 10 tokens, 0.1", Some(Some(bucket)), serve),
+        policy("**enmesh's default budget**", Some(Some(DEFAULT)), serve),
+        policy("no retries, deadlines kept by servers", None, deadlines),
+        policy("Linkerd's budget, deadlines kept by servers", Some(Some(windowed)), deadlines),
+        policy("**enmesh's default budget, deadlines kept by servers**", Some(Some(DEFAULT)), deadlines),
+        policy("no retries, deadlines and admission", None, admission),
+        policy("Linkerd's budget, deadlines and admission", Some(Some(windowed)), admission),
+        policy("3 retries, no budget, deadlines and admission", Some(None), admission),
+        policy("**enmesh's default budget, deadlines and admission**", Some(Some(DEFAULT)), admission),
     ]
 }
 
@@ -71,6 +90,8 @@ struct Attempt {
     call: u32,
     server: usize,
     sent: f64,
+    /// When its work began.
+    begun: f64,
     over: bool,
 }
 
@@ -92,6 +113,9 @@ struct Storm {
     attempts: Vec<Attempt>,
     calls: Vec<Call>,
     queues: Vec<VecDeque<u32>>,
+    /// Those of servers with admission, and how fast each serves, by its own measurement.
+    doors: Vec<Queue<u32>>,
+    paces: Vec<Pace>,
     busy: Vec<usize>,
     /// For each second: requests, those that went well, attempts.
     seconds: Vec<[f64; 3]>,
@@ -110,6 +134,8 @@ pub fn run(policy: Policy, seed: u64) -> Outcome {
         attempts: Vec::new(),
         calls: Vec::new(),
         queues: vec![VecDeque::new(); SERVERS],
+        doors: (0..SERVERS).map(|_| Queue::new(PLACES)).collect(),
+        paces: vec![Pace::default(); SERVERS],
         busy: vec![0; SERVERS],
         seconds: vec![[0.0; 3]; UNTIL + 10],
     };
@@ -167,28 +193,72 @@ impl Storm {
         self.seconds[now as usize][2] += 1.0;
         let server = self.rng.below(SERVERS as u32) as usize;
         let attempt = self.attempts.len() as u32;
-        self.attempts.push(Attempt { call, server, sent: now, over: false });
+        self.attempts.push(Attempt { call, server, sent: now, begun: now, over: false });
         self.at(now + TIMEOUT, Event::TimedOut(attempt));
-        self.queues[server].push_back(attempt);
+        if self.policy.servers == Servers::Admission {
+            let ask = Ask { deadline: Some(self.instant(now + TIMEOUT)), ..Ask::default() };
+            let (pace, instant) = (self.paces[server], self.instant(now));
+            if let Push::Refused(attempt, _) = self.doors[server].push(ask, attempt, pace, instant) {
+                return self.refused(attempt, now);
+            }
+        } else {
+            self.queues[server].push_back(attempt);
+        }
         self.work(server, now);
+    }
+
+    /// The server says at once that it will not.
+    fn refused(&mut self, attempt: u32, now: f64) {
+        let it = &mut self.attempts[attempt as usize];
+        if !std::mem::replace(&mut it.over, true) {
+            let call = it.call;
+            self.failed(call, now);
+        }
     }
 
     fn work(&mut self, server: usize, now: f64) {
         while self.busy[server] < WORKERS
-            && let Some(attempt) = self.queues[server].pop_front()
+            && let Some(attempt) = self.next(server, now)
         {
-            let it = &self.attempts[attempt as usize];
-            if self.policy.deadlines && now - it.sent > TIMEOUT {
-                continue;
-            }
             self.busy[server] += 1;
+            self.attempts[attempt as usize].begun = now;
             let takes = exponential(&self.rng, WORK) / self.speed;
             self.at(now + takes, Event::Done(attempt));
         }
     }
 
+    /// The attempt whose turn it is.
+    fn next(&mut self, server: usize, now: f64) -> Option<u32> {
+        let instant = self.instant(now);
+        if self.policy.servers != Servers::Admission {
+            let queue = &mut self.queues[server];
+            let late = |sent: f64| self.policy.servers == Servers::Deadlines && now - sent > TIMEOUT;
+            return std::iter::from_fn(|| queue.pop_front())
+                .find(|it| !late(self.attempts[*it as usize].sent));
+        }
+        let pace = self.paces[server];
+        loop {
+            match self.doors[server].pop(pace, instant)? {
+                Pop::Shed(attempt, _) => self.refused(attempt, now),
+                // Whoever gave up has left.
+                Pop::Next(attempt) if self.attempts[attempt as usize].over => {}
+                Pop::Next(attempt) => {
+                    while let Some(late) = self.doors[server].overdue(pace, instant) {
+                        self.refused(late, now);
+                    }
+                    return Some(attempt);
+                }
+            }
+        }
+    }
+
     fn done(&mut self, attempt: u32, now: f64) {
         let it = &mut self.attempts[attempt as usize];
+        let pace = &mut self.paces[it.server];
+        let took = now - it.begun;
+        let known = if pace.typical.is_zero() { took } else { pace.typical.as_secs_f64() };
+        pace.typical = Duration::from_secs_f64(known * 0.95 + took * 0.05);
+        pace.step = pace.typical / WORKERS as u32;
         let (server, over, call) = (it.server, it.over, it.call as usize);
         it.over = true;
         if !over && !self.calls[call].over {
