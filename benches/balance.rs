@@ -96,7 +96,7 @@ fn choice(size: usize, rule: Rule, formula: Formula) -> impl FnMut() {
         set.put(place, Slot { cell, weight: 1000, item: () });
     }
     set.seal();
-    let picker = Picker { rule, formula, slow_start: None, overflow_below: 0.7 };
+    let picker = Picker { rule, formula, slow_start: None, overflow_below: 0.7, others: None };
     let rng = Rng::thread();
     move || {
         let now = black_box(now);

@@ -20,8 +20,10 @@ use enmesh::profile::matching::{Condition, PathKind, PathMatch};
 use enmesh::profile::route::Route;
 use enmesh::profile::service::ServiceProfile;
 use enmesh::profile::settings::{
-    Algorithm, BalancerSettings, BreakerSettings, Detector, FailureClass, HashKey, LocalitySettings, Recovery,
+    Algorithm, BalancerSettings, BreakerSettings, BudgetSettings, Detector, FailureClass, HashKey,
+    LocalitySettings, Recovery, RetrySettings,
 };
+use enmesh::retry::layer::RetryLayer;
 use enmesh::route::head::RequestHead;
 use enmesh::stdx::clock;
 use enmesh::stdx::rng::Rng;
@@ -771,6 +773,114 @@ async fn a_retry_goes_elsewhere_while_there_is_an_elsewhere() {
             state.tried.push(id);
         }
     }
+}
+
+/// However an attempt fails, by its answer, by an error, by never being ready: the next one is not there again.
+#[tokio::test(start_paused = true)]
+async fn retries_leave_the_endpoint_that_failed_whatever_it_failed_by() {
+    for (rule, broken) in
+        [Algorithm::RecentlyFreed, Algorithm::PeakEwma, Algorithm::RoundRobin, Algorithm::Random]
+            .into_iter()
+            .flat_map(|rule| [(rule, Answer::Status(503)), (rule, Answer::Error), (rule, Answer::Unready)])
+    {
+        let settings = BalancerSettings { algorithm: Some(rule), ..BalancerSettings::default() };
+        let world = World::with(&settings, None);
+        world.fill([1, 2, 3]);
+        (1..=2).for_each(|port| world.answers(port, broken.clone()));
+        let budget =
+            BudgetSettings::Windowed { ratio_ppm: 0, min_per_second: 1000, ttl: Duration::from_secs(10) };
+        let route = Route { retry: Some(RetrySettings::default()), ..Route::default() };
+        for _ in 0..50 {
+            let call = on_route_of(&route, budget);
+            let service = RetryLayer::<AskBody>::by_route(Rng::seeded(7)).layer(world.balance.clone());
+            let response = service.oneshot(call).await.unwrap();
+            assert_eq!(
+                response.status(),
+                200,
+                "{rule:?} {broken:?}: three attempts find the one that is well"
+            );
+            response.into_body().collect().await.unwrap();
+        }
+    }
+}
+
+/// A call of the only route of a service.
+fn on_route_of(route: &Route, budget: BudgetSettings) -> Call<Full<Bytes>, ()> {
+    let profile = ServiceProfile {
+        routes: vec![route.clone()],
+        retry_budget: Some(budget),
+        ..ServiceProfile::new("svc:80".parse().unwrap())
+    };
+    let metrics = MetricsSet::unseen();
+    let own = "svc:80".parse().unwrap();
+    let compiler = Compiler {
+        service: "svc:80".into(),
+        own,
+        direction: Direction::Outbound,
+        metrics: &metrics,
+        faults: FaultSwitch::default(),
+    };
+    let policy = compiler.compile(Arc::new(profile), None, |_| ()).unwrap();
+    let scope = CallScope { entry: Arc::clone(&policy.routes()[0]), state: CallState::new(clock::now()) };
+    Call { http: request(), scope }
+}
+
+/// What servers tell of their load counts, in headers and in trailers, where the profile asks for it.
+#[tokio::test(start_paused = true)]
+async fn reports_of_load_count_where_they_are_asked_for() {
+    // Both are equally fast; the first says that others keep it busy.
+    let shares = async |reports: bool, header: &'static str, value: &'static str, trailers: bool| {
+        let settings =
+            BalancerSettings { reports, algorithm: Some(Algorithm::PeakEwma), ..BalancerSettings::default() };
+        let balance = Balance::new("svc", &settings, None, Rng::seeded(1));
+        let endpoints = (1..=2).map(endpoint);
+        balance.update(&EndpointSet::new(endpoints), |endpoint| {
+            let value =
+                if endpoint.addr.port() == 1 { value } else { "TEXT named_metrics.requests_in_flight=1" };
+            tower::service_fn(move |_: Request<Full<Bytes>>| async move {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                let told = http::HeaderMap::from_iter([(
+                    http::HeaderName::from_static(header),
+                    http::HeaderValue::from_static(value),
+                )]);
+                let body = http_body_util::Empty::<Bytes>::new();
+                let mut response = match trailers {
+                    true => {
+                        Response::new(body.with_trailers(std::future::ready(Some(Ok(told)))).boxed_unsync())
+                    }
+                    false => {
+                        let mut response = Response::new(body.boxed_unsync());
+                        *response.headers_mut() = told;
+                        response
+                    }
+                };
+                *response.status_mut() = http::StatusCode::OK;
+                Ok::<_, Error>(response)
+            })
+        });
+        let mut first = 0;
+        for _ in 0..200 {
+            let body = balance.clone().oneshot(request()).await.unwrap().into_body();
+            first += u32::from(body.endpoint().unwrap().addr.port() == 1);
+            let _ = body.collect().await;
+        }
+        first
+    };
+    let busy = "TEXT named_metrics.requests_in_flight=50";
+    let (name, binary) = ("endpoint-load-metrics", "endpoint-load-metrics-bin");
+    assert!((60..=140).contains(&shares(false, name, busy, false).await), "nobody asked");
+    for (header, value, trailers) in [
+        (name, busy, false),
+        (name, busy, true),
+        (name, "JSON {\"cpu_utilization\": 0.98}", false),
+        // cpu_utilization = 0.98
+        (binary, "CVyPwvUoXO8/", true),
+    ] {
+        let first = shares(true, header, value, trailers).await;
+        assert!(first < 60, "{header}: {value}: {first} of 200");
+    }
+    let lie = "TEXT named_metrics.requests_in_flight=-5";
+    assert!((60..=140).contains(&shares(true, name, lie, false).await), "nobody believes it");
 }
 
 #[tokio::test(start_paused = true)]

@@ -25,7 +25,6 @@ pub struct Ours {
     picker: Picker,
     rng: Rng,
     last_id: u32,
-    reports: bool,
 }
 
 /// What differs from the defaults, to measure what each part is worth.
@@ -66,7 +65,7 @@ impl Ours {
             "turn" => (Rule::Turn(Arc::default()), peak(Power::One)),
             _ => (Rule::Freed, Formula::default()),
         };
-        let formula = if knobs.reports { formula.with_reports() } else { formula };
+        let others = knobs.reports.then(Arc::default);
         let here = plan.zone_of(client);
         let mut ours = Self {
             set: Set::default(),
@@ -75,10 +74,9 @@ impl Ours {
             far: (0..plan.servers()).map(|server| knobs.zones && plan.zone_of(server) != here).collect(),
             ring: Ring::default(),
             ring_max: knobs.ring,
-            picker: Picker { rule, formula, slow_start: knobs.slow_start, overflow_below: 0.7 },
+            picker: Picker { rule, formula, slow_start: knobs.slow_start, overflow_below: 0.7, others },
             rng,
             last_id: 0,
-            reports: knobs.reports,
         };
         for server in ours.first_members(knobs, plan) {
             ours.put(server, 0.0);
@@ -148,8 +146,8 @@ impl Balancer for Ours {
         }
         cell.headers(sent);
         let secs = now.secs_since(sent);
-        if self.reports && end == End::Well {
-            cell.reported(report.in_flight, now);
+        if let (Some(mean), End::Well) = (&self.picker.others, end) {
+            mean.learn(cell.reported(report.in_flight, now));
         }
         match end {
             End::Well => {

@@ -2,6 +2,7 @@
 
 use crate::classify::outcome::{Cause, Outcome, Verdict};
 use crate::stdx::moment::Moment;
+use crate::stdx::sync::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 /// The tick that ages are summed in, in seconds: 16 µs.
@@ -125,10 +126,27 @@ impl Others {
         self.0
     }
 
-    /// How many they are believed to be at `millis`. What was said fades with time constant [`OTHERS_MS`].
-    fn at(self, millis: u32) -> f32 {
-        let (count, age) = (self.0 >> 20, millis.wrapping_sub(self.0) & Self::STAMP);
-        if count == 0 { 0.0 } else { count as f32 * (-(age as f32) / OTHERS_MS).exp() }
+    /// How many they are believed to be at `millis`: what was said, and ever more what is usual (`mean`).
+    fn at(self, millis: u32, mean: f32) -> f32 {
+        let (count, age) = ((self.0 >> 20) as f32, millis.wrapping_sub(self.0) & Self::STAMP);
+        if self.0 == 0 { mean } else { mean + (count - mean) * (-(age as f32) / OTHERS_MS).exp() }
+    }
+}
+
+/// How many requests of others an endpoint of a service works on in the mean.
+#[derive(Debug, Default)]
+pub struct OthersMean(AtomicU32);
+
+impl OthersMean {
+    /// One endpoint says so many.
+    pub fn learn(&self, others: u32) {
+        let mean = self.get();
+        // Of two at once one is lost, which a mean does not mind.
+        self.0.store((mean + (others as f32 - mean) / OTHERS_SAMPLES).to_bits(), Relaxed);
+    }
+
+    fn get(&self) -> f32 {
+        f32::from_bits(self.0.load(Relaxed))
     }
 }
 
@@ -137,12 +155,23 @@ impl Others {
 pub struct Glance {
     now: Moment,
     millis: u32,
+    /// Others' requests in the mean; below 0 where reports do not count.
+    others: f32,
+}
+
+impl Glance {
+    /// The same, and what endpoints report of others' requests counts.
+    #[must_use]
+    pub fn with_others(mut self, mean: &OthersMean) -> Self {
+        self.others = mean.get();
+        self
+    }
 }
 
 impl From<Moment> for Glance {
     #[inline]
     fn from(now: Moment) -> Self {
-        Self { now, millis: now.millis() }
+        Self { now, millis: now.millis(), others: -1.0 }
     }
 }
 
@@ -180,8 +209,6 @@ pub struct Formula {
     decay_ms: f32,
     /// How long a latency stays before it begins to be forgotten, in milliseconds.
     grace_ms: u32,
-    /// Whether what endpoints say of their load counts.
-    reports: bool,
 }
 
 impl Default for Formula {
@@ -206,8 +233,10 @@ pub fn went_well(outcome: &Outcome) -> Option<bool> {
 
 /// How fast failures are forgiven.
 const FORGIVE_MS: f32 = 5000.0;
-/// How fast a report of load is forgotten.
-const OTHERS_MS: f32 = 1000.0;
+/// How fast a report of load is forgotten: some latencies, since a queue lives no longer.
+const OTHERS_MS: f32 = 300.0;
+/// How many reports make a mean.
+const OTHERS_SAMPLES: f32 = 64.0;
 /// How fast past draws are forgotten: long enough to hold many, short enough to follow a change of weights.
 const FADE_MS: f32 = 10_000.0;
 /// What one request changes of the health: five bad ends in a row leave a third.
@@ -230,14 +259,7 @@ impl Formula {
     pub fn new(estimator: Estimator, power: Power, decay: Duration, grace: Duration) -> Self {
         let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX).min(u32::MAX / 2);
         let decay_ms = (decay.as_secs_f32() * 1000.0).max(1.0);
-        Self { estimator, power, decay_ms, grace_ms, reports: false }
-    }
-
-    /// The same, and the requests of others that endpoints report count as load.
-    #[must_use]
-    pub fn with_reports(mut self) -> Self {
-        self.reports = true;
-        self
+        Self { estimator, power, decay_ms, grace_ms }
     }
 
     /// The latency after a sample of `secs`.
@@ -311,8 +333,8 @@ impl Formula {
     #[inline(always)]
     pub fn weighed(&self, power: Power, view: &View, at: Glance, load_factor: f32) -> f32 {
         let mut load = (view.count() + view.streams()) as f32 * load_factor + 1.0;
-        if self.reports {
-            load += Others((view.streams >> 32) as u32).at(at.millis) * load_factor;
+        if at.others >= 0.0 {
+            load += Others((view.streams >> 32) as u32).at(at.millis, at.others) * load_factor;
         }
         let cost = match power {
             Power::None => load,
@@ -426,8 +448,10 @@ mod tests {
             let latency = formula.learn(before, now, secs);
             let health = Latency { secs: health, stamp: stamps.1, assumed: false };
             let view = View { latency, health, waiting, streams: streams | u64::from(said) << 32 };
-            for formula in [formula, formula.with_reports()] {
-                let score = formula.weighed(power, &view, now.into(), scarcity);
+            let others = OthersMean::default();
+            others.learn(said);
+            for at in [Glance::from(now), Glance::from(now).with_others(&others)] {
+                let score = formula.weighed(power, &view, at, scarcity);
                 prop_assert!(score.is_finite() && score > 0.0, "{}", score);
             }
         }
@@ -440,17 +464,25 @@ mod tests {
     }
 
     #[test]
-    fn what_an_endpoint_reports_counts_as_load_fades_and_only_if_asked_for() {
-        let formula = peak().with_reports();
-        let latency = Latency { secs: 0.01, stamp: at(1.0).millis(), assumed: false };
-        let reported =
-            |count| View { streams: u64::from(Others::new(count, at(1.0)).word()) << 32, ..view(latency) };
-        let cost = |formula: &Formula, count, now| formula.score(&reported(count), at(now)) / 0.01;
-        assert!((cost(&formula, 9, 1.0) - 10.0).abs() < 1e-3);
-        assert!((cost(&peak(), 9, 1.0) - 1.0).abs() < 1e-3, "not asked for");
-        let later = |now| cost(&formula, 9, now) / (cost(&formula, 0, now));
-        assert!(later(1.5) < later(1.1) && later(8.0) < 1.01, "{} {}", later(1.1), later(8.0));
-        assert_eq!(Others::new(u32::MAX, at(1.0)).at(at(1.0).millis()), 4095.0);
+    fn what_an_endpoint_reports_counts_until_it_is_old_and_only_if_asked_for() {
+        let (formula, mean) = (peak(), OthersMean::default());
+        (0..1000).for_each(|_| mean.learn(5));
+        let load = |reported: Option<u32>, now: f64, asked: bool| {
+            let latency = Latency { secs: 0.01, stamp: at(now).millis(), assumed: false };
+            let others = reported.map_or(0, |count| u64::from(Others::new(count, at(1.0)).word()));
+            let (glance, view) = (Glance::from(at(now)), View { streams: others << 32, ..view(latency) });
+            let glance = if asked { glance.with_others(&mean) } else { glance };
+            formula.weighed(Power::One, &view, glance, 1.0) / 0.01
+        };
+        let check =
+            |found: f32, expected: f32| assert!((found - expected).abs() < 0.01, "{found} {expected}");
+        check(load(Some(9), 1.0, false), 1.0);
+        check(load(Some(9), 1.0, true), 10.0);
+        check(load(Some(0), 1.0, true), 1.0);
+        check(load(None, 1.0, true), 6.0);
+        check(load(Some(9), 1.3, true), 1.0 + 5.0 + 4.0 / std::f32::consts::E);
+        check(load(Some(9), 9.0, true), 6.0);
+        check(load(Some(u32::MAX), 1.0, true), 4096.0);
     }
 
     #[test]

@@ -145,11 +145,13 @@ impl Cell {
     }
 
     /// The endpoint says that it works on so many requests at `now`; what this process has there is not counted twice.
-    /// Of two reports at once either may count.
-    pub fn reported(&self, requests: u32, now: Moment) {
-        let others = Others::new(requests.saturating_sub(self.in_flight()), now);
+    /// Of two reports at once either may count. Returns how many are others'.
+    pub fn reported(&self, requests: u32, now: Moment) -> u32 {
+        let count = requests.saturating_sub(self.in_flight());
+        let others = Others::new(count, now);
         let word = |seen: u64| Some(seen & u64::from(u32::MAX) | u64::from(others.word()) << 32);
         let _ = self.streams.fetch_update(Relaxed, Relaxed, word);
+        count
     }
 
     /// Learns a latency. Of many threads that learn at once one or two get through, which is enough for an average.

@@ -6,7 +6,8 @@ use crate::balance::ticket::Ticket;
 use crate::classify::classifier::Classifier;
 use crate::classify::outcome::Outcome;
 use crate::error::{Error, Scope};
-use crate::policy::call::{Judged, MeshRequest};
+use crate::policy::call::{EndpointId, Judged, MeshRequest};
+use crate::policy::failed;
 use crate::stdx::clock;
 use crate::stdx::clock::Duration;
 use http::header::SET_COOKIE;
@@ -60,7 +61,8 @@ enum State<S: Service<R>, R> {
     /// What few calls meet is in a box: all others then move a smaller future.
     Wait(Box<Waiting<S, R>>),
     Ready(Box<Unready<S, R>>),
-    Failed(Option<Error>),
+    /// With the error, and the endpoint if one was picked.
+    Failed(Option<Error>, Option<EndpointId>),
     Done,
 }
 
@@ -97,7 +99,7 @@ where
         let classifier = classifier.filter(|classifier| !classifier.is_default()).cloned();
         let state = match pick {
             Pick::Sent(service, ticket) => State::send(service, ticket, request, balance.fail_fast()),
-            Pick::Refused(error) => State::Failed(Some(error)),
+            Pick::Refused(error) => State::Failed(Some(error), None),
             Pick::Unknown => State::wait(balance, request),
         };
         Self { state, classifier, cookie }
@@ -117,8 +119,8 @@ where
             Poll::Ready(Ok(())) => Self::Call { future: service.call(request), ticket: Some(ticket) },
             Poll::Ready(Err(error)) => {
                 let error = error.into();
-                ticket.settle(&Outcome::of_error(&error));
-                Self::Failed(Some(error))
+                let endpoint = settled(ticket, &error);
+                Self::Failed(Some(error), endpoint)
             }
             Poll::Pending => Self::unready(service, ticket, request, fail_fast),
         }
@@ -172,7 +174,7 @@ where
                         (Ok((service, ticket)), Some(request)) => {
                             State::send(service, ticket, request, balance.fail_fast())
                         }
-                        (Err(error), _) => State::Failed(Some(error)),
+                        (Err(error), _) => State::Failed(Some(error), None),
                         (Ok(_), None) => State::Done,
                     }
                 }
@@ -187,8 +189,8 @@ where
                             State::Call { future: service.call(request), ticket: Some(ticket) }
                         }
                         (Err(error), Some((_, ticket))) => {
-                            ticket.settle(&Outcome::of_error(&error));
-                            State::Failed(Some(error))
+                            let endpoint = settled(ticket, &error);
+                            State::Failed(Some(error), endpoint)
                         }
                         (_, None) => State::Done,
                     }
@@ -204,7 +206,10 @@ where
                         this.cookie.take(),
                     ));
                 }
-                Step::Failed(error) => {
+                Step::Failed(error, endpoint) => {
+                    if let Some(endpoint) = endpoint {
+                        failed::note(*endpoint);
+                    }
                     let error = error.take().unwrap_or(Error::Closed);
                     this.state.set(State::Done);
                     return Poll::Ready(Err(error));
@@ -248,6 +253,12 @@ fn poll_patience(
     Poll::Ready(Error::Timeout { scope: Scope::Queue, after: fail_fast })
 }
 
+/// The attempt failed: where.
+#[cold]
+fn settled(ticket: Ticket, error: &Error) -> Option<EndpointId> {
+    ticket.settle(&Outcome::of_error(error)).map(|member| member.id())
+}
+
 #[inline]
 fn finish<B: Body>(
     result: Result<Response<B>, Error>,
@@ -272,7 +283,9 @@ fn finish<B: Body>(
             Ok(response.map(|body| Served::new(body, ticket, judged)))
         }
         Err(error) => {
-            ticket.settle(&Outcome::of_error(&error));
+            if let Some(endpoint) = settled(ticket, &error) {
+                failed::note(endpoint);
+            }
             Err(error)
         }
     }

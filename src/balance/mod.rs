@@ -2,6 +2,7 @@
 
 pub mod alias;
 pub mod body;
+mod contest;
 pub mod cost;
 pub mod count;
 pub mod endpoint;

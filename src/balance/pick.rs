@@ -1,6 +1,7 @@
 //! Floor 2: chooses the endpoint of one request.
 
-use crate::balance::cost::{Formula, Glance, Power};
+use crate::balance::contest::{Contest, found};
+use crate::balance::cost::{Formula, Glance, OthersMean, Power};
 use crate::balance::endpoint::Cell;
 use crate::balance::hash::Table;
 use crate::balance::ring::Ring;
@@ -16,13 +17,8 @@ use std::time::Duration;
 const DRAWS_MAX: u32 = 16;
 /// The most endpoints compared by [`Rule::Choices`], as gRPC A48 has it.
 pub const CHOICES_MAX: u8 = 10;
-/// What a far endpoint costs more than a near one of equal load (docs/balancing.md).
-const FAR_FACTOR: f32 = 2.0;
 /// What latency counts in [`Rule::Freed`]; its picker's formula must say the same.
 const OWN_POWER: Power = Power::ThreeHalves;
-/// How much too many or too few draws for its weight change the cost of an endpoint at most. More of it follows the
-/// weights more strictly and decides worse where they are wrong (docs/balancing.md).
-const DRAWS_FACTOR: f32 = 1.5;
 /// A new endpoint's share begins at a tenth, as Envoy's slow start has it.
 const SLOW_START_MIN: f32 = 0.1;
 
@@ -52,6 +48,8 @@ pub struct Picker {
     pub slow_start: Option<Duration>,
     /// Below this share of usable endpoints (0 to 1) a tier's traffic overflows to the next.
     pub overflow_below: f32,
+    /// How many requests of others endpoints report in the mean, where reports count.
+    pub others: Option<Arc<OthersMean>>,
 }
 
 /// What one request asks for.
@@ -78,7 +76,7 @@ impl<F> std::fmt::Debug for Ask<'_, F> {
 
 impl<F: Fn(u32) -> bool> Ask<'_, F> {
     #[inline]
-    fn allows(&self, cell: &Cell) -> bool {
+    pub(crate) fn allows(&self, cell: &Cell) -> bool {
         (cell.is_open() || self.panic && cell.serves()) && !(self.avoid)(cell.id())
     }
 }
@@ -92,6 +90,15 @@ impl Picker {
             return Some(only);
         }
         self.pick_in(set, (index, tier), ask).or_else(|| self.pick_anywhere(set, ask))
+    }
+
+    /// A moment, for scores.
+    #[inline(always)]
+    pub(crate) fn glance(&self, now: Moment) -> Glance {
+        match &self.others {
+            None => now.into(),
+            Some(mean) => Glance::from(now).with_others(mean),
+        }
     }
 
     /// The tier of one request: the nearest, but for what its lack of usable endpoints makes overflow.
@@ -184,7 +191,11 @@ impl Picker {
 
     /// One usable endpoint at random by weight, whatever its age.
     #[inline]
-    fn explore<'s, T, F: Fn(u32) -> bool>(&self, tier: &'s Tier<T>, ask: &Ask<'_, F>) -> Option<&'s Slot<T>> {
+    pub(crate) fn explore<'s, T, F: Fn(u32) -> bool>(
+        &self,
+        tier: &'s Tier<T>,
+        ask: &Ask<'_, F>,
+    ) -> Option<&'s Slot<T>> {
         self.explore_from(ask.rng.next_u64(), tier, ask)
     }
 
@@ -218,7 +229,7 @@ impl Picker {
 
     /// The share that a new endpoint gets already, 0.1 to 1.
     #[inline]
-    fn warmth<T>(&self, slot: &Slot<T>, now: Moment) -> f32 {
+    pub(crate) fn warmth<T>(&self, slot: &Slot<T>, now: Moment) -> f32 {
         let Some(window) = self.slow_start else { return 1.0 };
         let age = now.millis().wrapping_sub(slot.cell.born_ms()) as f32;
         (age / (window.as_secs_f32() * 1000.0).max(1.0)).clamp(SLOW_START_MIN, 1.0)
@@ -268,7 +279,7 @@ impl Picker {
     ) -> Option<&'s Slot<T>> {
         let measured = !first.cell.latency().assumed && !second.cell.latency().assumed;
         if tier.is_even() && self.slow_start.is_none() && measured {
-            let at = Glance::from(now);
+            let at = self.glance(now);
             let cost =
                 |slot: &Slot<T>| self.formula.weighed(self.formula.power(), &slot.cell.view(), at, 1.0);
             return Some(if cost(second) < cost(first) { second } else { first });
@@ -314,158 +325,6 @@ impl Picker {
         contest.end()
     }
 }
-
-/// The slot of a cell, while that is where it says.
-#[inline]
-fn found<'s, T>(tier: &'s Tier<T>, cell: &Arc<Cell>) -> Option<&'s Slot<T>> {
-    tier.get(cell.place()).filter(|slot| Arc::ptr_eq(&slot.cell, cell))
-}
-
-/// Whether load of `tier` may overflow to `other`: from the near zone to the far ones, never to another priority.
-fn is_overflow<T>(tier: &Tier<T>, other: &Tier<T>) -> bool {
-    let (own, theirs) = (tier.rank(), other.rank());
-    own.priority == theirs.priority && theirs.far && !own.far
-}
-
-/// Endpoints of one tier compared by cost, and far ones that its load may overflow to.
-struct Contest<'p, 's, T> {
-    picker: &'p Picker,
-    tier: &'s Tier<T>,
-    /// Neither weights nor slow start matter.
-    plain: bool,
-    /// Of weights that differ: the draws over their share that are usual among the recently freed.
-    usual: Option<f32>,
-    at: Glance,
-    now: Moment,
-    best: Option<&'s Slot<T>>,
-    cost: f32,
-}
-
-impl<'p, 's, T> Contest<'p, 's, T> {
-    #[inline]
-    fn new(picker: &'p Picker, tier: &'s Tier<T>, now: Moment) -> Self {
-        let plain = tier.is_even() && picker.slow_start.is_none();
-        Self { picker, tier, plain, usual: None, at: now.into(), now, best: None, cost: f32::INFINITY }
-    }
-
-    /// Enters those that were measured, then those that were not.
-    #[inline(always)]
-    fn enter_all(&mut self, power: Power, slots: &[&'s Slot<T>], ties: bool) {
-        let mut assumed = false;
-        for slot in slots {
-            if slot.cell.latency().assumed {
-                assumed = true;
-            } else if self.plain {
-                self.enter_plain(power, slot, ties);
-            } else {
-                self.stand(slot, self.full_cost(slot, self.tier, None), ties);
-            }
-        }
-        if assumed {
-            *self = self.with_assumed(slots, ties);
-        }
-    }
-
-    /// Those that nobody measured count as fast as the best of those that somebody did, so that a new endpoint is
-    /// tried at once, and by one request at a time until it answers.
-    #[cold]
-    fn with_assumed(self, slots: &[&'s Slot<T>], ties: bool) -> Self {
-        let mut contest = self;
-        let known = self.best.map(|best| best.cell.latency().secs);
-        for slot in slots.iter().filter(|slot| slot.cell.latency().assumed) {
-            let cost = self.full_cost(slot, self.tier, known);
-            contest.stand(slot, cost, ties || known.is_some());
-        }
-        contest
-    }
-
-    /// Enters one where neither weights nor slow start matter.
-    #[inline(always)]
-    fn enter_plain(&mut self, power: Power, slot: &'s Slot<T>, ties: bool) {
-        let cost = self.picker.formula.weighed(power, &slot.cell.view(), self.at, 1.0);
-        self.stand(slot, cost, ties);
-    }
-
-    /// Enters the recently freed, those of farther tiers too if load may overflow there, and a random far one.
-    #[cold]
-    fn with_ring<F: Fn(u32) -> bool>(self, set: &'s Set<T>, ask: &Ask<'_, F>) -> Self {
-        let mut contest = self;
-        let home = |cell: &Arc<Cell>| {
-            let home = set.tier(cell.place())?;
-            let near = std::ptr::eq(home, self.tier);
-            let slot = found(home, cell)?;
-            ((near || is_overflow(self.tier, home)) && ask.allows(cell)).then_some((home, slot, near))
-        };
-        if !self.tier.is_even() {
-            let near = ask.ring.cells().filter_map(home).filter(|(.., near)| *near);
-            let logs = near.map(|(home, slot, _)| self.draws(slot, home).ln());
-            let (sum, count) = logs.fold((0.0, 0.0), |(sum, count), log| (sum + log, count + 1.0));
-            contest.usual = Some((sum / f32::max(count, 1.0)).exp());
-        }
-        for (home, slot, near) in ask.ring.cells().filter_map(home) {
-            let factor = if near { 1.0 } else { FAR_FACTOR };
-            let cost = contest.full_cost(slot, home, None) * factor;
-            contest.stand(slot, cost, true);
-        }
-        if let Some(far) = set.tiers().find(|other| is_overflow(self.tier, other))
-            && let Some(slot) = self.picker.explore(far, ask)
-        {
-            let known = contest.best.map(|best| best.cell.latency().secs);
-            let cost = contest.full_cost(slot, far, known) * FAR_FACTOR;
-            contest.stand(slot, cost, false);
-        }
-        contest
-    }
-
-    #[inline(always)]
-    fn stand(&mut self, slot: &'s Slot<T>, cost: f32, ties: bool) {
-        if cost < self.cost || ties && cost <= self.cost {
-            self.cost = cost;
-            self.best = Some(slot);
-        }
-    }
-
-    /// The cost with all that may count; `known` stands for a latency that nobody measured.
-    #[cold]
-    fn full_cost(self, slot: &Slot<T>, tier: &Tier<T>, known: Option<f32>) -> f32 {
-        let mut view = slot.cell.view();
-        if let (Some(known), true) = (known, view.latency.assumed) {
-            view.latency.secs = known;
-        }
-        let scarcity = tier.scarcity(slot.weight);
-        let formula = &self.picker.formula;
-        let mut cost = formula.weighed(formula.power(), &view, self.at, scarcity);
-        if !tier.is_even() {
-            // Neither the ring nor a latency knows weights, so what an endpoint got lately counts against its share;
-            // among the freed only so far that it decides between equals.
-            let draws = self.draws(slot, tier);
-            cost *= self.usual.map_or(draws, |usual| (draws / usual).clamp(1.0 / DRAWS_FACTOR, DRAWS_FACTOR));
-        }
-        cost / self.picker.warmth(slot, self.now)
-    }
-
-    /// How often an endpoint was drawn lately, over its share.
-    fn draws(&self, slot: &Slot<T>, tier: &Tier<T>) -> f32 {
-        (slot.cell.draws(self.now) + 1.0) * tier.scarcity(slot.weight)
-    }
-
-    /// The cheapest.
-    #[inline]
-    fn end(self) -> Option<&'s Slot<T>> {
-        if let (Some(best), false) = (self.best, self.tier.is_even()) {
-            best.cell.drawn(self.now);
-        }
-        self.best
-    }
-}
-
-impl<T> Clone for Contest<'_, '_, T> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<T> Copy for Contest<'_, '_, T> {}
 
 /// One at random by weight, of any number.
 fn by_weight<'s, T: 's, I: Iterator<Item = &'s Slot<T>>>(
@@ -527,7 +386,7 @@ mod tests {
             set.seal();
             let peak = Formula::new(Estimator::Peak, power, Duration::from_secs(10), Duration::ZERO);
             let formula = if power == Power::ThreeHalves { Formula::default() } else { peak };
-            let picker = Picker { rule, formula, slow_start: None, overflow_below: 0.7 };
+            let picker = Picker { rule, formula, slow_start: None, overflow_below: 0.7, others: None };
             Self { set, picker, ring: Ring::default(), rng: Rng::seeded(7), now: 1_000_000, places }
         }
 

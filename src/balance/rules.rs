@@ -1,6 +1,6 @@
 //! Floor 4: a service's balancing as its settings have it, shared by all its endpoints.
 
-use crate::balance::cost::{Estimator, Formula, Power};
+use crate::balance::cost::{Estimator, Formula, OthersMean, Power};
 use crate::balance::count::Count;
 use crate::balance::hash::{HashRing, Hashed, Table};
 use crate::balance::maglev::Maglev;
@@ -46,6 +46,8 @@ pub(crate) struct Rules {
     /// Whose turn it is, where there are turns.
     turn: Arc<AtomicU64>,
     pub(crate) breaker: Breaker,
+    /// Others' requests in the mean, where reports count.
+    pub(crate) others: Option<Arc<OthersMean>>,
     /// Who counts attempts, if anybody does.
     count: Option<Count>,
 }
@@ -140,7 +142,8 @@ impl Rules {
             subset_seed: rng.next_u64(),
             rng,
             settings: settings.clone(),
-            formula: if settings.reports { formula(settings).with_reports() } else { formula(settings) },
+            formula: formula(settings),
+            others: settings.reports.then(Arc::default),
             breaker: Breaker::new(breaker, settings.min_ready.unwrap_or(1), now),
             count: None,
         }
@@ -217,6 +220,7 @@ impl Rules {
             formula: self.formula,
             slow_start: self.settings.slow_start.filter(|window| !window.is_zero()),
             overflow_below: f32::from(percent) / 100.0,
+            others: self.others.clone(),
         }
     }
 }

@@ -177,13 +177,12 @@ impl Ticket {
     /// What the endpoint tells of its load in headers or trailers, if it is asked for.
     #[inline]
     pub(crate) fn told(&self, headers: Option<&HeaderMap>) {
-        let Some(member) = self.member.as_ref().filter(|member| member.rules.settings.reports) else {
-            return;
-        };
+        let Some(member) = &self.member else { return };
+        let Some(mean) = &member.rules.others else { return };
         if let Some(load) = headers.and_then(report::read)
             && let Some(requests) = load.requests(member.cell.latency().secs)
         {
-            member.cell.reported(requests, member.rules.now());
+            mean.learn(member.cell.reported(requests, member.rules.now()));
         }
     }
 

@@ -4,6 +4,7 @@ pub mod call;
 pub mod compile;
 pub mod defaults;
 pub mod explain;
+pub(crate) mod failed;
 pub mod limits;
 pub mod observe;
 pub mod question;

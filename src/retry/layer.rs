@@ -4,6 +4,7 @@ use crate::classify::classifier::{Classifier, Head, trailers};
 use crate::classify::outcome::{Cause, Outcome, Verdict as Judged};
 use crate::error::{BoxError, Error};
 use crate::policy::call::{MeshRequest, Nobody, ServedBy};
+use crate::policy::failed;
 use crate::profile::settings::HopMarks;
 use crate::retry::body::Attempted;
 use crate::retry::budget::Stake;
@@ -273,9 +274,11 @@ impl<S, R: MeshRequest> Again<S, R> {
             let status = end.as_ref().ok().map(|response| response.status().as_u16());
             route.metrics.retried(status, &outcome);
         }
-        if let (Some(state), Ok(response)) = (self.head.state_mut(), &end)
-            && let Some(id) = W::served_by(response.body().inner())
-        {
+        let tried = match &end {
+            Ok(response) => W::served_by(response.body().inner()),
+            Err(_) => failed::take(),
+        };
+        if let (Some(state), Some(id)) = (self.head.state_mut(), tried) {
             state.tried.push(id);
         }
         let sleep = (!after.is_zero()).then(|| Box::pin(tokio::time::sleep(after)));
@@ -388,6 +391,9 @@ where
                     let Some(attempt) = this.attempt.as_mut().as_pin_mut() else {
                         return Poll::Ready(Err(Error::Closed));
                     };
+                    if this.again.is_some() {
+                        failed::forget();
+                    }
                     let mut end: End<ResB> = match ready!(attempt.poll(cx)) {
                         Ok(response) => Ok(response.map(Attempted::new)),
                         Err(error) => Err(error.into()),
