@@ -325,6 +325,7 @@ fn fault() -> impl Strategy<Value = FaultSettings> {
 
 fn session() -> impl Strategy<Value = Session> {
     (name(), any::<bool>(), of(time()), of(time())).prop_map(|(name, header, absolute, idle)| Session {
+        permanent: absolute.is_some() && idle.is_none(),
         name,
         header,
         absolute,

@@ -87,7 +87,7 @@ pub fn hash_address(address: IpAddr) -> u64 {
 }
 
 /// The value of a cookie, without the quotes it may have (RFC 6265 §4.1.1).
-fn cookie<'r, B>(request: &'r Request<B>, name: &str) -> Option<&'r [u8]> {
+pub(crate) fn cookie<'r, B>(request: &'r Request<B>, name: &str) -> Option<&'r [u8]> {
     let lines = request.headers().get_all(COOKIE).iter();
     let mut pairs = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
     pairs.find_map(|pair| {

@@ -19,7 +19,6 @@ use crate::classify::outcome::Outcome;
 use crate::discover::endpoint::{Endpoint, EndpointSet};
 use crate::error::Error;
 use crate::policy::call::{EndpointId, MeshRequest, Tried};
-use crate::policy::route::Standing;
 use crate::profile::settings::{Algorithm, BalancerSettings, BreakerSettings};
 use crate::stdx::clock;
 use crate::stdx::clock::{Duration, Instant};
@@ -48,27 +47,27 @@ pub const FAIL_FAST: Duration = Duration::from_secs(3);
 /// what is known of endpoints that stay. A response's body is a [`Served`]: it is in flight until its end, and
 /// says who sent it.
 pub struct Balance<S> {
-    core: Arc<Core<S>>,
+    pub(crate) core: Arc<Core<S>>,
 }
 
-struct Core<S> {
+pub(crate) struct Core<S> {
     service: Arc<str>,
     /// The name of requests that met no route.
     nameless: Arc<str>,
     fail_fast: Duration,
     epoch: Instant,
-    now: ArcSwap<Snapshot<S>>,
+    pub(crate) now: ArcSwap<Snapshot<S>>,
     roll: Mutex<Roll<S>>,
     changed: Arc<Notify>,
 }
 
-struct Snapshot<S> {
+pub(crate) struct Snapshot<S> {
     /// Whether discovery has answered.
-    known: bool,
-    rules: Arc<Rules>,
+    pub(crate) known: bool,
+    pub(crate) rules: Arc<Rules>,
     picker: Picker,
-    usable: u32,
-    set: Set<Item<S>>,
+    pub(crate) usable: u32,
+    pub(crate) set: Set<Item<S>>,
 }
 
 impl<S> Clone for Balance<S> {
@@ -354,23 +353,6 @@ impl<S> Balance<S> {
     }
 }
 
-impl<S> Standing for Balance<S> {
-    /// Not while discovery is silent, and not with all endpoints shut, unless one may be tried out again.
-    fn is_usable(&self) -> bool {
-        let snapshot = self.core.now.load();
-        let open = match &snapshot.rules.breaker {
-            Breaker::Whole(ward) => {
-                let shut = ward.shut();
-                shut < snapshot.usable
-                    || snapshot.rules.panics(snapshot.usable, shut)
-                    || ward.is_awake(snapshot.rules.now())
-            }
-            Breaker::None | Breaker::Routes(_) => true,
-        };
-        snapshot.known && snapshot.usable > 0 && open
-    }
-}
-
 impl<S> Snapshot<S> {
     fn new(known: bool, rules: Arc<Rules>, set: Set<Item<S>>) -> Self {
         Self { known, picker: rules.picker(&set), usable: set.usable(), rules, set }
@@ -430,7 +412,8 @@ impl<S> Snapshot<S> {
         if let Some(hash) = request.state().and_then(|state| state.hash) {
             return (Some(hash), None);
         }
-        match find(&self.rules.settings.hash, request.http()) {
+        let own = request.route().map(|route| &*route.hash).filter(|keys| !keys.is_empty());
+        match find(own.unwrap_or(&self.rules.settings.hash), request.http()) {
             Found::Hash(hash) => (Some(hash), None),
             Found::Nothing => (None, None),
             Found::Make { name, path, ttl } => {
@@ -492,6 +475,10 @@ where
             _ => clock::now(),
         };
         let snapshot = self.core.now.load();
+        if let Some(pick) = snapshot.pinned(&request, Moment::since(self.core.epoch, started)) {
+            drop(snapshot);
+            return BalanceFuture::new(pick, self, request, None);
+        }
         let (hash, cookie) = snapshot.hash(&request);
         let pick = self.pick_from(&snapshot, &request, started, hash);
         drop(snapshot);

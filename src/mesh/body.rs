@@ -1,6 +1,7 @@
 //! Floor 6: the bodies of the facade.
 
 use crate::error::BoxError;
+use crate::split::tee::Tee;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
@@ -9,6 +10,7 @@ use std::any::Any;
 use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use tokio::sync::oneshot;
 
 /// A request's body on its way through the mesh.
 ///
@@ -46,6 +48,42 @@ impl ReqBody {
         match slot {
             Some(body) => Self(Kind::Boxed(body.map_err(Into::into).boxed_unsync())),
             None => Self::empty(),
+        }
+    }
+}
+
+/// A copy of a body.
+#[derive(Debug)]
+pub(crate) enum BodyCopy {
+    /// It is known already.
+    Known(Bytes),
+    /// It is known when the body has been sent.
+    Coming(oneshot::Receiver<Bytes>),
+}
+
+impl BodyCopy {
+    /// The whole of it; `None` if it became too long, or broke off.
+    pub(crate) async fn whole(self) -> Option<Bytes> {
+        match self {
+            Self::Known(bytes) => Some(bytes),
+            Self::Coming(bytes) => bytes.await.ok(),
+        }
+    }
+}
+
+impl ReqBody {
+    /// The same body, and a copy of it; none if it is known to be longer than `bytes_max`.
+    pub(crate) fn copied(self, bytes_max: usize) -> (Self, Option<BodyCopy>) {
+        match self.0 {
+            Kind::Empty => (Self::empty(), Some(BodyCopy::Known(Bytes::new()))),
+            Kind::Full(bytes) => {
+                let copy = (bytes.len() <= bytes_max).then(|| BodyCopy::Known(bytes.clone()));
+                (Self(Kind::Full(bytes)), copy)
+            }
+            Kind::Boxed(body) => {
+                let (tee, copy) = Tee::new(body, bytes_max);
+                (Self(Kind::Boxed(tee.boxed_unsync())), Some(BodyCopy::Coming(copy)))
+            }
         }
     }
 }

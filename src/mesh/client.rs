@@ -7,6 +7,7 @@ use crate::mesh::body::ReqBody;
 use crate::mesh::directory::Service as Destination;
 use crate::mesh::response::{ResBody, ResponseFuture};
 use crate::mesh::services::Services;
+use crate::mesh::special;
 use crate::mesh::stack::{self, Outbound};
 use crate::policy::call::{Call, CallOptions, CallScope, CallState};
 use crate::policy::compile::Policy;
@@ -98,6 +99,9 @@ impl Client {
             return ResponseFuture::failed(Error::BadRequest { reason: HTTPS.into() });
         }
         match enter(&policy, &mut request) {
+            Ok(scope) if scope.entry.policy.extras.is_some() => {
+                special::send(&self.stack, &self.services, Call { http: request, scope })
+            }
             Ok(scope) => ResponseFuture::sent(self.stack.clone().call(Call { http: request, scope })),
             Err(error) => ResponseFuture::failed(error),
         }

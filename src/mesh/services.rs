@@ -2,14 +2,15 @@
 
 use crate::error::Error;
 use crate::mesh::directory::{Directory, Service};
-use crate::mesh::tasks::Tasks;
+use crate::mesh::tasks::{self, ASIDE_MAX, Aside, Tasks};
 use crate::profile::name::ServiceName;
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use http::uri::Scheme;
 use http::{HeaderMap, Uri, header};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::Notify;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, mpsc};
 
 /// The most spellings of names that are remembered; each service may be spelt in several ways.
 const SPELLINGS_MAX: usize = 4 * crate::mesh::directory::SERVICES_MAX;
@@ -25,6 +26,8 @@ pub struct Services {
     directory: Mutex<Directory>,
     /// What keeps the directory up to date. It ends with the last handle that needs it: of the mesh, or of a client.
     pub(crate) tasks: Mutex<Tasks>,
+    /// Where copies of requests go; made when there is one.
+    aside: ArcSwapOption<mpsc::Sender<Aside>>,
     /// Told when there are streams to be read.
     pub(crate) streams: Arc<Notify>,
 }
@@ -37,6 +40,7 @@ impl Services {
             spelt_https: Spelt::default(),
             directory: Mutex::new(directory),
             tasks: Mutex::default(),
+            aside: ArcSwapOption::empty(),
             streams: Arc::new(Notify::new()),
         }
     }
@@ -44,6 +48,31 @@ impl Services {
     /// The directory, for updates and inspection. Never held over an `await`.
     pub fn directory(&self) -> MutexGuard<'_, Directory> {
         self.directory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does `work` beside requests, in a task of the mesh. Without room for it, or outside of a runtime, it is dropped.
+    pub(crate) fn run_aside(&self, work: Aside) {
+        let open = self.aside.load_full().filter(|sender| !sender.is_closed());
+        if let Some(sender) = open.or_else(|| self.begin_aside()) {
+            // An error means that there is no room.
+            let _ = sender.try_send(work);
+        }
+    }
+
+    /// Starts the task of what is done aside, in the runtime that asks for it first.
+    #[cold]
+    fn begin_aside(&self) -> Option<Arc<mpsc::Sender<Aside>>> {
+        let runtime = Handle::try_current().ok()?;
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        // Somebody else may have been faster.
+        if let Some(sender) = self.aside.load_full().filter(|sender| !sender.is_closed()) {
+            return Some(sender);
+        }
+        let (sender, sent) = mpsc::channel(ASIDE_MAX);
+        tasks.spawn(&runtime, tasks::aside(sent));
+        let sender = Arc::new(sender);
+        self.aside.store(Some(Arc::clone(&sender)));
+        Some(sender)
     }
 
     /// The service that a request is for: by its URI's authority, else by its `Host` header.

@@ -6,10 +6,12 @@ use crate::mesh::directory::Update;
 use crate::mesh::services::Services;
 use crate::profile::name::ServiceName;
 use futures::StreamExt;
-use futures::stream::{BoxStream, SelectAll};
+use futures::future::BoxFuture;
+use futures::stream::{BoxStream, FuturesUnordered, SelectAll};
 use std::future::Future;
 use std::sync::{Arc, Weak};
 use tokio::runtime::Handle;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 /// The tasks of one mesh; dropped, they end.
@@ -20,6 +22,26 @@ impl Tasks {
     /// Runs `future` on `runtime` until it or the mesh ends.
     pub fn spawn(&mut self, runtime: &Handle, future: impl Future<Output = ()> + Send + 'static) {
         self.0.spawn_on(future, runtime);
+    }
+}
+
+/// What is done beside requests, and nobody waits for.
+pub type Aside = BoxFuture<'static, ()>;
+
+/// The most of it that waits to begin: as many as a mirror's copies may be under way, four times. What is more is dropped.
+pub const ASIDE_MAX: usize = 256;
+
+/// Does what is sent to it, all at once, until the senders are gone.
+pub async fn aside(mut sent: mpsc::Receiver<Aside>) {
+    let mut running = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            next = sent.recv() => match next {
+                Some(next) => running.push(next),
+                None => return,
+            },
+            Some(()) = running.next(), if !running.is_empty() => {}
+        }
     }
 }
 

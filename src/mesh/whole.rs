@@ -15,7 +15,8 @@ use crate::metrics::layer::{Counted, Meter};
 use crate::policy::call::{Call, MeshRequest, ServedBy};
 use crate::policy::route::RoutePolicy;
 use crate::retry::body::Attempted;
-use crate::route::layer::answered;
+use crate::route::filter::Filters;
+use crate::route::layer::{allowed, by_itself};
 use crate::stdx::clock::Instant;
 use crate::timeout::body::TimedBody;
 use crate::timeout::layer::{head, whole};
@@ -125,7 +126,12 @@ where
     fn call(&mut self, mut call: Call<B, T>) -> Self::Future {
         let route = Arc::clone(&call.scope.entry.policy);
         let (started, deadline) = (call.scope.state.started, call.scope.state.deadline);
-        let answer = route.answer.as_ref().map(|answer| Box::new(answered(answer, &call)));
+        let answer = by_itself(&route, call.http()).map(Box::new);
+        let mut cors = None;
+        if route.extras.is_some() {
+            cors = allowed(&route, call.http())
+                .map(|headers| Box::new(Filters::default().and_response(headers)));
+        }
         if !route.filters.is_empty() && answer.is_none() {
             route.filters.apply(call.http_mut());
         }
@@ -136,7 +142,7 @@ where
         };
         // Counted once it is under way, so that nothing is left of a call whose inner service panics.
         let keep = Some(Keep { meter: Meter::begin(Counted::Route(route), started), place });
-        WholeFuture { stage, keep, deadline, timer: None, judged: PhantomData }
+        WholeFuture { stage, keep, cors, deadline, timer: None, judged: PhantomData }
     }
 }
 
@@ -188,6 +194,8 @@ pub struct WholeFuture<S: Service<C>, C, B: Body, W> {
     stage: Stage<S, C, B>,
     /// Until the call ends or its response's body takes it over.
     keep: Option<Keep>,
+    /// What is set in the response to a browser's request from another origin.
+    cors: Option<Box<Filters>>,
     deadline: Option<Instant>,
     /// Armed when the call first waits.
     timer: Option<Pin<Box<Timer>>>,
@@ -257,6 +265,9 @@ where
                 meter.head(&response, W::judged(response.body().inner()));
                 if let Some(route) = meter.route().filter(|route| !route.filters.is_empty()) {
                     route.filters.response(response.headers_mut());
+                }
+                if let Some(cors) = this.cors.take() {
+                    cors.response(response.headers_mut());
                 }
                 let body = |body| RespondBody::new(TimedBody::limited(body, whole, None));
                 Ok(response.map(|inner| Watched::new(body(inner), keep)))

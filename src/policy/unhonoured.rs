@@ -1,7 +1,7 @@
 //! Floor 3: what a profile says and this version does not do. It is told, and never passed over in silence.
 
 use crate::profile::invalid::{Fault, Severity};
-use crate::profile::route::{Action, Backend, Filter, Forward, Route};
+use crate::profile::route::{Action, Backend, Forward, Route};
 use crate::profile::service::ServiceProfile;
 use crate::profile::settings::RetrySettings;
 
@@ -23,16 +23,12 @@ pub fn unhonoured(profile: &ServiceProfile) -> Vec<Fault> {
 
 fn of_route(route: &Route, at: &str, told: &mut Vec<Fault>) {
     retry(route.retry.as_ref(), &format!("{at}.retry"), told);
-    tell(route.session.is_some(), &format!("{at}.session"), "sessions are not kept yet", told);
     if let Action::Forward(forward) = &route.action {
         of_forward(forward, at, told);
     }
 }
 
 fn of_forward(forward: &Forward, at: &str, told: &mut Vec<Fault>) {
-    let cors = forward.filters.iter().any(|filter| matches!(filter, Filter::Cors(_)));
-    tell(cors, &format!("{at}.filters"), "cross-origin questions are not answered yet", told);
-    tell(!forward.mirrors.is_empty(), &format!("{at}.mirrors"), "requests are not copied yet", told);
     let parts = forward.backends.iter().map(|weighted| &weighted.backend);
     let mut parts = parts.chain(forward.mirrors.iter().map(|mirror| &mirror.backend));
     let named = |backend: &Backend| matches!(backend, Backend::Service { subset: Some(_), .. });

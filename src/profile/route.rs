@@ -263,8 +263,10 @@ pub struct Session {
     pub name: Arc<str>,
     /// Whether it is a header.
     pub header: bool,
-    /// How long at most; `None`: while the browser runs.
+    /// How long at most; `None`: as long as the caller keeps it.
     pub absolute: Option<Duration>,
     /// How long without a request.
     pub idle: Option<Duration>,
+    /// Whether the cookie outlives the browser, up to `absolute`.
+    pub permanent: bool,
 }

@@ -3,11 +3,12 @@
 use crate::classify::answer::{RespondBody, is_grpc};
 use crate::error::Error;
 use crate::policy::call::MeshRequest;
-use crate::policy::route::Answer;
+use crate::policy::route::{Answer, RoutePolicy};
 use crate::profile::route::Respond;
+use crate::route::cors::Headers;
 use crate::route::filter::Filters;
 use crate::route::head::RequestHead;
-use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use pin_project::pin_project;
 use std::future::Future;
 use std::pin::Pin;
@@ -50,20 +51,51 @@ where
 
     #[inline]
     fn call(&mut self, mut request: R) -> Self::Future {
-        if let Some(answer) = request.route().and_then(|route| route.answer.as_ref()) {
-            return ActFuture::Answered(Some(answered(answer, &request)));
+        let Some(route) = request.route() else {
+            return ActFuture::Sent { inner: self.inner.call(request), filters: None };
+        };
+        if let Some(answer) = by_itself(route, request.http()) {
+            return ActFuture::Answered(Some(answer));
         }
-        let filters =
-            request.route().filter(|route| !route.filters.is_empty()).map(|route| Arc::clone(&route.filters));
+        let cors = allowed(route, request.http());
+        let mut filters = (!route.filters.is_empty()).then(|| Arc::clone(&route.filters));
         if let Some(filters) = &filters {
             filters.apply(request.http_mut());
+        }
+        if let Some(headers) = cors {
+            filters = Some(Arc::new(filters.as_deref().cloned().unwrap_or_default().and_response(headers)));
         }
         ActFuture::Sent { inner: self.inner.call(request), filters }
     }
 }
 
-pub(crate) fn answered<R: MeshRequest, B>(answer: &Answer, request: &R) -> Response<RespondBody<B>> {
-    let http = request.http();
+/// What a route answers by itself: a redirect, a fixed response, a browser's question whether it may ask.
+#[inline]
+pub(crate) fn by_itself<B, ResB>(
+    route: &RoutePolicy,
+    http: &Request<B>,
+) -> Option<Response<RespondBody<ResB>>> {
+    match (&route.answer, &route.extras) {
+        (None, None) => None,
+        (Some(answer), _) => Some(answered(answer, http)),
+        (None, Some(extras)) => {
+            let (status, headers) = extras.cors.as_ref()?.preflight(http.method(), http.headers())?;
+            let mut response = Response::new(RespondBody::default());
+            *response.status_mut() = status;
+            response.headers_mut().extend(headers);
+            Some(response)
+        }
+    }
+}
+
+/// What a route sets in the response to a browser's request from another origin.
+#[inline]
+pub(crate) fn allowed<B>(route: &RoutePolicy, http: &Request<B>) -> Option<Headers> {
+    let headers = route.cors()?.response(http.headers());
+    (!headers.is_empty()).then_some(headers)
+}
+
+fn answered<B, ResB>(answer: &Answer, http: &Request<B>) -> Response<RespondBody<ResB>> {
     let mut response = Response::new(RespondBody::default());
     match answer {
         Answer::Redirect(redirection) => {

@@ -4,3 +4,4 @@ pub mod layer;
 pub mod mirror;
 pub mod pick;
 pub mod sticky;
+pub mod tee;

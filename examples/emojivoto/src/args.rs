@@ -43,6 +43,8 @@ pub struct Demo {
     pub failure_rate: f64,
     /// How long the slow replica of voting takes for a vote.
     pub slow: Duration,
+    /// Whether there is a canary of voting.
+    pub split: bool,
     /// Plain lines even on a terminal.
     pub plain: bool,
 }
@@ -56,6 +58,7 @@ impl Default for Demo {
             rate: Some(10),
             failure_rate: 1.0,
             slow: Duration::from_millis(400),
+            split: false,
             plain: false,
         }
     }
@@ -75,6 +78,7 @@ Options, for everything:
   --no-bot            no vote-bot: all votes are yours
   --failure-rate F    share of doughnut votes that fail, 0 to 1 (default 1)
   --slow DURATION     what the slow replica of voting takes for a vote (default 400ms)
+  --split             a canary of voting, which gets what the file it names says
   --plain             plain lines in place of the live table
   -h, --help          this text; after a service, its environment
   -V, --version       the version
@@ -184,6 +188,7 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Command, String> 
                 demo.failure_rate = read(name, "a number from 0 to 1", &mut value, env::share)?;
             }
             "--slow" => demo.slow = read(name, "a duration such as 400ms", &mut value, env::duration)?,
+            "--split" if inline.is_none() => demo.split = true,
             "--plain" if inline.is_none() => demo.plain = true,
             _ => return Err(unknown(&arg, "it is no service and no option")),
         }
@@ -227,9 +232,10 @@ mod tests {
             rate: None,
             failure_rate: 0.5,
             slow: Duration::from_secs(1),
+            split: true,
             plain: true,
         };
-        let line = "--port 0 --admin-port 4191 --profiles=p --no-bot --failure-rate=0.5 --slow 1s --plain";
+        let line = "--port 0 --admin-port 4191 --profiles=p --no-bot --failure-rate=0.5 --slow 1s --split --plain";
         assert_eq!(of(line), Ok(Command::Demo(expected)));
     }
 

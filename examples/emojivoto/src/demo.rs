@@ -30,6 +30,8 @@ pub const WEB: &str = "web-svc.emojivoto:80";
 pub const EMOJI: &str = "emoji-svc.emojivoto:8080";
 /// The voting service.
 pub const VOTING: &str = "voting-svc.emojivoto:8080";
+/// A version of voting that is tried out.
+pub const CANARY: &str = "voting-canary-svc.emojivoto:8080";
 /// The vote-bot, which nobody calls.
 pub const BOT: &str = "vote-bot.emojivoto";
 
@@ -67,10 +69,11 @@ struct Listeners {
     web: TcpListener,
     emoji: TcpListener,
     voting: Vec<TcpListener>,
+    canary: Option<TcpListener>,
 }
 
 impl Listeners {
-    async fn bind(port: u16) -> Result<Self, String> {
+    async fn bind(port: u16, split: bool) -> Result<Self, String> {
         let at = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let next = port.checked_add(1).unwrap_or(8080);
         let remedy = format!("choose another with `--port {next}`, or any free one with `--port 0`");
@@ -80,16 +83,21 @@ impl Listeners {
         for _ in 0..REPLICAS {
             voting.push(crate::listen::at(at(0), "free some ports").await?);
         }
-        Ok(Self { web, emoji, voting })
+        let canary = if split { Some(crate::listen::at(at(0), "free some ports").await?) } else { None };
+        Ok(Self { web, emoji, voting, canary })
     }
 
     fn endpoints(&self) -> Result<BTreeMap<&'static str, Vec<SocketAddr>>, String> {
         let addr = |listener: &TcpListener| listener.local_addr().map_err(|error| error.to_string());
-        Ok(BTreeMap::from([
+        let mut endpoints = BTreeMap::from([
             (WEB, vec![addr(&self.web)?]),
             (EMOJI, vec![addr(&self.emoji)?]),
             (VOTING, self.voting.iter().map(addr).collect::<Result<_, _>>()?),
-        ]))
+        ]);
+        if let Some(canary) = &self.canary {
+            endpoints.insert(CANARY, vec![addr(canary)?]);
+        }
+        Ok(endpoints)
     }
 }
 
@@ -111,16 +119,19 @@ struct Running {
 /// Runs the demo until somebody asks it to end.
 pub async fn run(demo: args::Demo) -> Result<(), String> {
     let start = clock::now();
-    let listeners = Listeners::bind(demo.port).await?;
+    let listeners = Listeners::bind(demo.port, demo.split).await?;
     let dir = RunDir::new().map_err(|error| format!("no directory for endpoints can be made: {error}"))?;
-    let profiles = profiles(demo.profiles.as_deref(), &dir)?;
+    let mut profiles = profiles(demo.profiles.as_deref(), &dir)?;
+    if demo.split {
+        profiles = with_split(&profiles, &dir)?;
+    }
     let endpoints = listeners.endpoints()?;
     write_endpoints(&dir, &endpoints)?;
     let url = format!("http://{}", endpoints[WEB][0]);
     let mut running = Running::start(&demo, listeners, &profiles, &dir, &endpoints)?;
 
     let page = running.web.page().unwrap_or_default();
-    let mut frame = Frame { url, notes: notes(page, &profiles, &dir), ..Frame::default() };
+    let mut frame = Frame { url, notes: notes(page, &profiles, &dir, demo.split), ..Frame::default() };
     let screen = Screen::open(demo.plain);
     let shown = show(&screen, &mut frame, &mut running, start).await;
     let asked = matches!(shown, Ok(true));
@@ -208,6 +219,15 @@ impl Running {
             let replica = Replica { label, mesh };
             serve(&replica.mesh, listener, Routes::new(VotingServiceServer::new(service)).into_axum_router());
             voting.push(replica);
+        }
+        if let Some(listener) = listeners.canary {
+            // The next version: it takes votes for the doughnut.
+            let (poll, rng, metrics) = (poll.clone(), Rng::thread(), Registry::global());
+            let service = Voting { poll, failure_rate: 0.0, delay: Duration::ZERO, rng, metrics };
+            let label = endpoints[CANARY][0].to_string() + " canary";
+            let canary = Replica { label, mesh: here.mesh(CANARY, "voting", Mode::Strict, Shown::default())? };
+            serve(&canary.mesh, listener, Routes::new(VotingServiceServer::new(service)).into_axum_router());
+            voting.push(canary);
         }
 
         let bot = here.mesh(BOT, "vote-bot", Mode::Strict, Shown::default())?;
@@ -310,33 +330,71 @@ fn write_endpoints(dir: &RunDir, services: &BTreeMap<&'static str, Vec<SocketAdd
     for (service, addrs) in services {
         let account = service.split('-').next().unwrap_or(service);
         let identity = mesh::identity(account);
+        let file = service.split('.').next().unwrap_or(service);
         let mut text = format!("apiVersion: enmesh.dev/v1\nkind: Endpoints\nmetadata:\n  name: {service}\n");
         text += "spec:\n  endpoints:\n";
         for addr in addrs {
             text += &format!("  - address: {addr}\n    identity: {identity}\n");
         }
-        let path = dir.endpoints().join(format!("{account}.yaml"));
+        let path = dir.endpoints().join(format!("{file}.yaml"));
         std::fs::write(&path, text)
             .map_err(|error| format!("{} cannot be written: {error}", path.display()))?;
     }
     Ok(())
 }
 
-fn notes(page: String, profiles: &Path, dir: &RunDir) -> Vec<(&'static str, String)> {
+/// The file that says how much of voting's traffic the canary gets.
+const SPLIT: &str = "split.yaml";
+
+/// The split as it begins: everything to the version that is in use.
+const NO_CANARY: &str = include_str!("../split/split.yaml");
+
+/// A copy of the profiles, and beside them the split, which is there to be edited.
+fn with_split(profiles: &Path, dir: &RunDir) -> Result<PathBuf, String> {
+    let copy = dir.0.join("split");
+    let write = || {
+        std::fs::create_dir_all(&copy)?;
+        for entry in std::fs::read_dir(profiles)? {
+            let from = entry?.path();
+            if let Some(name) = from.file_name().filter(|_| from.is_file()) {
+                std::fs::copy(&from, copy.join(name))?;
+            }
+        }
+        std::fs::write(copy.join(SPLIT), NO_CANARY)
+    };
+    write().map_err(|error: io::Error| format!("the profiles cannot be copied: {error}"))?;
+    Ok(copy)
+}
+
+fn notes(page: String, profiles: &Path, dir: &RunDir, split: bool) -> Vec<(&'static str, String)> {
     let here = std::env::current_dir().unwrap_or_default();
     let shown = profiles.strip_prefix(&here).unwrap_or(profiles);
-    vec![
+    let mut notes = vec![
         ("mesh page", format!("{page}: routes, replicas, configuration, live requests")),
         ("profiles", format!("{}: edit one, and the next request follows", shown.display())),
         ("endpoints", dir.endpoints().display().to_string()),
         ("identity", "all services speak mutual TLS, by an authority of this run alone".to_owned()),
         ("Ctrl-C", "finishes the requests in flight and ends".to_owned()),
-    ]
+    ];
+    if split {
+        let file = shown.join(SPLIT);
+        notes.insert(0, ("split", format!("{}: edit its weights to move the canary", file.display())));
+    }
+    notes
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_split_is_read_beside_the_profile() {
+        let text = [SHIPPED[2].1, NO_CANARY].join("---\n");
+        let imported = enmesh::profile::import::load::load_text(&text, "split", &Default::default());
+        assert!(imported.notes.iter().all(|notes| notes.faults.is_empty()), "{:?}", imported.notes);
+        let names: Vec<&str> = imported.profiles[0].routes.iter().map(|route| &*route.name).collect();
+        assert_eq!(names, ["VoteDoughnut", "Vote", "Results", "voting-canary"]);
+    }
 
     #[test]
     fn the_shipped_profiles_have_no_fault_and_name_every_route() {

@@ -363,6 +363,39 @@ fn an_edited_profile_holds_at_once_and_a_broken_one_never() {
 }
 
 #[test]
+fn a_canary_moves_from_nothing_to_everything_by_editing_one_file() {
+    let (mut program, addr) = Program::demo(&["--split", "--rate", "50", "--slow", "1ms"]);
+    let file = program.after("split").trim().trim_start_matches(": ").to_owned();
+    let file = PathBuf::from(file.split(": edit").next().unwrap().trim());
+    let text = fs::read_to_string(&file).unwrap();
+    let doughnut = |addr: &str| get(addr, "/api/vote?choice=:doughnut:").status;
+    // What the canary does each second, in the newest line of the table.
+    let canary = |program: &mut Program| -> f64 {
+        let line = program.after(" canary success=");
+        line.split("rps=").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
+    };
+    let share = |program: &mut Program, wanted: &dyn Fn(f64) -> bool| {
+        let end = Instant::now() + PATIENCE;
+        while !wanted(canary(program)) {
+            assert!(Instant::now() < end, "{}", program.seen.join("\n"));
+        }
+    };
+    share(&mut program, &|rps| rps == 0.0);
+    assert_ne!(doughnut(&addr), 200);
+    for (stable, next) in [(50, 50), (0, 100)] {
+        let moved = text
+            .replace("weight: 100", &format!("weight: {stable}"))
+            .replace("weight: 0}", &format!("weight: {next}}}"));
+        let draft = file.with_extension("draft");
+        fs::write(&draft, moved).unwrap();
+        fs::rename(draft, &file).unwrap();
+        share(&mut program, &|rps| rps > f64::from(next) / 10.0);
+    }
+    until("the canary takes every doughnut", || (0..10).all(|_| doughnut(&addr) == 200).then_some(()));
+    assert_eq!(program.interrupt(), Some(0));
+}
+
+#[test]
 fn services_in_processes_of_their_own_find_each_other_and_end_well() {
     let mut apart = Apart::start("apart");
     assert_eq!(apart.vote().status, 200);

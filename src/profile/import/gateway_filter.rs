@@ -275,10 +275,16 @@ pub(crate) fn retry(field: &Field<'_>) -> Option<RetrySettings> {
     })
 }
 
-/// `sessionPersistence`.
+/// `sessionPersistence`, with the field names of releases before and after 1.6.
 pub(crate) fn session(field: &Field<'_>) -> Option<Session> {
+    let name = |field: Field<'_>| {
+        field.fields(|f| {
+            f.skip(&["path"]);
+            words::name(&f.get("name"))
+        })
+    };
     field.fields(|f| {
-        let header = f.get("type").word(&[("Cookie", false), ("Header", true)]).unwrap_or(false);
+        let kind = f.get("type").word(&[("Cookie", false), ("Header", true)]);
         let absolute = f.get("absoluteTimeout");
         let permanent = f.get("cookieConfig").fields(|f| {
             let words = [("Session", false), ("Permanent", true)];
@@ -287,11 +293,18 @@ pub(crate) fn session(field: &Field<'_>) -> Option<Session> {
         if permanent == Some(true) && !absolute.is_present() {
             absolute.reject("is missing for a permanent cookie", "add it");
         }
+        let (in_header, in_cookie) = (f.get("header"), f.get("cookie"));
+        let header = kind.unwrap_or(in_header.is_present() && !in_cookie.is_present());
+        let own = if header { name(in_header) } else { name(in_cookie) };
+        let time = |field: Field<'_>| field.parse(duration::gateway).filter(|time| !time.is_zero());
         Session {
-            name: words::name(&f.get("sessionName")).unwrap_or_else(|| "enmesh-session".into()),
+            name: words::name(&f.get("sessionName"))
+                .or(own.flatten())
+                .unwrap_or_else(|| "enmesh-session".into()),
             header,
-            absolute: absolute.parse(duration::gateway),
-            idle: f.get("idleTimeout").parse(duration::gateway),
+            absolute: time(absolute),
+            idle: time(f.get("idleTimeout")),
+            permanent: permanent.unwrap_or(false),
         }
     })
 }

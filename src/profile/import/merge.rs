@@ -2,9 +2,9 @@
 //!
 //! Linkerd lets the profile silence the routes. Here both count: **a request goes where the routes say, and gets from
 //! the profile what the routes leave open**. For each route, in order, there is one merged route for each of the
-//! profile's (both conditions must hold; name and response classes are the profile's, timeouts and retries the
-//! route's or else the profile's), and then the route alone. The profile's budget, overrides and opaque ports are the
-//! service's.
+//! profile's (both conditions must hold; name and response classes are the profile's, timeouts, retries and the like the
+//! route's or else the profile's), and then the route alone. Where the profile itself redirects, answers, or sends
+//! elsewhere, the route decides. The profile's budget, overrides, opaque ports, balancer and breaker are the service's.
 
 use crate::profile::invalid::Fault;
 use crate::profile::invalid::Severity;
@@ -56,9 +56,17 @@ fn merged(mut other: ServiceProfile, profile: &ServiceProfile, faults: &mut Vec<
     if other.backends.is_empty() {
         other.backends.clone_from(&profile.backends);
     }
+    // What only a profile of our own says.
+    other.timeouts = filled(&other.timeouts, &profile.timeouts);
+    other.retry = other.retry.or_else(|| profile.retry.clone());
+    other.breaker = other.breaker.or_else(|| profile.breaker.clone());
+    other.objective = other.objective.or(profile.objective);
+    fill(&mut other.balancer, &profile.balancer);
+    fill(&mut other.limits, &profile.limits);
+    fill(&mut other.tls, &profile.tls);
     if other.routes.is_empty() {
         other.routes.clone_from(&profile.routes);
-        other.defaults = profile.defaults;
+        (other.defaults, other.no_match) = (profile.defaults, profile.no_match);
         return other;
     }
     let count = other.routes.len().saturating_mul(profile.routes.len() + 1);
@@ -72,6 +80,13 @@ fn merged(mut other: ServiceProfile, profile: &ServiceProfile, faults: &mut Vec<
     other
 }
 
+/// What says nothing takes what `from` says.
+fn fill<T: Clone + Default + PartialEq>(own: &mut T, from: &T) {
+    if *own == T::default() {
+        own.clone_from(from);
+    }
+}
+
 fn with_each(route: &Route, routes: &[Route]) -> Vec<Route> {
     let forwards = matches!(route.action, Action::Forward(_));
     let own = routes.iter().filter(|_| forwards).map(|own| Route {
@@ -81,6 +96,10 @@ fn with_each(route: &Route, routes: &[Route]) -> Vec<Route> {
         timeouts: filled(&route.timeouts, &own.timeouts),
         retry: route.retry.clone().or_else(|| own.retry.clone()),
         objective: own.objective.or(route.objective),
+        fault: route.fault.clone().or_else(|| own.fault.clone()),
+        rates: if route.rates.is_empty() { own.rates.clone() } else { route.rates.clone() },
+        hash: if route.hash.is_empty() { own.hash.clone() } else { route.hash.clone() },
+        session: route.session.clone().or_else(|| own.session.clone()),
         ..route.clone()
     });
     own.chain([route.clone()]).collect()

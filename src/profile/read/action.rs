@@ -253,6 +253,12 @@ pub(crate) fn session(field: &Field<'_>) -> Option<Session> {
         let header = f.get("type").word(&[("Cookie", false), ("Header", true)]).unwrap_or(false);
         let (absolute, idle) =
             (words::some_time(&f.get("absoluteTimeout")), words::some_time(&f.get("idleTimeout")));
-        header_name(&f.get("sessionName").required()).map(|name| Session { name, header, absolute, idle })
+        let lifetime = f.get("lifetimeType");
+        let permanent = lifetime.word(&[("Session", false), ("Permanent", true)]).unwrap_or(false);
+        if permanent && absolute.is_none() {
+            lifetime.reject("is Permanent, and `absoluteTimeout` is missing", "add it");
+        }
+        let name = header_name(&f.get("sessionName").required());
+        name.map(|name| Session { name, header, absolute, idle, permanent })
     })?
 }

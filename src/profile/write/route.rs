@@ -198,6 +198,7 @@ fn session(session: &Session) -> Value {
         .with("sessionName", &*session.name)
         .maybe("type", session.header.then_some("Header"))
         .maybe("absoluteTimeout", session.absolute.map(tree::time))
+        .maybe("lifetimeType", session.permanent.then_some("Permanent"))
         .maybe("idleTimeout", session.idle.map(tree::time))
         .into()
 }
