@@ -394,12 +394,16 @@ fn random_route(rng: &Rng) -> Value {
         let mark = json!({"type": "RequestHeaderModifier", "requestHeaderModifier": {
             "set": [{"name": "x-rule", "value": index.to_string()}], "remove": ["x-gone"],
         }});
-        let kind = rng.below(4);
+        let kind = rng.below(5);
         let filters = match kind {
             0 => json!([{"type": "RequestRedirect", "requestRedirect": {
                 "hostname": format!("rule{index}.test"), "statusCode": 302,
             }}]),
             1 => json!([mark, {"type": "URLRewrite", "urlRewrite": rewrite}]),
+            2 => json!([mark, {"type": "CORS", "cors": {
+                "allowOrigins": [one(&["*", "https://a.test", "https://*.test"])], "allowMethods": ["PUT"],
+                "allowCredentials": rng.below(2) == 0,
+            }}]),
             _ => json!([mark]),
         };
         json!({
@@ -436,29 +440,35 @@ where
     };
     let header = |name: &str| response.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
     match header("location") {
-        None if header("seen-host").is_none() => {
-            json!({"outcome": "respond", "status": response.status().as_u16()})
-        }
+        None if header("seen-host").is_none() => json!({
+            "outcome": "respond", "status": response.status().as_u16(), "allow": header("access-control-allow-origin"),
+            "methods": header("access-control-allow-methods"),
+        }),
         Some(location) => {
             json!({"outcome": "redirect", "location": location, "status": response.status().as_u16()})
         }
         None => json!({
             "outcome": "forward", "host": header("seen-host"), "path": header("seen-path"), "rule": header("seen-rule"),
+            "allow": header("access-control-allow-origin"),
         }),
     }
 }
 
 /// What `explain` said, in the same words.
 fn said(answer: &Value) -> Value {
+    let response =
+        |name: &str| answer["response"]["set_headers"][format!("access-control-allow-{name}")].clone();
     match answer["outcome"].as_str().unwrap() {
         "redirect" => json!({
             "outcome": "redirect", "location": answer["redirect"]["location"], "status": answer["status"],
         }),
         "forward" => json!({
             "outcome": "forward", "host": answer["request"]["host"], "path": answer["request"]["path"],
-            "rule": answer["request"]["set_headers"]["x-rule"],
+            "rule": answer["request"]["set_headers"]["x-rule"], "allow": response("origin"),
         }),
-        "respond" => json!({"outcome": "respond", "status": answer["status"]}),
+        "respond" => json!({
+            "outcome": "respond", "status": answer["status"], "allow": response("origin"), "methods": response("methods"),
+        }),
         other => json!({"outcome": other}),
     }
 }
@@ -487,9 +497,12 @@ async fn explain_says_what_the_running_stack_does() {
         let requests: Vec<Value> = (0..60)
             .map(|id| {
                 json!({
-                    "id": id, "host": "web.ns", "method": one(&["GET", "POST", "PUT"]),
+                    "id": id, "host": "web.ns", "method": one(&["GET", "POST", "PUT", "OPTIONS"]),
                     "path": one(&["/", "/a", "/a/", "/a/b", "/a/b/c?q=1", "/ab", "/b?x", "/c"]),
-                    "headers": {"x-h": one(&["1", "2", "3"]), "x-gone": "1"},
+                    "headers": {
+                        "x-h": one(&["1", "2", "3"]), "x-gone": "1", "access-control-request-method": "PUT",
+                        "origin": one(&["https://a.test", "https://b.test", "http://a.test"]),
+                    },
                 })
             })
             .collect();

@@ -213,7 +213,7 @@ async fn a_peer_that_accepts_and_closes_is_no_hot_loop() {
             send(&client, version, "/", "x").await.unwrap_err();
         }
         let times = accepted.load(Ordering::Relaxed);
-        assert!(times <= 3, "{version:?}: connected {times} times");
+        assert!(times <= 5, "{version:?}: connected {times} times");
         raw::until("all closed", || client.stats().snapshot().open == 0).await;
         assert_eq!(client.stats().snapshot().in_use, 0);
     }

@@ -62,6 +62,8 @@ struct State<B, H: Handshake> {
     backoff: Backoff,
     /// The last failure since the last response.
     failure: Option<Failure>,
+    /// Connections in a row that broke without a response.
+    unanswered: u32,
     /// The streams a connection had last, for the number of connections to open.
     streams_hint: u32,
     /// Whether the peer chose HTTP/2 when it had the choice.
@@ -131,6 +133,7 @@ impl<B, H: Handshake> Pool<B, H> {
             next_ticket: 0,
             backoff: Backoff::new(settings.backoff_base, settings.backoff_max),
             failure: None,
+            unanswered: 0,
             streams_hint: 100,
             prefers_http2: false,
         });
@@ -296,11 +299,13 @@ impl<B, H: Handshake> Pool<B, H> {
         drop((free, multiplexed));
     }
 
-    /// A connection failed without ever giving a response. The first time that may be the request's own fault, as
-    /// of one that makes the peer panic; from the second on the replica is left alone.
+    /// A connection failed without ever giving a response. A few times that may be one request's own fault, as of one
+    /// that makes the peer panic and is tried again; then the replica is left alone.
     pub(crate) fn failed_unanswered(&self, failure: Failure) {
         let mut state = self.lock();
-        if state.failure.replace(failure).is_some() {
+        state.unanswered = state.unanswered.saturating_add(1);
+        state.failure = Some(failure);
+        if state.unanswered > UNANSWERED_MAX {
             state.backoff.failed(clock::now(), &self.rng);
         }
     }
@@ -309,7 +314,7 @@ impl<B, H: Handshake> Pool<B, H> {
     pub(crate) fn answered(&self) {
         let mut state = self.lock();
         state.backoff.succeeded();
-        state.failure = None;
+        (state.failure, state.unanswered) = (None, 0);
     }
 
     /// A socket was closed: there may be room for another.
@@ -414,6 +419,10 @@ impl<B, H: Handshake> Pool<B, H> {
         asleep.into_values().for_each(|sleeper| sleeper.waker.wake());
     }
 }
+
+/// The connections in a row that may break without a response before their replica is left alone: as many as the
+/// attempts that one request has by default.
+const UNANSWERED_MAX: u32 = 3;
 
 /// The failed openings in a row that a request waits through while other connections are in use.
 const FAILURES_WAITED_MAX: u32 = 3;

@@ -2,7 +2,7 @@
 
 use crate::policy::compile::Policy;
 use crate::policy::route::{RouteEntry, Target};
-use crate::profile::route::{Action, Backend, Forward, Route};
+use crate::profile::route::{Action, Backend, Filter, Forward, Route};
 use crate::route::explain::{Miss, explain};
 use crate::route::head::RequestHead;
 use std::sync::Arc;
@@ -27,6 +27,8 @@ pub struct Candidate<'a, T> {
     pub subset: Option<&'a Arc<str>>,
     /// How much of all requests it gets; 0: none.
     pub weight: u32,
+    /// What is changed for it alone, as it was written.
+    pub filters: &'a [Filter],
 }
 
 impl<T> Policy<T> {
@@ -52,7 +54,8 @@ impl<'a, T> Decision<'a, T> {
         };
         let mut candidates = Vec::new();
         for (index, (target, weight)) in entry.backends().iter().zip(entry.weights()).enumerate() {
-            candidates.push(Candidate { target, subset: subset(index), weight: *weight });
+            let filters = written.get(index).map_or(&[][..], |one| &one.filters);
+            candidates.push(Candidate { target, subset: subset(index), weight: *weight, filters });
         }
         candidates
     }

@@ -7,10 +7,14 @@ use crate::policy::question::Question;
 use crate::policy::route::{Answer, RoutePolicy, Target};
 use crate::profile::duration;
 use crate::profile::name::ServiceName;
-use crate::profile::route::{Abort, Backend, FaultSettings, Filter, Forward, HeaderMods, Mirror, Respond};
+use crate::profile::route::{
+    Abort, Backend, Choice, FaultSettings, Filter, Forward, HeaderMods, Mirror, Respond, Session,
+};
 use crate::profile::settings::{BudgetSettings, Share};
+use crate::route::cors::Headers;
 use crate::route::head::RequestHead;
 use http::Request;
+use http::header::{ACCESS_CONTROL_ALLOW_ORIGIN, VARY};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,8 +32,8 @@ pub fn unusable(id: &Value, why: &str) -> Value {
 /// The fields of an answer in which nothing is said.
 fn silent() -> Map<String, Value> {
     let fields = json!({
-        "route": null, "rule": null, "backends": [], "request": null, "response": null, "redirect": null,
-        "mirrors": [], "timeouts": null, "retry": null, "fault": null,
+        "route": null, "rule": null, "choice": null, "backends": [], "request": null, "response": null, "redirect": null,
+        "mirrors": [], "cors": null, "session": null, "timeouts": null, "retry": null, "fault": null,
         "authz": {"decision": "none", "rule": null},
     });
     match fields {
@@ -57,9 +61,24 @@ pub fn told<T>(
     let decision = policy.explain(&head);
     let candidates = decision.candidates(policy);
     let entry = decision.entry.map(|entry| &*entry.policy);
-    let (outcome, status, grpc) = outcome(entry, &candidates);
+    let cors = entry.and_then(|entry| entry.cors());
+    // A browser's question is answered by the route itself.
+    let preflight = cors.and_then(|cors| cors.preflight(request.method(), request.headers()));
+    let (outcome, status, grpc) = match &preflight {
+        Some((status, _)) => ("respond", Some(status.as_u16()), None),
+        None => outcome(entry, &candidates),
+    };
+    let goes_on = preflight.is_none() && entry.is_some_and(|entry| entry.answer.is_none());
     let written = |text: &Arc<str>| Some(text.to_string()).filter(|text| !text.is_empty());
-    let filters: &[Filter] = decision.forward().map_or(&[], |forward| &forward.filters);
+    let all = decision.forward().filter(|_| goes_on).map_or(&[][..], |forward| &forward.filters).iter();
+    // What is changed for the only backend there is, is changed for every request.
+    let filters: Vec<&Filter> =
+        all.chain(only(&candidates).filter(|_| goes_on).into_iter().flatten()).collect();
+    let set = match (&preflight, cors) {
+        (Some((_, headers)), _) => headers.clone(),
+        (None, Some(cors)) => cors.response(request.headers()),
+        (None, None) => Vec::new(),
+    };
     let redirect = entry.and_then(|entry| match &entry.answer {
         Some(Answer::Redirect(to)) => {
             Some(json!({"location": to.location(&head), "status": to.status().as_u16()}))
@@ -73,14 +92,14 @@ pub fn told<T>(
         "rule": decision.route.and_then(|route| written(&route.origin)),
         "status": status,
         "grpc_status": grpc.filter(|_| asked.is_grpc()),
-        "backends": if entry.is_some_and(|entry| entry.answer.is_none()) { backends(&candidates, naming, domain) } else { Vec::new() },
-        "request": sent(asked, request.clone(), entry, filters),
-        "response": changes(filters, fixed(entry), |filter| match filter {
-            Filter::ResponseHeaders(mods) => Some(mods),
-            Filter::RequestHeaders(_) | Filter::Rewrite(_) | Filter::Cors(_) => None,
-        }),
+        "choice": decision.forward().filter(|_| goes_on).map(choice),
+        "backends": if goes_on { backends(&candidates, first_available(&decision), naming, domain) } else { Vec::new() },
+        "request": sent(asked, request.clone(), entry, &candidates, &filters),
+        "response": answered(&filters, fixed(entry), &set),
         "redirect": redirect,
-        "mirrors": decision.forward().map(|forward| mirrors(forward, domain)).unwrap_or_default(),
+        "mirrors": decision.forward().filter(|_| goes_on).map(|forward| mirrors(forward, domain)).unwrap_or_default(),
+        "cors": cors.map(|_| json!({"preflight": preflight.is_some(), "allowed": set.iter().any(|(name, _)| *name == ACCESS_CONTROL_ALLOW_ORIGIN)})),
+        "session": entry.and_then(|entry| entry.session()).map(session),
         "timeouts": entry.map(timeouts),
         "retry": entry.and_then(retry),
         "fault": decision.route.and_then(|route| route.fault.as_ref()).map(fault),
@@ -122,14 +141,68 @@ fn fixed(entry: Option<&RoutePolicy>) -> Option<&Respond> {
     }
 }
 
+/// What is changed for the only backend that gets any requests.
+fn only<'a, T>(candidates: &[Candidate<'a, T>]) -> Option<&'a [Filter]> {
+    let mut asked = candidates.iter().filter(|candidate| candidate.weight > 0);
+    let first = asked.next()?;
+    asked.next().is_none().then_some(first.filters)
+}
+
+/// How one of several backends is chosen.
+fn choice(forward: &Forward) -> &'static str {
+    match forward.choice {
+        Choice::Weighted => "weighted",
+        Choice::FirstAvailable => "first-available",
+        Choice::Sticky => "sticky",
+    }
+}
+
+fn first_available<T>(decision: &Decision<'_, T>) -> bool {
+    decision.forward().is_some_and(|forward| forward.choice == Choice::FirstAvailable)
+}
+
+fn session(session: &Session) -> Value {
+    json!({
+        "name": &*session.name,
+        "type": if session.header { "Header" } else { "Cookie" },
+        "absolute": session.absolute.map(duration::to_text),
+        "idle": session.idle.map(duration::to_text),
+        "permanent": session.permanent,
+    })
+}
+
+/// What is changed in the response: by filters, by the route's own answer, and for a browser's page.
+fn answered(filters: &[&Filter], respond: Option<&Respond>, set: &Headers) -> Value {
+    let mut all = changes(filters, respond, |filter| match filter {
+        Filter::ResponseHeaders(mods) => Some(mods),
+        Filter::RequestHeaders(_) | Filter::Rewrite(_) | Filter::Cors(_) => None,
+    });
+    for (name, value) in set {
+        let value = value.to_str().unwrap_or_default();
+        let kind = if *name == VARY { "added_headers" } else { "set_headers" };
+        if let Some(headers) = all.get_mut(kind).and_then(Value::as_object_mut) {
+            headers.insert(name.as_str().to_owned(), value.into());
+        }
+    }
+    all
+}
+
 fn backends<T>(
     candidates: &[Candidate<'_, T>],
+    in_order: bool,
     naming: &dyn Fn(&T) -> ServiceName,
     domain: &str,
 ) -> Vec<Value> {
     let total: u64 = candidates.iter().map(|candidate| u64::from(candidate.weight)).sum();
-    let share = |weight: u32| if total == 0 { 0.0 } else { f64::from(weight) / total as f64 };
-    let backend = |candidate: &Candidate<'_, T>| {
+    // In order, the first gets all as long as it is usable.
+    let first = candidates.iter().position(|candidate| candidate.weight > 0);
+    let share = |index: usize, weight: u32| match in_order {
+        true => f64::from(u8::from(Some(index) == first)),
+        false if total == 0 => 0.0,
+        false => f64::from(weight) / total as f64,
+    };
+    let several = candidates.iter().filter(|candidate| candidate.weight > 0).count() > 1;
+    let backend = |(index, candidate): (usize, &Candidate<'_, T>)| {
         let (place, status, reason) = match candidate.target {
             Target::Service(target, _) => (place(&naming(target), domain), None, None),
             Target::Invalid { status, reason, .. } => {
@@ -139,14 +212,19 @@ fn backends<T>(
         let [service, namespace, port] = place;
         let mut written = json!({
             "service": service, "namespace": namespace, "port": port, "subset": candidate.subset.map(|name| &**name),
-            "weight": candidate.weight, "share": share(candidate.weight), "status": status,
+            "weight": candidate.weight, "share": share(index, candidate.weight), "status": status,
         });
+        if let (true, false, Value::Object(fields)) = (several, candidate.filters.is_empty(), &mut written) {
+            let own: Vec<&Filter> = candidate.filters.iter().collect();
+            fields.insert("request".to_owned(), changes(&own, None, request_headers));
+            fields.insert("response".to_owned(), answered(&own, None, &Vec::new()));
+        }
         if let (Some(reason), Value::Object(fields)) = (reason, &mut written) {
             fields.insert("reason".to_owned(), reason.into());
         }
         written
     };
-    candidates.iter().map(backend).collect()
+    candidates.iter().enumerate().map(backend).collect()
 }
 
 /// Service, namespace and port of a name. A host of two labels is a service and its namespace, as it is for a mesh.
@@ -160,15 +238,20 @@ fn place(name: &ServiceName, domain: &str) -> [Value; 3] {
 }
 
 /// What the backend would see.
-fn sent(
+fn sent<T>(
     asked: &Question,
     mut request: Request<()>,
     entry: Option<&RoutePolicy>,
-    filters: &[Filter],
+    candidates: &[Candidate<'_, T>],
+    filters: &[&Filter],
 ) -> Value {
     let before = request.uri().authority().cloned();
     if let Some(entry) = entry {
         entry.filters.apply(&mut request);
+    }
+    let mut asks = candidates.iter().filter(|candidate| candidate.weight > 0);
+    if let (Some(Target::Service(_, Some(own))), None) = (asks.next().map(|one| one.target), asks.next()) {
+        own.apply(&mut request);
     }
     let after = request.uri().authority();
     let host = match after {
@@ -177,26 +260,30 @@ fn sent(
     };
     let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
     let mut sent = json!({"host": host, "path": path, "method": request.method().as_str()});
-    let changes = changes(filters, None, |filter| match filter {
-        Filter::RequestHeaders(mods) => Some(mods),
-        Filter::ResponseHeaders(_) | Filter::Rewrite(_) | Filter::Cors(_) => None,
-    });
+    let changes = changes(filters, None, request_headers);
     if let (Value::Object(sent), Value::Object(changes)) = (&mut sent, changes) {
         sent.extend(changes);
     }
     sent
 }
 
+fn request_headers(filter: &Filter) -> Option<&HeaderMods> {
+    match filter {
+        Filter::RequestHeaders(mods) => Some(mods),
+        Filter::ResponseHeaders(_) | Filter::Rewrite(_) | Filter::Cors(_) => None,
+    }
+}
+
 /// The changes of headers, names in lower case; a name with several values has a list.
 fn changes<'a>(
-    filters: &'a [Filter],
+    filters: &[&'a Filter],
     respond: Option<&Respond>,
     mods: impl Fn(&'a Filter) -> Option<&'a HeaderMods>,
 ) -> Value {
     let (mut set, mut added, mut removed) = (Map::new(), Map::new(), Vec::new());
     let fixed = respond.map(|respond| respond.headers.as_slice()).unwrap_or_default();
     fixed.iter().for_each(|pair| put(&mut set, pair));
-    for mods in filters.iter().filter_map(mods) {
+    for mods in filters.iter().copied().filter_map(mods) {
         mods.set.iter().for_each(|pair| put(&mut set, pair));
         mods.add.iter().for_each(|pair| put(&mut added, pair));
         removed.extend(mods.remove.iter().map(|name| name.to_ascii_lowercase()));
