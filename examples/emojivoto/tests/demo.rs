@@ -383,9 +383,14 @@ fn a_canary_moves_from_nothing_to_everything_by_editing_one_file() {
     share(&mut program, &|rps| rps == 0.0);
     assert_ne!(doughnut(&addr), 200);
     for (stable, next) in [(50, 50), (0, 100)] {
-        let moved = text
-            .replace("weight: 100", &format!("weight: {stable}"))
-            .replace("weight: 0}", &format!("weight: {next}}}"));
+        let moved = text.replace(
+            "{name: voting-svc, port: 8080, weight: 100}",
+            &format!("{{name: voting-svc, port: 8080, weight: {stable}}}"),
+        );
+        let moved = moved.replace(
+            "canary-svc, port: 8080, weight: 0}",
+            &format!("canary-svc, port: 8080, weight: {next}}}"),
+        );
         let draft = file.with_extension("draft");
         fs::write(&draft, moved).unwrap();
         fs::rename(draft, &file).unwrap();
