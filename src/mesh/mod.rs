@@ -46,6 +46,7 @@ pub mod secure;
 pub mod services;
 #[cfg(feature = "http")]
 pub(crate) mod sources;
+#[cfg(feature = "http")]
 mod special;
 pub mod stack;
 #[cfg(feature = "http")]

@@ -235,7 +235,8 @@ mod tests {
             split: true,
             plain: true,
         };
-        let line = "--port 0 --admin-port 4191 --profiles=p --no-bot --failure-rate=0.5 --slow 1s --split --plain";
+        let line =
+            "--port 0 --admin-port 4191 --profiles=p --no-bot --failure-rate=0.5 --slow 1s --split --plain";
         assert_eq!(of(line), Ok(Command::Demo(expected)));
     }
 

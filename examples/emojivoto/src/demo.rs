@@ -225,7 +225,8 @@ impl Running {
             let (poll, rng, metrics) = (poll.clone(), Rng::thread(), Registry::global());
             let service = Voting { poll, failure_rate: 0.0, delay: Duration::ZERO, rng, metrics };
             let label = endpoints[CANARY][0].to_string() + " canary";
-            let canary = Replica { label, mesh: here.mesh(CANARY, "voting", Mode::Strict, Shown::default())? };
+            let canary =
+                Replica { label, mesh: here.mesh(CANARY, "voting", Mode::Strict, Shown::default())? };
             serve(&canary.mesh, listener, Routes::new(VotingServiceServer::new(service)).into_axum_router());
             voting.push(canary);
         }
