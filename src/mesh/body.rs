@@ -1,6 +1,7 @@
 //! Floor 6: the bodies of the facade.
 
 use crate::error::BoxError;
+#[cfg(feature = "http")]
 use crate::split::tee::Tee;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -10,6 +11,7 @@ use std::any::Any;
 use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+#[cfg(feature = "http")]
 use tokio::sync::oneshot;
 
 /// A request's body on its way through the mesh.
@@ -53,6 +55,7 @@ impl ReqBody {
 }
 
 /// A copy of a body.
+#[cfg(feature = "http")]
 #[derive(Debug)]
 pub(crate) enum BodyCopy {
     /// It is known already.
@@ -61,6 +64,7 @@ pub(crate) enum BodyCopy {
     Coming(oneshot::Receiver<Bytes>),
 }
 
+#[cfg(feature = "http")]
 impl BodyCopy {
     /// The whole of it; `None` if it became too long, or broke off.
     pub(crate) async fn whole(self) -> Option<Bytes> {
@@ -71,6 +75,7 @@ impl BodyCopy {
     }
 }
 
+#[cfg(feature = "http")]
 impl ReqBody {
     /// The same body, and a copy of it; none if it is known to be longer than `bytes_max`.
     pub(crate) fn copied(self, bytes_max: usize) -> (Self, Option<BodyCopy>) {
