@@ -140,6 +140,8 @@ async fn a_scripted_load_is_told_exactly() {
     assert_eq!(counts(route("GET /list")), [20, 10, 10, 0], "every attempt arrives");
     assert!(route("GET /list")["actual"].is_null() && route("GET /list").get("histogram").is_none());
     assert_eq!(report["processes"][0]["name"], "voting.emojivoto:80");
+    let nobody = row(&report, "client", &[("client", "")]);
+    assert_eq!((counts(nobody), &nobody["tls"]), ([40, 25, 15, 0], &false.into()));
 }
 
 #[tokio::test]
@@ -192,6 +194,159 @@ async fn edges_say_who_talks_to_whom() {
     assert_eq!((&edge["secured"], &edge["no_tls_reason"]), (&false.into(), &"no_identity".into()));
     assert_eq!(counts(edge), [5, 4, 1, 0]);
     assert_eq!(all.len(), 1, "{edges:#}");
+}
+
+/// Two processes that prove who they are to each other.
+#[cfg(feature = "tls")]
+mod proved {
+    use super::*;
+    use enmesh::discover::endpoint::Endpoint;
+    use enmesh::mesh::builder::MeshBuilder;
+    use enmesh::stdx::rng::Rng;
+    use enmesh::tls::authority::{Authority, AuthoritySettings};
+    use enmesh::tls::renew::RenewalSettings;
+
+    async fn meshed(ca: &Authority, name: &str, builder: MeshBuilder) -> Mesh {
+        let id = format!("spiffe://mesh.example/ns/emojivoto/sa/{name}").parse().unwrap();
+        let source = ca.source(id, RenewalSettings::default(), Rng::thread());
+        let mesh = builder.dns(false).profile_yaml(PROFILE).admin(ANY).identity(source).build().unwrap();
+        mesh.identities().unwrap().ready().await;
+        mesh
+    }
+
+    #[tokio::test]
+    async fn callers_are_told_apart_and_edges_have_a_lock() {
+        let ca = Authority::new("mesh.example".parse().unwrap(), AuthoritySettings::default()).unwrap();
+        let voting = meshed(&ca, "voting", Mesh::builder().name("voting.emojivoto:80")).await;
+        let listener = TcpListener::bind(ANY).await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let app = tower::service_fn(|_: Request<enmesh::serve::body::RequestBody>| async {
+            Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("x")))
+        });
+        let serving = voting.clone();
+        tokio::spawn(async move { serving.serve(listener, app).await });
+        let identity = "spiffe://mesh.example/ns/emojivoto/sa/voting";
+        let endpoint = Endpoint { identity: Some(identity.into()), ..Endpoint::new(addr) };
+        let mut callers = Vec::new();
+        for (name, votes) in [("web", 3), ("bot", 5)] {
+            let builder = Mesh::builder()
+                .name(&format!("{name}.emojivoto"))
+                .endpoint_set("voting.emojivoto:80", [endpoint.clone()])
+                .admin_peers([url(&voting)]);
+            let mesh = meshed(&ca, name, builder).await;
+            load(&mesh, votes, 0).await;
+            callers.push(mesh);
+        }
+        let report = ask(&voting, "/api/v1/stat?kind=client").await;
+        for (name, votes) in [("web", 3), ("bot", 5)] {
+            let id = format!("spiffe://mesh.example/ns/emojivoto/sa/{name}");
+            let row = row(&report, "client", &[("client", &id), ("service", "voting.emojivoto:80")]);
+            assert_eq!((counts(row)[..2].to_vec(), &row["tls"]), (vec![votes, votes], &true.into()));
+        }
+        let told = ask(&callers[0], "/api/v1/edges").await;
+        let edges = told["edges"].as_array().unwrap();
+        let web = edges.iter().find(|edge| edge["src"] == "web").unwrap();
+        assert_eq!(
+            (&web["direction"], &web["secured"], &web["server_id"]),
+            (&"outbound".into(), &true.into(), &identity.into())
+        );
+        assert_eq!(web["client_id"], "spiffe://mesh.example/ns/emojivoto/sa/web");
+        let bot = edges.iter().find(|edge| edge["src"] == "bot").unwrap();
+        assert_eq!(
+            (&bot["direction"], &bot["secured"], &bot["requests"]),
+            (&"inbound".into(), &true.into(), &5.into())
+        );
+        assert_eq!(edges.len(), 2, "{told:#}");
+    }
+
+    #[tokio::test]
+    async fn no_page_shows_a_secret() {
+        let ca = Authority::new("mesh.example".parse().unwrap(), AuthoritySettings::default()).unwrap();
+        let (_voting, addr) = voting().await;
+        let builder =
+            Mesh::builder().name("web.emojivoto").endpoints("voting.emojivoto:80", [addr.to_string()]);
+        let mesh = meshed(&ca, "web", builder).await;
+        let secret = "s3cr3t-t0ken";
+        let request = Request::get("http://voting.emojivoto/vote")
+            .header("authorization", format!("Bearer {secret}"))
+            .header("cookie", format!("session={secret}"))
+            .body(())
+            .unwrap();
+        mesh.client()
+            .send(request.map(|()| Bytes::new()))
+            .await
+            .unwrap()
+            .into_body()
+            .collect()
+            .await
+            .unwrap();
+        let fleet = Fleet::new([url(&mesh).parse().unwrap()], fleet::dns());
+        for path in ["/inspect", "/api/v1/inspect", "/api/v1/stat", "/api/v1/edges", "/api/v1/slo"] {
+            let said = fleet.ask(&Question::get(path)).await.remove(0).answer.unwrap().to_string();
+            assert!(!said.contains(secret) && !said.contains("PRIVATE KEY"), "{path}: {said}");
+        }
+    }
+}
+
+/// Every page of a mesh but the probes, as a mesh answers a browser that another site's page sends.
+#[tokio::test]
+async fn another_site_s_page_gets_nothing_from_a_mesh() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let (mesh, _) = voting().await;
+    let addr = mesh.admin_addr().unwrap();
+    let answer = |request: String| async move {
+        let mut stream = tokio::net::TcpStream::connect(addr).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    };
+    let mut pages =
+        vec![("GET", "/shutdown", 404), ("POST", "/shutdown", 404), ("POST", "/api/v1/explain", 403)];
+    let read = ["/", "/inspect", "/api/v1/inspect", "/api/v1/stat", "/api/v1/edges", "/api/v1/slo"];
+    pages.extend(read.map(|path| ("GET", path, 403)));
+    for (method, path, status) in pages {
+        for header in ["Origin: http://evil.test", "Sec-Fetch-Site: cross-site", "Host: evil.test"] {
+            let host = if header.starts_with("Host") { "" } else { "Host: localhost\r\n" };
+            let request = format!(
+                "{method} {path} HTTP/1.1\r\n{host}{header}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+            );
+            let answer = answer(request).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{method} {path} {header}: {answer}");
+            assert!(
+                !answer.contains("voting.emojivoto") && !answer.contains("access-control-allow"),
+                "{answer}"
+            );
+        }
+    }
+}
+
+/// A crowd that asks for every page without end takes neither the runtime's threads nor its order: requests go on, each page is
+/// made one at a time, and the probes answer.
+#[tokio::test]
+async fn a_crowd_at_the_admin_server_stops_no_request() {
+    let (voting, addr) = voting().await;
+    let web = web(addr, &[url(&voting)]);
+    let crowd: Vec<_> = (0..12)
+        .map(|n| {
+            let path = ["/api/v1/stat?series=1", "/api/v1/edges", "/inspect", "/api/v1/slo"][n % 4];
+            let fleet = Fleet::new([url(&web).parse().unwrap()], fleet::dns());
+            tokio::spawn(async move {
+                loop {
+                    // It may be told to come back later.
+                    let _ = fleet.ask(&Question::get(path)).await;
+                }
+            })
+        })
+        .collect();
+    load(&web, 40, 0).await;
+    assert_eq!(ask_for(&web, "/live").await.unwrap_err().split(':').next(), Some("answered with no JSON"));
+    crowd.iter().for_each(tokio::task::JoinHandle::abort);
+    let report = ask(&web, "/api/v1/stat?local=1").await;
+    assert_eq!(
+        counts(row(&report, "route", &[("direction", "outbound"), ("route", "GET /vote")])),
+        [40, 30, 10, 0]
+    );
 }
 
 #[tokio::test]

@@ -164,7 +164,30 @@ impl Live {
             }
         }
         totals.extend(self.metrics.endpoints().iter().map(|endpoint| of_endpoint(endpoint)));
+        totals.extend(self.callers());
         totals
+    }
+
+    /// What callers of this process's own service did; of those that prove nothing only if there were any.
+    fn callers(&self) -> Vec<Total> {
+        let Some(services) = self.services.upgrade() else { return Vec::new() };
+        let own = services.directory().inbound().load_full();
+        let (callers, others) = self.metrics.clients().all();
+        let row = |client: &str, tls, overflow, tally: &Tally| Total {
+            key: Arc::new(RowKey::client(own.service(), client)),
+            facts: Facts { tls, overflow, ..Facts::default() },
+            reading: reading(tally),
+        };
+        let mut rows: Vec<Total> = callers
+            .iter()
+            .map(|(caller, tally)| match caller {
+                Some(caller) => row(caller.as_str(), Some(true), false, tally),
+                None => row("", Some(false), false, tally),
+            })
+            .collect();
+        rows.push(row(OTHER, None, true, &others));
+        rows.retain(|row| row.reading.requests > 0);
+        rows
     }
 
     fn past(&self) -> MutexGuard<'_, Past> {

@@ -13,6 +13,8 @@ use crate::mesh::admin::{self, Shown};
 #[cfg(feature = "admin")]
 use crate::mesh::api;
 use crate::mesh::builder::MeshBuilder;
+#[cfg(any(feature = "tls", feature = "ring"))]
+use crate::mesh::builder::OwnIdentity as Rotating;
 use crate::mesh::client::Client;
 use crate::mesh::directory::{Connect, Connection, Directory, Parts};
 use crate::mesh::inbound::InboundLayer;
@@ -58,6 +60,7 @@ use crate::tls::rotate::{Identities, rotation};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
+use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock, PoisonError};
 use tokio::net::TcpListener;
@@ -140,7 +143,8 @@ impl Mesh {
 
     /// The server side as a layer, for servers that are not started by [`serve`](Self::serve).
     pub fn inbound(&self) -> InboundLayer {
-        InboundLayer::new(Arc::clone(&self.made.services), self.made.gate.clone())
+        let clients = Arc::clone(self.made.metrics.clients());
+        InboundLayer::new(Arc::clone(&self.made.services), self.made.gate.clone(), clients)
     }
 
     /// Turns the faults that profiles ask for off and on, from the next request on.
@@ -261,14 +265,7 @@ impl Made {
         let policy_file = builder.policy_file.take();
         let (needs_runtime, admin) = (sources::needs_runtime(&builder), builder.admin);
         #[cfg(any(feature = "tls", feature = "ring"))]
-        let (identities, rotating) = builder
-            .identity
-            .take()
-            .map(|own| {
-                let registry = recording.registry().clone();
-                rotation(own.source, EpochSettings { registry, ..own.settings })
-            })
-            .unzip();
+        let (identities, rotating) = rotated(builder.identity.take(), recording.registry()).unzip();
         #[cfg(any(feature = "tls", feature = "ring"))]
         let accept = builder.accept;
         let rng = builder.seed.map_or_else(Rng::thread, Rng::seeded);
@@ -325,15 +322,21 @@ impl Made {
         };
         let mesh = Mesh { made: Arc::new(made) };
         mesh.made.start(needs_runtime, admin)?;
-        if let (Some(file), Some(gate), Ok(runtime)) = (policy_file, &mesh.made.gate, Handle::try_current()) {
-            let mut tasks = mesh.made.services.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-            tasks.spawn(&runtime, file.watch(gate.clone()));
+        if let (Some(file), Some(gate)) = (policy_file, &mesh.made.gate) {
+            mesh.made.spawn(file.watch(gate.clone()));
         }
         #[cfg(any(feature = "tls", feature = "ring"))]
-        if let (Some(rotating), Ok(runtime)) = (rotating, Handle::try_current()) {
-            mesh.made.services.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn(&runtime, rotating);
+        if let Some(rotating) = rotating {
+            mesh.made.spawn(rotating);
         }
         Ok(mesh)
+    }
+
+    /// Runs a task until the mesh ends, if there is a runtime.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        if let Ok(runtime) = Handle::try_current() {
+            self.services.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn(&runtime, task);
+        }
     }
 
     /// Starts what needs tasks. A mesh whose every source is written in code needs none, and no runtime.
@@ -445,6 +448,16 @@ fn connect(
 /// No process has an identity without TLS.
 #[cfg(not(any(feature = "tls", feature = "ring")))]
 type Connector = std::convert::Infallible;
+
+/// The identities of a mesh, and the task that keeps them fresh.
+#[cfg(any(feature = "tls", feature = "ring"))]
+fn rotated(
+    own: Option<Rotating>,
+    registry: &Registry,
+) -> Option<(Identities, impl Future<Output = ()> + Send + 'static)> {
+    let own = own?;
+    Some(rotation(own.source, EpochSettings { registry: registry.clone(), ..own.settings }))
+}
 
 /// The gate of these settings.
 fn gate(settings: Option<AuthzSettings>, registry: &Registry) -> Result<Option<Gate>, Error> {

@@ -4,10 +4,14 @@ use crate::classify::body::{End, Watch, Watched};
 use crate::classify::classifier::{Classifier, Head, trailers};
 use crate::classify::outcome::{Cause, Outcome, Verdict};
 use crate::error::{BoxError, Error};
+use crate::metrics::client::Clients;
 use crate::metrics::route::RouteMetrics;
+use crate::metrics::series::Ending;
+use crate::metrics::tally::Tally;
 use crate::policy::call::{Judged, MeshRequest};
 use crate::policy::route::RoutePolicy;
 use crate::stdx::clock::{self, Duration, Instant};
+use crate::tls::identity::PeerIdentity;
 use http::Response;
 use http_body::Body;
 use pin_project::{pin_project, pinned_drop};
@@ -23,6 +27,7 @@ use tower_service::Service;
 #[derive(Debug, Clone, Default)]
 pub struct MetricsLayer {
     own: Option<Arc<RouteMetrics>>,
+    clients: Option<Arc<Clients>>,
 }
 
 impl MetricsLayer {
@@ -30,6 +35,13 @@ impl MetricsLayer {
     #[must_use]
     pub fn with_own(mut self, own: Arc<RouteMetrics>) -> Self {
         self.own = Some(own);
+        self
+    }
+
+    /// Counts the calls of each caller too, by the [`PeerIdentity`] in a request's extensions. For servers.
+    #[must_use]
+    pub fn with_clients(mut self, clients: Arc<Clients>) -> Self {
+        self.clients = Some(clients);
         self
     }
 }
@@ -71,9 +83,14 @@ where
         let counted = route.or_else(|| self.layer.own.clone().map(Counted::Own));
         let counted =
             counted.map(|counted| (counted, request.state().map_or_else(clock::now, |state| state.started)));
+        let client = self.layer.clients.as_ref().map(|clients| {
+            let peer = request.http().extensions().get::<PeerIdentity>();
+            clients.of(peer.map(|peer| &peer.identity))
+        });
         // First the call, then the count: a panic in it leaves nothing counted as under way.
         let inner = self.inner.call(request);
-        MetricsFuture { inner, meter: counted.map(|(counted, started)| Meter::begin(counted, started)) }
+        let begin = |(counted, started)| Meter::begin(counted, started).of_client(client);
+        MetricsFuture { inner, meter: counted.map(begin) }
     }
 }
 
@@ -99,6 +116,8 @@ impl Counted {
 #[derive(Debug)]
 pub struct Meter {
     counted: Counted,
+    /// What counts its caller's calls, where those are counted.
+    client: Option<Arc<Tally>>,
     started: Instant,
     /// From the beginning to the response's headers.
     latency: Duration,
@@ -112,7 +131,26 @@ impl Meter {
     pub(crate) fn begin(counted: Counted, started: Instant) -> Self {
         counted.metrics().begin();
         let (latency, head) = (Duration::ZERO, Head::Decided(Outcome::DROPPED));
-        Self { counted, started, latency, is_latency_counted: false, status: None, head }
+        Self { counted, client: None, started, latency, is_latency_counted: false, status: None, head }
+    }
+
+    /// The same, counted for its caller too.
+    #[inline]
+    fn of_client(mut self, client: Option<Arc<Tally>>) -> Self {
+        if let Some(client) = &client {
+            client.begin();
+        }
+        self.client = client;
+        self
+    }
+
+    /// Counts the end, once.
+    #[inline]
+    fn count_end(&self, outcome: &Outcome) {
+        self.counted.metrics().end(self.status, outcome);
+        if let Some(client) = &self.client {
+            client.end(Ending::new(self.status, outcome));
+        }
     }
 
     /// The route, if the call met one.
@@ -152,18 +190,21 @@ impl Meter {
     /// It ended so, without a response's body.
     pub(crate) fn settle(&mut self, outcome: &Outcome) {
         self.count_latency(clock::now().saturating_duration_since(self.started));
-        self.counted.metrics().end(self.status, outcome);
+        self.count_end(outcome);
     }
 
     /// The caller went away before a response came.
     pub(crate) fn cancel(&mut self) {
-        self.counted.metrics().end(self.status, &Outcome::DROPPED);
+        self.count_end(&Outcome::DROPPED);
     }
 
     #[inline]
     fn count_latency(&mut self, latency: Duration) {
         if !std::mem::replace(&mut self.is_latency_counted, true) {
             self.counted.metrics().latency(latency);
+            if let Some(client) = &self.client {
+                client.latency(latency);
+            }
         }
     }
 }
@@ -182,7 +223,7 @@ impl Watch for Meter {
         };
         // A body without a frame ended with its head.
         self.count_latency(self.latency);
-        self.counted.metrics().end(self.status, &outcome);
+        self.count_end(&outcome);
     }
 }
 

@@ -4,6 +4,7 @@
 //! families are made from those at a scrape ([`emit`]), so their number costs a request nothing. Families, labels and
 //! buckets are Linkerd's ([`families`], `docs/metrics.md`), so its dashboards work. Labels come from configuration only.
 
+pub mod client;
 pub mod edges;
 pub mod emit;
 pub mod families;

@@ -1,6 +1,7 @@
 //! Floor 2: everything that is counted, made once and kept over updates.
 
 use crate::discover::endpoint::Endpoint;
+use crate::metrics::client::Clients;
 use crate::metrics::emit;
 use crate::metrics::kept::Kept;
 use crate::metrics::ledger::{Collect, RETAIN, Sink};
@@ -25,6 +26,7 @@ pub struct MetricsSet {
     registry: Registry,
     routes: Kept<RouteNames, RouteMetrics>,
     endpoints: Kept<Vec<Label>, EndpointMetrics>,
+    clients: Arc<Clients>,
     more: Mutex<Vec<Weak<dyn Collect>>>,
 }
 
@@ -44,7 +46,7 @@ impl MetricsSet {
     /// A set whose further handles are resolved in `registry`.
     pub fn new(registry: Registry) -> Self {
         let (routes, endpoints) = (Kept::new(ROUTES_MAX), Kept::new(ENDPOINTS_MAX));
-        Self { registry, routes, endpoints, more: Mutex::default() }
+        Self { registry, routes, endpoints, clients: Arc::default(), more: Mutex::default() }
     }
 
     /// A set that nobody reads, for compiling apart from all that runs.
@@ -92,6 +94,11 @@ impl MetricsSet {
         };
         let make = |labels: &Vec<Label>| EndpointMetrics { labels: labels.clone(), tally: Tally::default() };
         self.endpoints.get(&labels, other, make)
+    }
+
+    /// What callers of this process's own service did.
+    pub fn clients(&self) -> &Arc<Clients> {
+        &self.clients
     }
 
     /// All routes, by direction, service and name.

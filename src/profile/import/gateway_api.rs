@@ -140,6 +140,22 @@ impl GatewayApi {
         }
     }
 
+    /// The routes that name each service, in order, with the parents that name it; made once, for there may be thousands of both.
+    fn by_service(&self) -> BTreeMap<Service, Vec<(&RouteObject, Vec<ParentRef>)>> {
+        let mut attached: BTreeMap<Service, Vec<(&RouteObject, Vec<ParentRef>)>> = BTreeMap::new();
+        for route in &self.routes {
+            for parent in &route.parents {
+                let Some(service) = service_of(parent) else { continue };
+                let routes = attached.entry(service).or_default();
+                match routes.last_mut().filter(|(last, _)| std::ptr::eq(*last, route)) {
+                    Some((_, parents)) => parents.push(parent.clone()),
+                    None => routes.push((route, vec![parent.clone()])),
+                }
+            }
+        }
+        attached
+    }
+
     fn service_profiles(&self, cluster: &Cluster, documents: &mut Documents, out: &mut Vec<ServiceProfile>) {
         let mut services: BTreeSet<Service> = self.policies.services().into_iter().collect();
         services.extend(self.routes.iter().flat_map(|route| route.parents.iter().filter_map(service_of)));
@@ -151,21 +167,9 @@ impl GatewayApi {
             .extend(annotated.map(|service| {
                 (Arc::clone(&service.identity.namespace), Arc::clone(&service.identity.name))
             }));
+        let mut attached = self.by_service();
         for service in services {
-            let parents = |route: &RouteObject| {
-                route
-                    .parents
-                    .iter()
-                    .filter(|parent| service_of(parent).as_ref() == Some(&service))
-                    .cloned()
-                    .collect::<Vec<_>>()
-            };
-            let routes: Vec<(&RouteObject, Vec<ParentRef>)> = self
-                .routes
-                .iter()
-                .map(|route| (route, parents(route)))
-                .filter(|(_, parents)| !parents.is_empty())
-                .collect();
+            let routes = attached.remove(&service).unwrap_or_default();
             let mut ports: BTreeSet<Option<u16>> =
                 routes.iter().flat_map(|(_, parents)| parents.iter().map(|parent| parent.port)).collect();
             ports.insert(None);

@@ -9,10 +9,12 @@
 use crate::profile::invalid::Fault;
 use crate::profile::invalid::Severity;
 use crate::profile::matching::Condition;
+use crate::profile::name::ServiceName;
 use crate::profile::route::Action;
 use crate::profile::route::Route;
 use crate::profile::service::ServiceProfile;
 use crate::profile::settings::Timeouts;
+use std::collections::BTreeMap;
 
 /// The most routes that a merge makes: as many as benches show to cost nothing.
 const ROUTES_MAX: usize = 10_000;
@@ -26,9 +28,18 @@ pub(crate) fn merge(
     let mut faults = Vec::new();
     let mut covered = vec![false; linkerd.len()];
     let mut all: Vec<ServiceProfile> = Vec::new();
+    // By host, for there may be thousands of both.
+    let host = |profile: &ServiceProfile| Some(profile.name()?.short(domain).without_port());
+    let mut by_host: BTreeMap<ServiceName, Vec<usize>> = BTreeMap::new();
+    for (index, profile) in linkerd.iter().enumerate() {
+        if let Some(host) = host(profile) {
+            by_host.entry(host).or_default().push(index);
+        }
+    }
     for other in others {
-        let partners =
-            linkerd.iter().enumerate().filter(|(_, profile)| same_service(profile, &other, domain));
+        let of_host = host(&other).and_then(|host| by_host.get(&host)).map_or(&[][..], Vec::as_slice);
+        let partners = of_host.iter().filter_map(|index| Some((*index, linkerd.get(*index)?)));
+        let partners = partners.filter(|(_, profile)| same_port(profile, &other));
         // The profile of the callers' namespace comes before that of the service's (linkerd.md §1.3).
         let own = |profile: &ServiceProfile| profile.namespace != other.namespace;
         match partners.min_by_key(|(_, profile)| own(profile)) {
@@ -44,10 +55,10 @@ pub(crate) fn merge(
     (all, faults)
 }
 
-fn same_service(profile: &ServiceProfile, other: &ServiceProfile, domain: &str) -> bool {
-    let (Some(a), Some(b)) = (profile.name(), other.name()) else { return false };
-    let port = a.port().is_none() || a.port() == b.port();
-    port && a.short(domain).without_port() == b.short(domain).without_port()
+/// Whether a profile of a service is for the port of another one of the same service.
+fn same_port(profile: &ServiceProfile, other: &ServiceProfile) -> bool {
+    let port = |profile: &ServiceProfile| profile.name().and_then(ServiceName::port);
+    port(profile).is_none() || port(profile) == port(other)
 }
 
 fn merged(mut other: ServiceProfile, profile: &ServiceProfile, faults: &mut Vec<Fault>) -> ServiceProfile {
