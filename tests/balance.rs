@@ -821,7 +821,7 @@ fn on_route_of(route: &Route, budget: BudgetSettings) -> Call<Full<Bytes>, ()> {
         faults: FaultSwitch::default(),
     };
     let policy = compiler.compile(Arc::new(profile), None, |_| ()).unwrap();
-    let scope = CallScope { entry: Arc::clone(&policy.routes()[0]), state: CallState::new(clock::now()) };
+    let scope = CallScope::new(Arc::clone(&policy.routes()[0]), CallState::new(clock::now()));
     Call { http: request(), scope }
 }
 
@@ -1119,7 +1119,7 @@ fn on_route(path: &str) -> Call<Full<Bytes>, ()> {
     let policy = compiler.compile(Arc::new(profile), None, |_| ()).unwrap();
     let http = Request::get(format!("http://svc{path}")).body(Full::default()).unwrap();
     let entry = policy.find(&RequestHead::of_request(&http)).unwrap();
-    let scope = CallScope { entry: Arc::clone(entry), state: CallState::new(clock::now()) };
+    let scope = CallScope::new(Arc::clone(entry), CallState::new(clock::now()));
     Call { http, scope }
 }
 

@@ -404,7 +404,7 @@ fn call<T>(entry: &Arc<RouteEntry<T>>) -> impl Fn(Request<Content>) -> Call<Cont
     move |http| {
         let mut state = CallState::new(clock::now());
         state.deadline = entry.policy.timeouts.request.map(|request| state.started + request);
-        Call { http, scope: CallScope { entry: Arc::clone(&entry), state } }
+        Call { http, scope: CallScope::new(Arc::clone(&entry), state) }
     }
 }
 

@@ -204,7 +204,7 @@ impl World {
         let entry = self.policy.find(&RequestHead::of_request(&request)).expect("a route");
         let mut state = CallState::new(clock::now());
         state.deadline = entry.policy.timeouts.request.map(|request| state.started + request);
-        let scope = CallScope { entry: Arc::clone(entry), state };
+        let scope = CallScope::new(Arc::clone(entry), state);
         let service = ServiceBuilder::new()
             .layer(TimeoutLayer::request())
             .layer(RetryLayer::<Nobody>::by_route(Rng::seeded(1)))

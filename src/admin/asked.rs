@@ -14,15 +14,23 @@ pub struct Asked {
     pub query: String,
     /// The peer's address, where there is one.
     pub remote: Option<IpAddr>,
+    /// Whether it accepts server-sent events, as a browser's `EventSource` does.
+    pub wants_events: bool,
     /// The body of a `POST`, at most [`BODY_BYTES_MAX`](crate::admin::server::BODY_BYTES_MAX) of it.
     pub body: Bytes,
 }
 
 impl Asked {
-    /// The values that the query gives `name`, decoded; `+` is a space.
+    /// Names and values of the query, decoded; `+` is a space.
+    pub fn pairs(&self) -> impl Iterator<Item = (String, String)> + '_ {
+        let pairs = self.query.split('&').filter(|pair| !pair.is_empty());
+        let pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+        pairs.map(|(key, value)| (decoded(key), decoded(value)))
+    }
+
+    /// The values that the query gives `name`.
     pub fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = String> + 'a {
-        let pairs = self.query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-        pairs.filter(move |(key, _)| decoded(key) == name).map(|(_, value)| decoded(value))
+        self.pairs().filter(move |(key, _)| key == name).map(|(_, value)| value)
     }
 
     /// The first value that the query gives `name`.

@@ -199,6 +199,11 @@ fn remote<B>(request: &Request<B>) -> Option<std::net::IpAddr> {
     request.extensions().get::<Remote>().map(|remote| remote.addr.ip())
 }
 
+fn wants_events<B>(request: &Request<B>) -> bool {
+    let mut accepted = request.headers().get_all(header::ACCEPT).iter();
+    accepted.any(|value| value.to_str().is_ok_and(|value| value.contains("text/event-stream")))
+}
+
 fn not_allowed(methods: &[Method]) -> Response<AdminBody> {
     let mut allowed: Vec<&str> = methods.iter().map(Method::as_str).collect();
     if allowed.contains(&"GET") {
@@ -312,6 +317,7 @@ where
             method: request.method().clone(),
             query: request.uri().query().unwrap_or_default().to_owned(),
             remote: remote(&request),
+            wants_events: wants_events(&request),
             body: Bytes::new(),
         };
         Box::pin(async move {

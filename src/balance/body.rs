@@ -94,6 +94,9 @@ where
                 None => {
                     if let Seat::Taken(ticket) = this.seat {
                         ticket.data();
+                        if let (Some(attempting), Some(data)) = (ticket.attempting(), frame.data_ref()) {
+                            attempting.data(bytes::Buf::remaining(data));
+                        }
                     }
                     if this.inner.is_end_stream() {
                         this.seat.leave(|ticket| ticket.complete(None));

@@ -4,7 +4,6 @@ use crate::balance::body::Served;
 use crate::balance::layer::Balance;
 use crate::balance::ticket::Ticket;
 use crate::classify::classifier::Classifier;
-use crate::classify::outcome::Outcome;
 use crate::error::{Error, Scope};
 use crate::policy::call::{EndpointId, Judged, MeshRequest};
 use crate::policy::failed;
@@ -108,13 +107,15 @@ where
 
 impl<S, R> State<S, R>
 where
+    R: MeshRequest,
     S: Service<R>,
     S::Error: Into<Error>,
 {
     /// Sends the request at once if the endpoint is ready, as all of this crate's are. One that is not is asked again by
     /// the future, with a waker.
     #[inline]
-    fn send(mut service: S, ticket: Ticket, request: R, fail_fast: Duration) -> Self {
+    fn send(mut service: S, mut ticket: Ticket, mut request: R, fail_fast: Duration) -> Self {
+        ticket.observe(&mut request);
         match service.poll_ready(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(())) => Self::Call { future: service.call(request), ticket: Some(ticket) },
             Poll::Ready(Err(error)) => {
@@ -256,7 +257,7 @@ fn poll_patience(
 /// The attempt failed: where.
 #[cold]
 fn settled(ticket: Ticket, error: &Error) -> Option<EndpointId> {
-    ticket.settle(&Outcome::of_error(error)).map(|member| member.id())
+    ticket.fail(error).map(|member| member.id())
 }
 
 #[inline]
@@ -277,6 +278,9 @@ fn finish<B: Body>(
             let judged = Judged { head, at: clock::now() };
             ticket.head(judged.at, head, status.as_u16());
             ticket.told(Some(response.headers()));
+            if let Some(attempting) = ticket.attempting() {
+                attempting.head(response.status(), response.headers());
+            }
             if let Some(cookie) = cookie {
                 response.headers_mut().append(SET_COOKIE, *cookie);
             }

@@ -11,10 +11,11 @@ use crate::breaker::ward::Patient;
 use crate::classify::classifier::{Head, trailers};
 use crate::classify::outcome::{Cause, Outcome, Verdict};
 use crate::discover::endpoint::Endpoint;
-use crate::error::Scope;
+use crate::error::{Error, Scope};
 use crate::metrics::route::EndpointMetrics;
 use crate::metrics::series::Ending;
-use crate::policy::call::EndpointId;
+use crate::policy::call::{EndpointId, MeshRequest};
+use crate::policy::observe::{Attempting, Observed};
 use crate::stdx::clock;
 use crate::stdx::clock::Instant;
 use crate::stdx::moment::Moment;
@@ -114,6 +115,8 @@ pub struct Ticket {
     phase: Phase,
     /// Where breakers are for each route apart.
     route: Option<Box<RoutePass>>,
+    /// Whoever observes the attempt; in a box, since nearly always nobody does.
+    attempting: Option<Box<Attempting>>,
 }
 
 impl Ticket {
@@ -131,8 +134,17 @@ impl Ticket {
             metrics.tally.begin();
         }
         let (told, deadline) = (due.is_some_and(|due| due.told), due.map(|due| due.at));
-        let (status, phase) = (None, Phase::Waiting);
-        Self { member: Some(member), pass, told, started, deadline, status, phase, route: None }
+        Self {
+            member: Some(member),
+            pass,
+            told,
+            started,
+            deadline,
+            status: None,
+            phase: Phase::Waiting,
+            route: None,
+            attempting: None,
+        }
     }
 
     /// The same, to be counted by its route's breaker.
@@ -140,6 +152,34 @@ impl Ticket {
         let mut ticket = self;
         ticket.route = Some(Box::new(pass));
         ticket
+    }
+
+    /// Tells whoever observes the request that it is sent to this endpoint.
+    #[inline]
+    pub(crate) fn observe<R: MeshRequest>(&mut self, request: &mut R) {
+        if let Some(observed) = request.observed().map(Arc::clone) {
+            self.observe_by(&observed, request);
+        }
+    }
+
+    #[cold]
+    fn observe_by<R: MeshRequest>(&mut self, observed: &Arc<Observed>, request: &mut R) {
+        let number = request.state().map_or(0, |state| state.attempt);
+        let endpoint = self.member.as_ref().map(|member| Arc::clone(&member.endpoint));
+        let attempting = observed.attempt(number, endpoint, request.http_mut().headers_mut());
+        self.attempting = Some(Box::new(attempting));
+    }
+
+    /// Whoever observes the attempt.
+    #[inline]
+    pub(crate) fn attempting(&mut self) -> Option<&mut Attempting> {
+        self.attempting.as_deref_mut()
+    }
+
+    /// The attempt has no response, because of this error. Returns the endpoint.
+    pub(crate) fn fail(mut self, error: &Error) -> Option<Arc<Member>> {
+        self.conclude(&Outcome::of_error(error), Some(error), None);
+        self.member.take()
     }
 
     /// The endpoint that was picked; `None` after the ticket was settled.
@@ -200,21 +240,46 @@ impl Ticket {
 
     /// The response came to its end, with these trailers.
     #[inline]
-    pub(crate) fn complete(self, last: Option<&HeaderMap>) -> Option<Arc<Member>> {
+    pub(crate) fn complete(mut self, last: Option<&HeaderMap>) -> Option<Arc<Member>> {
         self.told(last);
         let outcome = match self.phase {
             Phase::Body { head, judged: false, .. } => trailers(head, last),
             Phase::Body { head, .. } => head,
             Phase::Waiting | Phase::Settled => Outcome::DROPPED,
         };
-        self.settle(&outcome)
+        self.conclude(&outcome, None, last);
+        self.member.take()
     }
 
     /// The attempt ended so. Returns the endpoint.
     #[inline]
     pub fn settle(mut self, outcome: &Outcome) -> Option<Arc<Member>> {
-        self.end(outcome);
+        self.conclude(outcome, None, None);
         self.member.take()
+    }
+
+    /// Ends the attempt, and tells whoever observes it.
+    #[inline]
+    fn conclude(&mut self, outcome: &Outcome, error: Option<&Error>, last: Option<&HeaderMap>) {
+        self.end(outcome);
+        if let Some(mut attempting) = self.attempting.take() {
+            self.tell(&mut attempting, outcome, error, last);
+        }
+    }
+
+    #[cold]
+    fn tell(
+        &self,
+        attempting: &mut Attempting,
+        outcome: &Outcome,
+        error: Option<&Error>,
+        last: Option<&HeaderMap>,
+    ) {
+        let cell = self.member.as_ref().map(|member| &member.cell);
+        if let Some(cell) = cell.filter(|cell| cell.gate().load(Relaxed) != self.pass) {
+            attempting.event(if cell.is_open() { "breaker opened" } else { "breaker shut" });
+        }
+        attempting.end(outcome, error, last);
     }
 
     /// Whether the time was over before the endpoint had a chance: that says nothing of it.
@@ -304,7 +369,7 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         if self.member.is_some() && self.phase != Phase::Settled {
             let outcome = self.dropped();
-            self.end(&outcome);
+            self.conclude(&outcome, None, None);
         }
     }
 }

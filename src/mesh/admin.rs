@@ -8,6 +8,8 @@ use crate::mesh::api::{self, Figures};
 use crate::mesh::live::Live;
 use crate::mesh::look::Look;
 use crate::mesh::pages;
+use crate::mesh::tap;
+use crate::tap::hub::TapHub;
 #[cfg(any(feature = "tls", feature = "ring"))]
 use crate::tls::renew::Alarm;
 #[cfg(any(feature = "tls", feature = "ring"))]
@@ -38,6 +40,8 @@ pub(crate) struct Shown {
     pub(crate) live: Arc<Live>,
     /// The admin servers of other processes that it speaks for too.
     pub(crate) fleet: Fleet,
+    /// Where live requests are told.
+    pub(crate) taps: Arc<TapHub>,
 }
 
 /// Listens at `addr`. It shows nothing once the mesh is gone.
@@ -57,8 +61,8 @@ pub(crate) fn listen(addr: SocketAddr, show: Shown) -> Result<Listening, Error> 
     let first_update = readiness.latch("the first word of the sources of this service's profile");
     #[cfg(any(feature = "tls", feature = "ring"))]
     let shown = readiness.clone();
-    let Shown { look, metrics, live, fleet } = show;
-    let mut admin = Admin::new(readiness);
+    let Shown { look, metrics, live, fleet, taps } = show;
+    let mut admin = tap::page(Admin::new(readiness), taps);
     if let Some(render) = metrics {
         admin = admin.metrics(move || render());
     }

@@ -25,7 +25,13 @@ use crate::tls::acceptor::Mode;
 use crate::tls::epoch::EpochSettings;
 #[cfg(any(feature = "tls", feature = "ring"))]
 use crate::tls::material::Source as IdentitySource;
+use crate::trace::log::LogFormat;
+#[cfg(feature = "otel")]
+use crate::trace::otel::{Otel, OtelSettings};
+use crate::trace::settings::TraceSettings;
+use http::HeaderName;
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -41,6 +47,23 @@ pub(crate) struct OwnIdentity {
 impl std::fmt::Debug for OwnIdentity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("OwnIdentity").field("source", &self.source.name()).finish_non_exhaustive()
+    }
+}
+
+/// Where spans go.
+#[cfg(feature = "otel")]
+#[derive(Debug)]
+pub(crate) enum Exporting {
+    Otlp(OtelSettings),
+    Own(Otel),
+}
+
+/// Where the lines of an access log go.
+pub(crate) struct LogWriter(pub(crate) Box<dyn Write + Send>);
+
+impl std::fmt::Debug for LogWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("LogWriter")
     }
 }
 
@@ -74,6 +97,11 @@ pub struct MeshBuilder {
     pub(crate) identity: Option<OwnIdentity>,
     #[cfg(any(feature = "tls", feature = "ring"))]
     pub(crate) accept: Mode,
+    pub(crate) trace: TraceSettings,
+    pub(crate) access_log: Option<(LogFormat, LogWriter)>,
+    pub(crate) hidden: Vec<HeaderName>,
+    #[cfg(feature = "otel")]
+    pub(crate) otel: Option<Exporting>,
     pub(crate) seed: Option<u64>,
     pub(crate) inject_faults: Option<bool>,
     pub(crate) faults: Vec<Fault>,
@@ -269,6 +297,43 @@ impl MeshBuilder {
     /// runs, [`Mesh::faults`] turns them off and on.
     pub fn inject_faults(mut self, on: bool) -> Self {
         self.inject_faults = Some(on);
+        self
+    }
+
+    /// What is done with the contexts of traces in requests' headers. Default: they are left alone. Exporting spans records.
+    pub fn trace(mut self, settings: TraceSettings) -> Self {
+        self.trace = settings;
+        self
+    }
+
+    /// Exports spans as OTLP to a collector (feature `otel`). The mesh must then be built inside a tokio runtime.
+    #[cfg(feature = "otel")]
+    pub fn otlp(mut self, settings: OtelSettings) -> Self {
+        self.otel = Some(Exporting::Otlp(settings));
+        self
+    }
+
+    /// Exports spans by an exporter of the caller's own (feature `otel`).
+    #[cfg(feature = "otel")]
+    pub fn otel(mut self, otel: Otel) -> Self {
+        self.otel = Some(Exporting::Own(otel));
+        self
+    }
+
+    /// Writes a line for each request that arrives to standard error. Default: none.
+    pub fn access_log(self, format: LogFormat) -> Self {
+        self.access_log_to(format, std::io::stderr())
+    }
+
+    /// The same to any writer, on a thread of its own; what it cannot take in time is dropped and counted.
+    pub fn access_log_to(mut self, format: LogFormat, writer: impl Write + Send + 'static) -> Self {
+        self.access_log = Some((format, LogWriter(Box::new(writer))));
+        self
+    }
+
+    /// Headers whose values no tap may show, beside those that prove who somebody is, which none ever shows.
+    pub fn hide_headers(mut self, names: impl IntoIterator<Item = HeaderName>) -> Self {
+        self.hidden.extend(names);
         self
     }
 

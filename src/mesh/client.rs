@@ -9,6 +9,7 @@ use crate::mesh::response::{ResBody, ResponseFuture};
 use crate::mesh::services::Services;
 use crate::mesh::special;
 use crate::mesh::stack::{self, Outbound};
+use crate::metrics::names::Direction;
 use crate::policy::call::{Call, CallOptions, CallScope, CallState};
 use crate::policy::compile::Policy;
 use crate::route::head::RequestHead;
@@ -98,7 +99,7 @@ impl Client {
         if request.uri().scheme() == Some(&Scheme::HTTPS) && !policy.profile().tls.mode.is_required() {
             return ResponseFuture::failed(Error::BadRequest { reason: HTTPS.into() });
         }
-        match enter(&policy, &mut request) {
+        match self.services.watch.enter(Direction::Outbound, &policy, &mut request) {
             Ok(scope) if scope.entry.policy.extras.is_some() => {
                 special::send(&self.stack, &self.services, Call { http: request, scope })
             }
@@ -146,7 +147,7 @@ pub fn enter<B, T>(policy: &Policy<T>, request: &mut Request<B>) -> Result<CallS
     state.deadline = deadline::effective(state.started, said, timeout, handed_down);
     state.is_deadline_told =
         said.is_some() || handed_down.is_some() || timeout != entry.policy.timeouts.request;
-    Ok(CallScope { entry, state })
+    Ok(CallScope::new(entry, state))
 }
 
 impl<B> Service<Request<B>> for Client

@@ -3,11 +3,13 @@
 use crate::mesh::builder::MeshBuilder;
 use crate::profile::duration;
 use crate::profile::invalid::Fault;
+use crate::trace::log::LogFormat;
+use crate::trace::settings::TraceMode;
 use std::str::FromStr;
 use std::time::Duration;
 
 /// Every variable that [`Mesh::from_env`](crate::mesh::runtime::Mesh::from_env) reads, and what it sets.
-pub const VARIABLES: [(&str, &str); 13] = [
+pub const VARIABLES: [(&str, &str); 17] = [
     ("ENMESH_NAME", "this process's own service, name.namespace[:port]"),
     ("ENMESH_PROFILES", "a directory of profiles, watched"),
     ("ENMESH_ENDPOINTS", "a directory of Endpoints documents, watched; may be the same"),
@@ -30,6 +32,10 @@ pub const VARIABLES: [(&str, &str); 13] = [
         "whether the faults that profiles ask for are injected: true (default) or false",
     ),
     ("ENMESH_AUTHORIZATION", "a file with an Authorization document, watched"),
+    ("ENMESH_TRACE", "what is done with contexts of traces: off (default), pass or record"),
+    ("ENMESH_TRACE_SAMPLE", "the share of traces begun here that are recorded, 0 to 1; default 1"),
+    ("ENMESH_OTLP", "the collector that spans are exported to, such as http://localhost:4317 (feature otel)"),
+    ("ENMESH_ACCESS_LOG", "a line on standard error for each request that arrives: json or apache"),
 ];
 
 /// Reads every variable by `get`. A variable that is unset or empty says nothing; one that starts with `ENMESH_` and is
@@ -79,6 +85,33 @@ fn set(mut builder: MeshBuilder, key: &str, value: &str) -> MeshBuilder {
         }
         // What cannot be read stops the process: without a policy everything would be allowed.
         "ENMESH_AUTHORIZATION" => builder.authorize_file(value),
+        "ENMESH_TRACE" => {
+            match value {
+                "off" => builder.trace.mode = TraceMode::Off,
+                "pass" => builder.trace.mode = TraceMode::Pass,
+                "record" => builder.trace.mode = TraceMode::Record,
+                _ => refuse(&mut builder.faults, key, value, "write off, pass or record"),
+            }
+            builder
+        }
+        "ENMESH_TRACE_SAMPLE" => {
+            match value.parse::<f64>() {
+                Ok(share) if (0.0..=1.0).contains(&share) => builder.trace.roots = share,
+                Ok(_) | Err(_) => {
+                    refuse(&mut builder.faults, key, value, "write a share from 0 to 1, such as 0.1")
+                }
+            }
+            builder
+        }
+        "ENMESH_OTLP" => otlp(builder, key, value),
+        "ENMESH_ACCESS_LOG" => match value {
+            "json" => builder.access_log(LogFormat::Json),
+            "apache" => builder.access_log(LogFormat::Apache),
+            _ => {
+                refuse(&mut builder.faults, key, value, "write json or apache");
+                builder
+            }
+        },
         "ENMESH_IDENTITY" | "ENMESH_ACCEPT" => tls(builder, key, value),
         _ => {
             let known: Vec<&str> = VARIABLES.iter().map(|(name, _)| *name).collect();
@@ -103,6 +136,22 @@ fn peers(mut builder: MeshBuilder, value: &str) -> MeshBuilder {
         remedy,
     ));
     builder
+}
+
+#[cfg(feature = "otel")]
+fn otlp(builder: MeshBuilder, _: &str, value: &str) -> MeshBuilder {
+    builder.otlp(crate::trace::otel::OtelSettings::at(value))
+}
+
+#[cfg(not(feature = "otel"))]
+fn otlp(mut builder: MeshBuilder, key: &str, _: &str) -> MeshBuilder {
+    let remedy = "build it with feature `otel`";
+    builder.faults.push(Fault::rejected(key, "needs OpenTelemetry, which is not built in", remedy));
+    builder
+}
+
+fn refuse(faults: &mut Vec<Fault>, key: &str, value: &str, remedy: &str) {
+    faults.push(Fault::rejected(key, format!("cannot be read (`{value}`)"), remedy));
 }
 
 #[cfg(any(feature = "tls", feature = "ring"))]
@@ -173,6 +222,19 @@ mod tests {
         check(&[("ENMESH_AUTHORIZATION", "/nowhere/at-all.yaml")], Some("cannot be read"));
         check(&[("ENMESH_AUTHORIZATION", "")], None);
         check(&[("ENMESH_AUTORIZATION", "x")], Some("is not known"));
+    }
+
+    #[test]
+    fn traces_and_logs_are_set_by_words() {
+        check(
+            &[("ENMESH_TRACE", "record"), ("ENMESH_TRACE_SAMPLE", "0.1"), ("ENMESH_ACCESS_LOG", "json")],
+            None,
+        );
+        check(&[("ENMESH_TRACE", "on")], Some("off, pass or record"));
+        check(&[("ENMESH_TRACE_SAMPLE", "NaN")], Some("a share from 0 to 1"));
+        check(&[("ENMESH_ACCESS_LOG", "common")], Some("json or apache"));
+        #[cfg(not(feature = "otel"))]
+        check(&[("ENMESH_OTLP", "http://localhost:4317")], Some("not built in"));
     }
 
     #[cfg(any(feature = "tls", feature = "ring"))]

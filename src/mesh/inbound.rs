@@ -7,11 +7,11 @@ use crate::classify::respond::{Respond, RespondLayer};
 use crate::error::{BoxError, Error};
 use crate::limit::body::Placed;
 use crate::limit::layer::{Limit, LimitLayer};
-use crate::mesh::client::enter;
 use crate::mesh::services::Services;
 use crate::mesh::stack::{Plain, PlainLayer};
 use crate::metrics::client::Clients;
 use crate::metrics::layer::{Meter, Metrics, MetricsLayer};
+use crate::metrics::names::Direction;
 use crate::policy::call::Call;
 use crate::policy::compile::Policy;
 use crate::serve::http::Remote;
@@ -74,7 +74,7 @@ impl<S> Layer<S> for InboundLayer {
             // before anybody looks at a request, so that nobody prints what is secret in it
             .layer(SetSensitiveRequestHeadersLayer::from_shared(Arc::clone(&self.secret)))
             // writes what the rest read
-            .layer_fn(|inner| Enter { inner, policy: Arc::clone(&policy), _services: Arc::clone(&services) })
+            .layer_fn(|inner| Enter { inner, policy: Arc::clone(&policy), services: Arc::clone(&services) })
             .layer(MetricsLayer::default().with_clients(Arc::clone(&self.clients)))
             // below the metrics, so that what has no time left is counted; hands the deadline down to what the
             // application sends meanwhile
@@ -100,7 +100,7 @@ pub type InboundBody<B> = RespondBody<Watched<Inheriting<TimedBody<Placed<B>>>, 
 pub struct Enter<S> {
     inner: S,
     policy: Arc<ArcSwap<Policy<()>>>,
-    _services: Arc<Services>,
+    services: Arc<Services>,
 }
 
 impl<S, B, ResB> Service<Request<B>> for Enter<S>
@@ -116,7 +116,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        match enter(&self.policy.load(), &mut request) {
+        match self.services.watch.enter(Direction::Inbound, &self.policy.load(), &mut request) {
             Ok(scope) => Either::Left(self.inner.call(Call { http: request, scope })),
             Err(error) => Either::Right(ready(Err(error))),
         }

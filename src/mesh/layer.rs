@@ -1,10 +1,10 @@
 //! Floor 6: the client's policies around a service of the caller's own.
 
 use crate::error::Error;
-use crate::mesh::client::enter;
 use crate::mesh::directory::Target;
 use crate::mesh::services::Services;
 use crate::mesh::stack::{self, Outbound, Replica};
+use crate::metrics::names::Direction;
 use crate::policy::call::{Call, Nobody};
 use crate::stdx::rng::Rng;
 use futures::future::Either;
@@ -65,8 +65,15 @@ where
             Ok(service) => service,
             Err(error) => return Either::Right(ready(Err(error))),
         };
-        match enter(&service.policy.load(), &mut request) {
-            Ok(scope) => Either::Left(self.stack.call(Call { http: request, scope })),
+        match self.services.watch.enter(Direction::Outbound, &service.policy.load(), &mut request) {
+            Ok(scope) => {
+                // Its attempts are the inner service's own: they stand below the call.
+                let context = scope.observed.as_ref().and_then(|observed| observed.subject().context.clone());
+                if let Some(context) = context {
+                    context.write(request.headers_mut());
+                }
+                Either::Left(self.stack.call(Call { http: request, scope }))
+            }
             Err(error) => Either::Right(ready(Err(error))),
         }
     }

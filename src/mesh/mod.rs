@@ -51,8 +51,14 @@ mod special;
 pub mod stack;
 #[cfg(feature = "http")]
 pub mod stats;
+#[cfg(feature = "admin")]
+mod tap;
 #[cfg(feature = "http")]
 pub mod tasks;
 #[cfg(feature = "http")]
 mod telemetry;
+#[cfg(feature = "http")]
+mod watch;
+#[cfg(feature = "http")]
+mod watching;
 pub mod whole;

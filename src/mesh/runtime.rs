@@ -38,6 +38,7 @@ use crate::mesh::sources;
 use crate::mesh::stats::Stats;
 use crate::mesh::tasks::{self, Tasks};
 use crate::mesh::telemetry::{Connections, tls_of};
+use crate::mesh::watching;
 use crate::metrics::ledger::Collect;
 use crate::metrics::registry::Registry;
 use crate::metrics::set::MetricsSet;
@@ -49,6 +50,7 @@ use crate::serve::listen::{self, Drained};
 use crate::serve::settings::ServeSettings;
 use crate::stdx::clock::{self, Instant};
 use crate::stdx::rng::Rng;
+use crate::tap::hub::TapHub;
 #[cfg(any(feature = "tls", feature = "ring"))]
 use crate::tls::acceptor::{Acceptor, Mode};
 #[cfg(any(feature = "tls", feature = "ring"))]
@@ -178,6 +180,11 @@ impl Mesh {
         Inspection::of(&self.made.services.directory(), identity, self.made.gate.as_ref())
     }
 
+    /// Live requests, for whoever may see them: `GET /api/v1/tap` on the admin server shows the same.
+    pub fn taps(&self) -> &Arc<TapHub> {
+        &self.made.services.watch.tap
+    }
+
     /// The metrics as Prometheus text, if the mesh records them itself (feature `prometheus`, and no registry given).
     pub fn metrics_text(&self) -> Option<String> {
         self.made.recording.render().map(|render| render())
@@ -266,12 +273,9 @@ impl Made {
         let (needs_runtime, admin) = (sources::needs_runtime(&builder), builder.admin);
         #[cfg(any(feature = "tls", feature = "ring"))]
         let (identities, rotating) = rotated(builder.identity.take(), recording.registry()).unzip();
-        #[cfg(any(feature = "tls", feature = "ring"))]
-        let accept = builder.accept;
         let rng = builder.seed.map_or_else(Rng::thread, Rng::seeded);
         let metrics = Arc::new(MetricsSet::new(recording.registry().clone()));
-        let counted: Arc<dyn Collect> = metrics.clone();
-        recording.add(&counted);
+        recording.add(&(metrics.clone() as Arc<dyn Collect>));
         let domain = builder.domain();
         let (profiles, endpoints) = sources::of(&builder, &metrics);
         let own = builder.name.clone().unwrap_or_else(ServiceName::localhost);
@@ -286,7 +290,7 @@ impl Made {
         let connect = connect(builder.connect.clone(), connector, Arc::clone(&connections));
         let faults = FaultSwitch::new(builder.inject_faults.unwrap_or(true)).with_rng(rng.fork());
         let directory = Directory::new(Parts {
-            own,
+            own: own.clone(),
             cluster_domain: domain,
             rng: rng.clone(),
             metrics: Arc::clone(&metrics),
@@ -297,7 +301,8 @@ impl Made {
             endpoints: Box::new(endpoints),
         })
         .map_err(|invalid| Error::Config(Box::new(invalid)))?;
-        let services = Arc::new(Services::new(directory));
+        let (watch, lines) = watching::of(&mut builder, &own, &rng)?;
+        let services = Arc::new(Services::new(directory, watch));
         let told: [Arc<dyn Collect>; 2] = [services.clone(), connections.clone()];
         told.iter().for_each(|source| metrics.add(source));
         let made = Self {
@@ -311,7 +316,7 @@ impl Made {
             #[cfg(any(feature = "tls", feature = "ring"))]
             identities,
             #[cfg(any(feature = "tls", feature = "ring"))]
-            accept,
+            accept: builder.accept,
             begun: clock::now(),
             draining: watch::Sender::new(false),
             serving: watch::Sender::new(0),
@@ -321,7 +326,10 @@ impl Made {
             shown_as,
         };
         let mesh = Mesh { made: Arc::new(made) };
-        mesh.made.start(needs_runtime, admin)?;
+        mesh.made.start(needs_runtime || lines.is_some(), admin)?;
+        if let Some(lines) = lines {
+            mesh.made.spawn(lines);
+        }
         if let (Some(file), Some(gate)) = (policy_file, &mesh.made.gate) {
             mesh.made.spawn(file.watch(gate.clone()));
         }
@@ -345,8 +353,8 @@ impl Made {
             return match needs_runtime {
                 false => Ok(()),
                 true => Err(Error::Config(
-                    "a mesh with a watched file or directory, DNS, an identity or an admin server must be built inside a tokio \
-                     runtime"
+                    "a mesh with a watched file or directory, DNS, an identity, an access log or an admin server must \
+                     be built inside a tokio runtime"
                         .into(),
                 )),
             };
@@ -409,7 +417,8 @@ impl Made {
         let live = Arc::new(live);
         let told: Arc<dyn Collect> = live.clone();
         self.metrics.add(&told);
-        Shown { look, metrics: self.recording.render(), live, fleet }
+        let taps = Arc::clone(&self.services.watch.tap);
+        Shown { look, metrics: self.recording.render(), live, fleet, taps }
     }
 
     #[cfg(not(feature = "admin"))]

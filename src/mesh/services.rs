@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::mesh::directory::{Directory, Service};
 use crate::mesh::tasks::{self, ASIDE_MAX, Aside, Tasks};
+use crate::mesh::watch::Watch;
 use crate::profile::name::ServiceName;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use http::uri::Scheme;
@@ -28,19 +29,22 @@ pub struct Services {
     pub(crate) tasks: Mutex<Tasks>,
     /// Where copies of requests go; made when there is one.
     aside: ArcSwapOption<mpsc::Sender<Aside>>,
+    /// Who observes calls.
+    pub(crate) watch: Watch,
     /// Told when there are streams to be read.
     pub(crate) streams: Arc<Notify>,
 }
 
 impl Services {
     /// Services over `directory`.
-    pub fn new(directory: Directory) -> Self {
+    pub(crate) fn new(directory: Directory, watch: Watch) -> Self {
         Self {
             spelt: Spelt::default(),
             spelt_https: Spelt::default(),
             directory: Mutex::new(directory),
             tasks: Mutex::default(),
             aside: ArcSwapOption::empty(),
+            watch,
             streams: Arc::new(Notify::new()),
         }
     }

@@ -92,7 +92,7 @@ impl Copy {
         state.deadline = self.entry.policy.timeouts.request.map(|time| state.started + time);
         state.priority = Some(0);
         let call =
-            Call { http: head.map(|()| ReqBody::from(body)), scope: CallScope { entry: self.entry, state } };
+            Call { http: head.map(|()| ReqBody::from(body)), scope: CallScope::new(self.entry, state) };
         self.pass.sent();
         let answer: Result<_, Error> = ResponseFuture::sent(self.stack.call(call)).await;
         let Ok(response) = answer else { return };

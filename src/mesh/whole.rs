@@ -6,7 +6,6 @@
 
 use crate::classify::answer::RespondBody;
 use crate::classify::body::{End, Watch, Watched};
-use crate::classify::outcome::Outcome;
 use crate::error::{BoxError, Error};
 use crate::limit::body::Lease;
 use crate::limit::layer::is_dropped;
@@ -126,6 +125,7 @@ where
     fn call(&mut self, mut call: Call<B, T>) -> Self::Future {
         let route = Arc::clone(&call.scope.entry.policy);
         let (started, deadline) = (call.scope.state.started, call.scope.state.deadline);
+        let observed = call.scope.observed.clone();
         let answer = by_itself(&route, call.http()).map(Box::new);
         let mut cors = None;
         if route.extras.is_some() {
@@ -141,7 +141,7 @@ where
             (None, None) => (Stage::Sent(self.inner.call(call)), None),
         };
         // Counted once it is under way, so that nothing is left of a call whose inner service panics.
-        let keep = Some(Keep { meter: Meter::begin(Counted::Route(route), started), place });
+        let keep = Some(Keep { meter: Meter::begin(Counted::Route(route), started, observed), place });
         WholeFuture { stage, keep, cors, deadline, timer: None, judged: PhantomData }
     }
 }
@@ -273,7 +273,7 @@ where
                 Ok(response.map(|inner| Watched::new(body(inner), keep)))
             }
             Err(error) => {
-                meter.settle(&Outcome::of_error(&error));
+                meter.fail(&error);
                 Err(error)
             }
         })

@@ -9,6 +9,7 @@ use crate::metrics::route::RouteMetrics;
 use crate::metrics::series::Ending;
 use crate::metrics::tally::Tally;
 use crate::policy::call::{Judged, MeshRequest};
+use crate::policy::observe::Observed;
 use crate::policy::route::RoutePolicy;
 use crate::stdx::clock::{self, Duration, Instant};
 use crate::tls::identity::PeerIdentity;
@@ -87,9 +88,10 @@ where
             let peer = request.http().extensions().get::<PeerIdentity>();
             clients.of(peer.map(|peer| &peer.identity))
         });
+        let observed = request.observed().map(Arc::clone);
         // First the call, then the count: a panic in it leaves nothing counted as under way.
         let inner = self.inner.call(request);
-        let begin = |(counted, started)| Meter::begin(counted, started).of_client(client);
+        let begin = |(counted, started)| Meter::begin(counted, started, observed).of_client(client);
         MetricsFuture { inner, meter: counted.map(begin) }
     }
 }
@@ -124,14 +126,25 @@ pub struct Meter {
     is_latency_counted: bool,
     status: Option<u16>,
     head: Head,
+    /// Whoever observes the call.
+    observed: Option<Arc<Observed>>,
 }
 
 impl Meter {
     #[inline]
-    pub(crate) fn begin(counted: Counted, started: Instant) -> Self {
+    pub(crate) fn begin(counted: Counted, started: Instant, observed: Option<Arc<Observed>>) -> Self {
         counted.metrics().begin();
         let (latency, head) = (Duration::ZERO, Head::Decided(Outcome::DROPPED));
-        Self { counted, client: None, started, latency, is_latency_counted: false, status: None, head }
+        Self {
+            counted,
+            client: None,
+            started,
+            latency,
+            is_latency_counted: false,
+            status: None,
+            head,
+            observed,
+        }
     }
 
     /// The same, counted for its caller too.
@@ -185,17 +198,27 @@ impl Meter {
         let Judged { head, at } = judged.unwrap_or_else(judge);
         (self.status, self.head) = (Some(status.as_u16()), head);
         self.latency = at.saturating_duration_since(self.started);
+        if let Some(observed) = &self.observed {
+            observed.head(status, headers);
+        }
     }
 
     /// It ended so, without a response's body.
-    pub(crate) fn settle(&mut self, outcome: &Outcome) {
+    pub(crate) fn fail(&mut self, error: &Error) {
+        let outcome = Outcome::of_error(error);
         self.count_latency(clock::now().saturating_duration_since(self.started));
-        self.count_end(outcome);
+        self.count_end(&outcome);
+        if let Some(observed) = &self.observed {
+            observed.end(&outcome, Some(error), None);
+        }
     }
 
     /// The caller went away before a response came.
     pub(crate) fn cancel(&mut self) {
         self.count_end(&Outcome::DROPPED);
+        if let Some(observed) = &self.observed {
+            observed.end(&Outcome::DROPPED, None, None);
+        }
     }
 
     #[inline]
@@ -214,8 +237,15 @@ impl Watch for Meter {
         self.count_latency(clock::now().saturating_duration_since(self.started));
     }
 
+    fn data(&mut self, bytes: usize) {
+        if let Some(observed) = &self.observed {
+            observed.data(bytes);
+        }
+    }
+
     #[inline]
     fn end(&mut self, end: End<'_>) {
+        let last = if let End::Complete(found) = &end { *found } else { None };
         let outcome = match (self.head, end) {
             (Head::Decided(outcome), _) | (Head::Unless(outcome), End::Dropped) => outcome,
             (Head::Unless(outcome), End::Complete(found)) => trailers(outcome, found),
@@ -224,6 +254,9 @@ impl Watch for Meter {
         // A body without a frame ended with its head.
         self.count_latency(self.latency);
         self.count_end(&outcome);
+        if let Some(observed) = &self.observed {
+            observed.end(&outcome, None, last);
+        }
     }
 }
 
@@ -258,7 +291,7 @@ where
             }
             Err(error) => {
                 if let Some(mut meter) = meter {
-                    meter.settle(&Outcome::of_error(&error));
+                    meter.fail(&error);
                 }
                 Err(error)
             }

@@ -6,6 +6,7 @@
 
 use crate::classify::classifier::Head;
 use crate::discover::endpoint::Endpoint;
+use crate::policy::observe::Observed;
 use crate::policy::route::{RouteEntry, RoutePolicy};
 use crate::stdx::clock::Instant;
 use http::Request;
@@ -173,6 +174,10 @@ pub trait MeshRequest: Sized {
     fn state(&self) -> Option<&CallState>;
     /// The call's state, to be changed.
     fn state_mut(&mut self) -> Option<&mut CallState>;
+    /// Whoever observes the call.
+    fn observed(&self) -> Option<&Arc<Observed>> {
+        None
+    }
     /// Takes it apart, so that it can be sent again.
     fn split(self) -> (Self::Rest, Parts, Self::Body);
     /// Puts it together.
@@ -273,11 +278,20 @@ pub struct CallScope<T> {
     pub entry: Arc<RouteEntry<T>>,
     /// The state.
     pub state: CallState,
+    /// Whoever observes the call; nearly always nobody.
+    pub observed: Option<Arc<Observed>>,
+}
+
+impl<T> CallScope<T> {
+    /// What travels with a call that nobody observes.
+    pub fn new(entry: Arc<RouteEntry<T>>, state: CallState) -> Self {
+        Self { entry, state, observed: None }
+    }
 }
 
 impl<T> Clone for CallScope<T> {
     fn clone(&self) -> Self {
-        Self { entry: Arc::clone(&self.entry), state: self.state }
+        Self { entry: Arc::clone(&self.entry), state: self.state, observed: self.observed.clone() }
     }
 }
 
@@ -304,6 +318,10 @@ impl<B0, T> MeshRequest for Call<B0, T> {
 
     fn state_mut(&mut self) -> Option<&mut CallState> {
         Some(&mut self.scope.state)
+    }
+
+    fn observed(&self) -> Option<&Arc<Observed>> {
+        self.scope.observed.as_ref()
     }
 
     fn split(self) -> (CallScope<T>, Parts, B0) {

@@ -5,6 +5,7 @@ use crate::classify::outcome::{Cause, Outcome, Verdict as Judged};
 use crate::error::{BoxError, Error};
 use crate::policy::call::{MeshRequest, Nobody, ServedBy};
 use crate::policy::failed;
+use crate::policy::observe::Note;
 use crate::profile::settings::HopMarks;
 use crate::retry::body::Attempted;
 use crate::retry::budget::Stake;
@@ -281,6 +282,9 @@ impl<S, R: MeshRequest> Again<S, R> {
         if let (Some(state), Some(id)) = (self.head.state_mut(), tried) {
             state.tried.push(id);
         }
+        if let Some(observed) = self.head.observed() {
+            observed.note(Note::Retried(number, &outcome, after));
+        }
         let sleep = (!after.is_zero()).then(|| Box::pin(tokio::time::sleep(after)));
         Some(Stage::Wait(body, sleep))
     }
@@ -290,6 +294,9 @@ impl<S, R: MeshRequest> Again<S, R> {
         let hops = self.policy().map_or(HopMarks::Off, RetryPolicy::hops);
         if hops != HopMarks::Off && why.is_in_vain() {
             inherited::note_in_vain();
+        }
+        if let Some(observed) = self.head.observed().filter(|_| why != Why::Unlisted) {
+            observed.note(Note::GivenUp(number, why.as_str()));
         }
         let Ok(response) = end else { return };
         match hops {

@@ -193,6 +193,12 @@ impl Tap {
         let message = self.events.recv().await?;
         Some(Item::Event(Box::new(message.event(&self.hub))))
     }
+
+    /// The next thing to tell, if it is there already.
+    pub fn ready(&mut self) -> Option<Item> {
+        let message = self.events.try_recv().ok()?;
+        Some(Item::Event(Box::new(message.event(&self.hub))))
+    }
 }
 
 impl Drop for Tap {

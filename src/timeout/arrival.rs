@@ -3,6 +3,7 @@
 use crate::classify::classifier::grpc_code;
 use crate::error::{BoxError, Error, Scope};
 use crate::policy::call::MeshRequest;
+use crate::policy::observe::Observed;
 use crate::retry::marks;
 use crate::stdx::clock::{self, Duration, Instant};
 use crate::timeout::body::TimedBody;
@@ -10,6 +11,7 @@ use crate::timeout::deadline;
 use crate::timeout::inherited::{self, Inherited};
 use crate::timeout::layer::TimeoutFuture;
 use crate::timeout::plan::Bound;
+use crate::trace::current;
 use http::Response;
 use http_body::{Body, Frame, SizeHint};
 use pin_project::pin_project;
@@ -118,6 +120,7 @@ where
     fn call(&mut self, mut request: R) -> Self::Future {
         let repeated = marks::is_repeated(request.http().headers());
         let limit = self.layer.limit(&request);
+        let observed = request.observed().map(Arc::clone);
         let mut inherited = Inherited { deadline: limit.map(|(at, _)| at), repeated, in_vain: false };
         let whole = limit.map(|(at, started)| {
             let after = at.saturating_duration_since(started);
@@ -128,13 +131,13 @@ where
         {
             self.layer.counts.expired.fetch_add(1, Ordering::Relaxed);
             let refused = TimeoutFuture::refused(Error::Timeout { scope: Scope::Request, after });
-            return Inheriting { inner: refused, inherited };
+            return Inheriting { inner: refused, inherited, observed };
         }
         if let Some(state) = request.state_mut() {
             state.deadline = inherited.deadline;
         }
-        let inner = inherited::within(&mut inherited, || self.inner.call(request));
-        Inheriting { inner: TimeoutFuture::new(inner, whole, whole), inherited }
+        let inner = within(&mut inherited, observed.as_ref(), || self.inner.call(request));
+        Inheriting { inner: TimeoutFuture::new(inner, whole, whole), inherited, observed }
     }
 }
 
@@ -145,6 +148,19 @@ pub struct Inheriting<T> {
     #[pin]
     inner: T,
     inherited: Inherited,
+    /// Whoever observes the request.
+    observed: Option<Arc<Observed>>,
+}
+
+/// Does `work` with what is handed down in place: the deadline, and, of a request that is observed, its place in a trace.
+fn within<T>(inherited: &mut Inherited, observed: Option<&Arc<Observed>>, work: impl FnOnce() -> T) -> T {
+    match observed {
+        None => inherited::within(inherited, work),
+        Some(observed) => {
+            let context = observed.subject().context.clone();
+            observed.within(|| current::within(context, || inherited::within(inherited, work)))
+        }
+    }
 }
 
 impl<F, B> Future for Inheriting<F>
@@ -155,14 +171,14 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let mut response = ready!(inherited::within(this.inherited, || this.inner.poll(cx)))?;
+        let mut response = ready!(within(this.inherited, this.observed.as_ref(), || this.inner.poll(cx)))?;
         let failed = response.status().is_server_error()
             || grpc_code(response.headers()).is_some_and(|code| code != 0);
         if this.inherited.in_vain && failed {
             marks::in_vain(response.headers_mut(), 1);
         }
-        let inherited = *this.inherited;
-        Poll::Ready(Ok(response.map(|inner| Inheriting { inner, inherited })))
+        let (inherited, observed) = (*this.inherited, this.observed.take());
+        Poll::Ready(Ok(response.map(|inner| Inheriting { inner, inherited, observed })))
     }
 }
 
@@ -175,7 +191,7 @@ impl<B: Body> Body for Inheriting<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let this = self.project();
-        inherited::within(this.inherited, || this.inner.poll_frame(cx))
+        within(this.inherited, this.observed.as_ref(), || this.inner.poll_frame(cx))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -45,5 +45,5 @@ pub(crate) fn call<B>(entry: &Arc<RouteEntry<()>>, http: Request<B>) -> Call<B, 
     let mut state = CallState::new(clock::now());
     state.is_deadline_told = true;
     state.deadline = entry.policy.timeouts.request.map(|request| state.started + request);
-    Call { http, scope: CallScope { entry: Arc::clone(entry), state } }
+    Call { http, scope: CallScope::new(Arc::clone(entry), state) }
 }

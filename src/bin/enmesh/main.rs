@@ -14,6 +14,8 @@ mod output;
 mod profile;
 mod slo;
 mod stat;
+mod stream;
+mod tap;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use output::{Done, Failure, Verdict};
@@ -47,6 +49,8 @@ enum Command {
     Edges(edges::Args),
     /// Shows how objectives are kept
     Slo(slo::Args),
+    /// Shows live requests of running processes
+    Tap(Box<tap::Args>),
     /// Makes and shows certificates for development
     Ca(ca::Args),
     /// Writes a shell's completions
@@ -65,6 +69,7 @@ fn run(command: Command) -> Done {
         Command::Routes(args) => stat::routes(&args),
         Command::Edges(args) => edges::run(&args),
         Command::Slo(args) => slo::run(&args),
+        Command::Tap(args) => tap::run(&args),
         Command::Ca(args) => ca::run(args),
         Command::Completions(args) => generate::completions(&args, Cli::command()),
         Command::Man(args) => generate::man(&args, Cli::command()),

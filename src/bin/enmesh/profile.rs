@@ -2,22 +2,29 @@
 
 use crate::config::text;
 use crate::output::{self, Done, Failure, Format, Verdict, fault_line};
+use crate::stream::{self, Line, Query, Stream};
 use enmesh::profile::generate::draft::Generated;
 use enmesh::profile::generate::openapi::from_openapi;
 use enmesh::profile::generate::proto::from_proto;
 use enmesh::profile::generate::refine::Refinements;
+use enmesh::profile::generate::tap::{self, Direction, Seen, Stage};
 use enmesh::profile::generate::target::{Sources, Target};
 use enmesh::profile::generate::template::template;
 use enmesh::profile::invalid::Invalid;
 use enmesh::profile::parse::parse;
 use enmesh::profile::write::emit;
+use enmesh::tap::event::StreamId;
+use std::collections::BTreeMap;
+use std::sync::mpsc::SyncSender;
+use std::time::Duration;
 
 /// Writes a `linkerd.io/v1alpha2` ServiceProfile, as `linkerd profile` does for the same input.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  enmesh profile --open-api web.swagger -n emojivoto web-svc > web.yaml\n  \
                         enmesh profile --proto Voting.proto -n emojivoto voting-svc\n  \
-                        enmesh profile --template -n emojivoto emoji-svc"
+                        enmesh profile --template -n emojivoto emoji-svc\n  \
+                        enmesh profile --tap localhost:4191 --generalize -n emojivoto web-svc"
 )]
 pub(crate) struct Args {
     /// The service: a DNS-1035 label
@@ -32,6 +39,18 @@ pub(crate) struct Args {
     /// Makes a route for each rpc of a protobuf file
     #[arg(long, value_name = "FILE")]
     proto: Option<String>,
+    /// Makes a route for each request that a running process serves meanwhile: its admin server, as URL or host:port
+    #[arg(long, value_name = "ADDR")]
+    tap: Option<String>,
+    /// How long --tap watches
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = crate::tap::time)]
+    tap_duration: Duration,
+    /// How many routes --tap finds before it stops
+    #[arg(long, value_name = "N", default_value_t = tap::ROUTES_MAX)]
+    tap_route_limit: usize,
+    /// Gives routes that --tap saw 100 times the 99.9th percentile of their latencies as timeout
+    #[arg(long, requires = "tap")]
+    suggest_timeouts: bool,
     /// The namespace of the service
     #[arg(short, long, default_value = "default", value_name = "NS")]
     namespace: String,
@@ -64,7 +83,11 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Done {
     let sources =
         Sources { template: args.template, open_api: args.open_api.is_some(), proto: args.proto.is_some() };
-    sources.check().map_err(|refusal| Failure::Usage(refusal.to_string()))?;
+    // With --tap it is the only one.
+    if args.tap.is_none() || sources != Sources::default() {
+        let sources = if args.tap.is_some() { Sources::default() } else { sources };
+        sources.check().map_err(|refusal| Failure::Usage(refusal.to_string()))?;
+    }
     let target = Target {
         service: args.service.clone(),
         namespace: args.namespace.clone(),
@@ -76,9 +99,13 @@ pub(crate) fn run(args: &Args) -> Done {
         by_specificity: args.by_specificity,
         infer_retryable: args.infer_retryable,
         unique_names: args.unique_names,
-        timeouts: false,
+        timeouts: args.suggest_timeouts,
         server_paths: args.server_paths,
     };
+    if let Some(admin) = &args.tap {
+        let generated = watch(args, admin, &target, refinements)?;
+        return write(args, admin, Ok(generated));
+    }
     match (&args.open_api, &args.proto) {
         (Some(file), _) => write(args, file, from_openapi(&text(file)?, &target, refinements)),
         (None, Some(file)) => write(args, file, from_proto(&text(file)?, &target, refinements)),
@@ -88,6 +115,62 @@ pub(crate) fn run(args: &Args) -> Done {
         }
     }
 }
+
+/// Watches a process until the time is over, or enough routes are found.
+fn watch(args: &Args, admin: &str, target: &Target, refinements: Refinements) -> Result<Generated, Failure> {
+    let (sender, seen) = std::sync::mpsc::sync_channel(1024);
+    let (time, admin) = (args.tap_duration, admin.to_owned());
+    let runtime = stream::runtime()?;
+    let mut query = Query::default();
+    query.add("direction", "inbound");
+    query.add("rate", "0");
+    let mut stream = runtime.block_on(Stream::open(&admin, query.as_str()))?;
+    let watching = std::thread::spawn(move || {
+        runtime.block_on(async {
+            let all = pass(&mut stream, &sender);
+            tokio::time::timeout(time, all).await.unwrap_or(Ok(()))
+        })
+    });
+    let generated = tap::from_tap(seen, target, args.tap_route_limit, refinements);
+    // It ends with the time, or when what it sees is not wanted any more.
+    match watching.join() {
+        Ok(Err(failure)) => Err(failure),
+        Ok(Ok(())) | Err(_) => Ok(generated),
+    }
+}
+
+/// Passes on what a process tells of the requests that arrive there.
+async fn pass(stream: &mut Stream, sender: &SyncSender<Seen>) -> Result<(), Failure> {
+    let mut known: BTreeMap<StreamId, (String, String)> = BTreeMap::new();
+    while let Some(line) = stream.next().await? {
+        let Line::Event(event) = line else { continue };
+        let direction = match event.proxy_direction.as_str() {
+            "INBOUND" => Direction::Inbound,
+            _ => Direction::Outbound,
+        };
+        let (stage, (method, path)) = match (event.request_init_event, event.response_end_event) {
+            (Some(init), _) => {
+                let named = (init.method, init.path);
+                if known.len() < UNDER_WAY_MAX {
+                    known.insert(init.id, named.clone());
+                }
+                (Stage::Request, named)
+            }
+            (None, Some(end)) => match known.remove(&end.id) {
+                Some(named) => (Stage::End(end.since_request_init.into()), named),
+                None => continue,
+            },
+            (None, None) => continue,
+        };
+        if sender.send(Seen { direction, stage, method, path }).is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// The requests under way whose end is waited for: beyond them only their route is seen.
+const UNDER_WAY_MAX: usize = 10_000;
 
 fn write(args: &Args, file: &str, generated: Result<Generated, Invalid>) -> Done {
     let generated = generated.map_err(|invalid| {
