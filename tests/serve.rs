@@ -555,7 +555,7 @@ impl Accept for Named {
         }
         let retire = self.retire.clone();
         let retired = Box::pin(async move { retire.notified().await });
-        Ok(Accepted { io, http2: None, identity: Some("alice"), retired: Some(retired) })
+        Ok(Accepted { io, http2: None, identity: Some("alice"), name: None, retired: Some(retired) })
     }
 }
 

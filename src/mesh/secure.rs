@@ -293,14 +293,15 @@ impl Accept for SecureAccept {
     ) -> Result<Accepted<Self::Io, PeerIdentity>, BoxError> {
         match self.0.accept(stream).await? {
             Taken::Plain(io) => {
-                Ok(Accepted { io: Either::Plain(io), http2: None, identity: None, retired: None })
+                Ok(Accepted { io: Either::Plain(io), http2: None, identity: None, name: None, retired: None })
             }
             Taken::Tls(io, session) => {
                 let http2 = session.protocol().map(|protocol| protocol == Protocol::Http2);
                 let identity = session.peer().cloned();
                 let retired =
                     self.0.identities().map(|identities| until_retired(identities.clone(), session));
-                Ok(Accepted { io: Either::Tls(io), http2, identity, retired })
+                let name = identity.as_ref().map(|peer| peer.identity.as_str().into());
+                Ok(Accepted { io: Either::Tls(io), http2, identity, name, retired })
             }
         }
     }

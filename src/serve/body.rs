@@ -78,18 +78,34 @@ impl Body for RequestBody {
 pub(crate) struct InFlight {
     stats: Arc<ServeStats>,
     activity: Arc<Activity>,
+    /// Whether something of the response waits for the peer.
+    waits: bool,
 }
 
 impl InFlight {
     pub(crate) fn new(stats: Arc<ServeStats>, activity: Arc<Activity>) -> Self {
         stats.count(Event::Request);
         activity.begin();
-        Self { stats, activity }
+        Self { stats, activity, waits: false }
+    }
+
+    /// Something of the response waits for the peer: it is asked for more when the peer has taken that.
+    fn waits(&mut self) {
+        if !std::mem::replace(&mut self.waits, true) {
+            self.activity.waits();
+        }
+    }
+
+    fn taken(&mut self) {
+        if std::mem::replace(&mut self.waits, false) {
+            self.activity.taken();
+        }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
+        self.taken();
         self.activity.end();
         self.stats.count(Event::Answered);
     }
@@ -132,6 +148,9 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let mut this = self.project();
+        if let Some(in_flight) = this.in_flight.as_mut() {
+            in_flight.taken();
+        }
         let polled = match this.inner.as_mut().project() {
             InnerProj::App(body) => {
                 catch_unwind(AssertUnwindSafe(|| body.poll_frame(cx).map_err(Into::into)))
@@ -146,8 +165,14 @@ where
             this.inner.set(Inner::Line(None));
             Poll::Ready(Some(Err("the body panicked".into())))
         });
-        if let Poll::Ready(None | Some(Err(_))) = polled {
-            *this.in_flight = None;
+        match polled {
+            Poll::Ready(None | Some(Err(_))) => *this.in_flight = None,
+            Poll::Ready(Some(Ok(_))) => {
+                if let Some(in_flight) = this.in_flight.as_mut() {
+                    in_flight.waits();
+                }
+            }
+            Poll::Pending => {}
         }
         polled
     }

@@ -7,6 +7,8 @@ use crate::serve::http::App;
 use crate::serve::http::PerConnection;
 use crate::serve::http::Remote;
 use crate::serve::http::Shared;
+use crate::serve::peers::Held;
+use crate::serve::peers::host_of;
 use crate::serve::stats::Event;
 use crate::serve::wire;
 use crate::serve::wire::Activity;
@@ -58,6 +60,14 @@ pub(crate) async fn run<S: App, A: Accept>(
         _ = drain.changed() => None,
     };
     let Some((accepted, http2, first)) = ready else { return };
+    let place = accepted
+        .name
+        .clone()
+        .map(|name| shared.peers.admit(Held::Named(name), shared.settings.connections_per_peer_max));
+    if matches!(place, Some(None)) {
+        shared.stats.count(Event::OverPeerLimit);
+        return;
+    }
     let flow = Flow::begin(shared.stats.traffic(accepted.identity.is_some()));
     let wire = TokioIo::new(Wire::new(accepted.io, flow, (first, http2), activity.clone()));
     let identity = accepted.identity;
@@ -88,7 +98,7 @@ pub(crate) async fn run<S: App, A: Accept>(
             .with_upgrades();
         drive(conn, |conn| conn.graceful_shutdown(), accepted.retired, &shared, &activity, drain).await;
     }
-    drop(open);
+    drop((open, place));
 }
 
 /// The handshake and the first bytes; `None` when there is nothing to serve.
@@ -102,7 +112,19 @@ async fn prepare<A: Accept>(
         shared.stats.count(Event::HandshakeFailed);
         tracing::debug!(%remote, %error, "handshake failed");
     };
-    let mut accepted = match timeout(shared.settings.handshake_timeout, accept.accept(stream, remote)).await {
+    let host = Held::Handshake(host_of(remote.ip()));
+    let Some(place) = shared.peers.admit(host, shared.settings.handshakes_max.div_ceil(4)) else {
+        shared.stats.count(Event::OverPeerLimit);
+        return None;
+    };
+    let handshake = async {
+        // The semaphore is never closed.
+        let _turn = shared.handshakes.acquire().await;
+        accept.accept(stream, remote).await
+    };
+    let outcome = timeout(shared.settings.handshake_timeout, handshake).await;
+    drop(place);
+    let mut accepted = match outcome {
         Ok(Ok(accepted)) => accepted,
         Ok(Err(error)) => {
             failed(&error);
@@ -137,11 +159,13 @@ async fn drive<C: Future<Output = hyper::Result<()>>>(
 ) {
     let settings = &shared.settings;
     let mut conn = pin!(conn);
-    let mut look = pin!(sleep(settings.header_timeout.min(settings.idle)));
+    let first = settings.header_timeout.min(settings.idle);
+    let mut look = pin!(sleep(settings.response_stall.map_or(first, |stall| first.min(stall))));
     let mut aged = pin!(sleep(lifetime(settings.age_max)));
     let mut retired = retired.unwrap_or_else(|| Box::pin(pending()));
     let mut cut = pin!(sleep(settings.drain));
     let (mut closing, mut cutting) = (false, false);
+    let mut before = Before::default();
     loop {
         tokio::select! {
             biased;
@@ -168,10 +192,10 @@ async fn drive<C: Future<Output = hyper::Result<()>>>(
                 shared.stats.count(Event::Aborted);
                 return;
             }
-            () = look.as_mut() => match next_look(shared, activity, clock::now()) {
+            () = look.as_mut() => match next_look(shared, activity, &mut before, clock::now()) {
                 Look::At(then) => look.as_mut().reset(then.into()),
-                Look::Cut => {
-                    shared.stats.count(Event::TimedOut);
+                Look::Cut(why) => {
+                    shared.stats.count(why);
                     return;
                 }
                 // A peer that does not close in answer to GOAWAY is cut off at the next look.
@@ -196,20 +220,59 @@ fn lifetime(age_max: Option<Duration>) -> Duration {
 enum Look {
     At(Instant),
     Idle,
-    Cut,
+    Cut(Event),
 }
 
-fn next_look(shared: &Shared, activity: &Activity, now: Instant) -> Look {
+/// How a connection stood at the last look.
+#[derive(Default)]
+struct Before {
+    /// How many writes there had been.
+    written: u32,
+    /// Since when responses have waited for the peer, and how many pieces it had taken then.
+    waiting: Option<(u32, Instant)>,
+    /// Since when the socket has taken nothing.
+    blocked: Option<Instant>,
+}
+
+impl Before {
+    /// Since when the peer has taken nothing of what waits for it, and whether something was written since the last look.
+    fn look(&mut self, activity: &Activity, now: Instant) -> (Option<Instant>, bool) {
+        let ((waiting, taken), (written, blocked)) = (activity.flow(), activity.writes());
+        let moved = std::mem::replace(&mut self.written, written) != written;
+        self.waiting = match self.waiting {
+            _ if waiting == 0 => None,
+            Some((before, since)) if before == taken => Some((before, since)),
+            _ => Some((taken, now)),
+        };
+        self.blocked = match self.blocked {
+            _ if !blocked => None,
+            Some(since) if !moved => Some(since),
+            _ => Some(now),
+        };
+        let waiting = self.waiting.map(|(_, since)| since);
+        (waiting.into_iter().chain(self.blocked).min(), moved || blocked)
+    }
+}
+
+fn next_look(shared: &Shared, activity: &Activity, before: &mut Before, now: Instant) -> Look {
     let settings = &shared.settings;
+    let (stalled, moves) = before.look(activity, now);
+    if let (Some(since), Some(max)) = (stalled, settings.response_stall)
+        && since + max <= now
+    {
+        return Look::Cut(Event::Stalled);
+    }
     let head = activity.head_since().map(|since| since + settings.header_timeout);
     if head.is_some_and(|until| until <= now) {
-        return Look::Cut;
+        return Look::Cut(Event::TimedOut);
     }
-    let idle = activity.idle_since().map(|since| since + settings.idle);
+    // What the app has given may still be on its way.
+    let idle = activity.idle_since().filter(|_| !moves).map(|since| since + settings.idle);
     if head.is_none() && idle.is_some_and(|until| until <= now) {
         return Look::Idle;
     }
     // A head may begin at once and a request end at once, so this is the soonest that either can be due.
-    let soonest = now + settings.header_timeout.min(settings.idle);
+    let soonest = settings.header_timeout.min(settings.idle);
+    let soonest = now + settings.response_stall.map_or(soonest, |stall| soonest.min(stall));
     Look::At([head, idle.filter(|_| head.is_none())].into_iter().flatten().fold(soonest, Instant::min))
 }

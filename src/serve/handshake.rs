@@ -6,6 +6,7 @@ use std::fmt;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
@@ -21,6 +22,8 @@ pub struct Accepted<Io, Identity> {
     pub http2: Option<bool>,
     /// Who the peer proved to be; handlers find it in the request's extensions.
     pub identity: Option<Identity>,
+    /// The name under which its connections are counted together; `None`: by its address alone.
+    pub name: Option<Arc<str>>,
     /// When the connection takes no more requests; those under way have
     /// [`ServeSettings::drain`](crate::serve::settings::ServeSettings::drain) to finish.
     pub retired: Option<Retired>,
@@ -69,6 +72,6 @@ impl Accept for Plain {
         stream: TcpStream,
         _remote: SocketAddr,
     ) -> Result<Accepted<TcpStream, Infallible>, BoxError> {
-        Ok(Accepted { io: stream, http2: None, identity: None, retired: None })
+        Ok(Accepted { io: stream, http2: None, identity: None, name: None, retired: None })
     }
 }

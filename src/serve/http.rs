@@ -4,6 +4,7 @@ use crate::error::BoxError;
 use crate::serve::body::InFlight;
 use crate::serve::body::RequestBody;
 use crate::serve::body::ResponseBody;
+use crate::serve::peers::Peers;
 use crate::serve::settings::ServeSettings;
 use crate::serve::stats::Event;
 use crate::serve::stats::ServeStats;
@@ -31,6 +32,7 @@ use std::task::Context;
 use std::task::Poll;
 use std::task::ready;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tower::ServiceExt;
 use tower::util::Oneshot;
 use tower_service::Service;
@@ -72,6 +74,9 @@ where
 pub(crate) struct Shared {
     pub(crate) settings: ServeSettings,
     pub(crate) stats: Arc<ServeStats>,
+    pub(crate) peers: Arc<Peers>,
+    /// Places for handshakes.
+    pub(crate) handshakes: Semaphore,
 }
 
 /// The app as hyper sees it on one connection.

@@ -5,6 +5,8 @@ use crate::serve::handshake::Accept;
 use crate::serve::handshake::Plain;
 use crate::serve::http::App;
 use crate::serve::http::Shared;
+use crate::serve::peers::Held;
+use crate::serve::peers::host_of;
 use crate::serve::settings::ServeSettings;
 use crate::serve::stats::Event;
 use crate::serve::stats::ServeStats;
@@ -53,7 +55,8 @@ pub async fn serve_with<S: App, A: Accept>(
     shutdown: impl Future<Output = ()>,
 ) -> Drained {
     let slots = Arc::new(Semaphore::new(settings.connections_max.min(Semaphore::MAX_PERMITS)));
-    let shared = Arc::new(Shared { settings, stats });
+    let handshakes = Semaphore::new(settings.handshakes_max.clamp(1, Semaphore::MAX_PERMITS));
+    let shared = Arc::new(Shared { settings, stats, peers: Arc::default(), handshakes });
     let (drain, draining) = watch::channel(false);
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);
@@ -63,12 +66,17 @@ pub async fn serve_with<S: App, A: Accept>(
             () = shutdown.as_mut() => break,
             Some(_) = connections.join_next() => {}
             (stream, remote, slot) = next(&listener, &slots, &shared) => {
+                let host = Held::Connection(host_of(remote.ip()));
+                let Some(place) = shared.peers.admit(host, shared.settings.connections_per_peer_max) else {
+                    shared.stats.count(Event::OverPeerLimit);
+                    continue;
+                };
                 let served = connection::run(
                     stream, remote, app.clone(), accept.clone(), shared.clone(), draining.clone(),
                 );
                 connections.spawn(async move {
                     served.await;
-                    drop(slot);
+                    drop((place, slot));
                 });
             }
         }

@@ -13,4 +13,5 @@ pub mod strict;
 
 mod connection;
 mod framing;
+mod peers;
 mod wire;

@@ -8,6 +8,13 @@ use std::time::Duration;
 pub struct ServeSettings {
     /// The most connections at once; beyond it new ones wait in the kernel's backlog. Default 10,000.
     pub connections_max: usize,
+    /// The most connections at once of one peer: of an address (of IPv6, its first 64 bits), and of an identity where the
+    /// handshake has proved one. Beyond it they are closed at once. Default 2,000: a fifth of `connections_max`, so that
+    /// one peer alone cannot shut the others out; raise it behind a balancer that hides its callers' addresses.
+    pub connections_per_peer_max: usize,
+    /// The most handshakes at once; beyond it they wait their turn within `handshake_timeout`. One address may hold a
+    /// quarter of them. Default 1,024: some 16 MiB of buffers, and at half a millisecond each the work of half a second.
+    pub handshakes_max: usize,
     /// The idle time after which the kernel probes a peer, and the pause between probes; a peer that does not
     /// answer for three times as long is gone. Default 10 s (Linkerd); `None` for no probes.
     pub keepalive: Option<Duration>,
@@ -28,6 +35,10 @@ pub struct ServeSettings {
     /// The longest pause within a request's body while it is awaited; gRPC calls are exempt, for their streams may
     /// rest. Default 30 s; `None` for any.
     pub body_idle: Option<Duration>,
+    /// How long a peer may leave all responses of its connection waiting, by reading nothing or by opening no HTTP/2
+    /// window; then the connection is cut off. Default 5 min: longer than a reader rests who will read on (nginx has 60 s
+    /// between two writes); `None` for any.
+    pub response_stall: Option<Duration>,
     /// How long a connection without a request under way is kept. Default 75 s (nginx): longer than clients keep
     /// theirs, so that they close first.
     pub idle: Duration,
@@ -56,6 +67,8 @@ impl Default for ServeSettings {
     fn default() -> Self {
         Self {
             connections_max: 10_000,
+            connections_per_peer_max: 2_000,
+            handshakes_max: 1_024,
             keepalive: Some(Duration::from_secs(10)),
             handshake_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(30),
@@ -63,6 +76,7 @@ impl Default for ServeSettings {
             headers_max: 100,
             body_bytes_max: Some(64 << 20),
             body_idle: Some(Duration::from_secs(30)),
+            response_stall: Some(Duration::from_secs(300)),
             idle: Duration::from_secs(75),
             age_max: None,
             http2_streams_max: 200,

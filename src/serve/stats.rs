@@ -20,12 +20,14 @@ pub(crate) enum Event {
     HandshakeFailed,
     TimedOut,
     Aborted,
+    OverPeerLimit,
+    Stalled,
 }
 
 /// Counters of one server; read with [`snapshot`](Self::snapshot).
 #[derive(Debug, Default)]
 pub struct ServeStats {
-    counters: [AtomicU64; 11],
+    counters: [AtomicU64; 13],
     plain: Arc<Traffic>,
     secure: Arc<Traffic>,
 }
@@ -56,6 +58,10 @@ pub struct ServeSnapshot {
     pub timed_out: u64,
     /// Connections cut off at the end of draining.
     pub aborted: u64,
+    /// Connections closed because their peer had too many.
+    pub over_peer_limit: u64,
+    /// Connections cut off because their peer took no response.
+    pub stalled: u64,
 }
 
 impl ServeStats {
@@ -96,6 +102,8 @@ impl ServeStats {
             handshakes_failed: read(Event::HandshakeFailed),
             timed_out: read(Event::TimedOut),
             aborted: read(Event::Aborted),
+            over_peer_limit: read(Event::OverPeerLimit),
+            stalled: read(Event::Stalled),
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::stdx::traffic::Flow;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
@@ -22,6 +23,9 @@ use tokio::io::AsyncWrite;
 use tokio::io::ReadBuf;
 
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// A write of this length may be a ping or a settings frame, and is no sign that a response moves on.
+const CONTROL_BYTES_MAX: usize = 64;
 
 /// No header name begins so: hyper answers 400 and closes.
 const SPOIL: &[u8] = b"\0\r\n\r\n";
@@ -55,6 +59,12 @@ pub(crate) struct Activity {
     /// When the last request ended, likewise.
     idle_since: AtomicU64,
     in_flight: AtomicU32,
+    /// How many responses wait for the peer (lower half), and how many pieces it has taken (upper half, wrapping).
+    flow: AtomicU64,
+    /// Counts writes of more than a control frame, wrapping.
+    written: AtomicU32,
+    /// Whether the socket takes no more at present.
+    blocked: AtomicBool,
 }
 
 impl Activity {
@@ -64,6 +74,9 @@ impl Activity {
             head_since: AtomicU64::new(0),
             idle_since: AtomicU64::new(1),
             in_flight: AtomicU32::new(0),
+            flow: AtomicU64::new(0),
+            written: AtomicU32::new(0),
+            blocked: AtomicBool::new(false),
         }
     }
 
@@ -82,6 +95,39 @@ impl Activity {
     pub(crate) fn end(&self) {
         self.idle_since.store(self.stamp(clock::now()), Ordering::Relaxed);
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// A response has a piece that waits for the peer.
+    pub(crate) fn waits(&self) {
+        self.flow.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The peer has taken it, or nobody wants it any more.
+    pub(crate) fn taken(&self) {
+        self.flow.fetch_add((1 << 32) - 1, Ordering::Relaxed);
+    }
+
+    /// How many responses wait for the peer, and how many pieces it has taken.
+    pub(crate) fn flow(&self) -> (u32, u32) {
+        let flow = self.flow.load(Ordering::Relaxed);
+        (flow as u32, (flow >> 32) as u32)
+    }
+
+    fn note_write(&self, polled: &Poll<io::Result<usize>>) {
+        let blocked = polled.is_pending();
+        if self.blocked.load(Ordering::Relaxed) != blocked {
+            self.blocked.store(blocked, Ordering::Relaxed);
+        }
+        if matches!(polled, Poll::Ready(Ok(bytes)) if *bytes > CONTROL_BYTES_MAX) {
+            // Only the connection's own task writes.
+            let written = self.written.load(Ordering::Relaxed).wrapping_add(1);
+            self.written.store(written, Ordering::Relaxed);
+        }
+    }
+
+    /// How many writes there were, and whether the socket takes no more at present.
+    pub(crate) fn writes(&self) -> (u32, bool) {
+        (self.written.load(Ordering::Relaxed), self.blocked.load(Ordering::Relaxed))
     }
 
     /// Since when a head is under way.
@@ -174,7 +220,9 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Wire<Io> {
 impl<Io: AsyncWrite + Unpin> AsyncWrite for Wire<Io> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let written = ready!(Pin::new(&mut this.io).poll_write(cx, buf));
+        let polled = Pin::new(&mut this.io).poll_write(cx, buf);
+        this.activity.note_write(&polled);
+        let written = ready!(polled);
         this.flow.wrote(written.as_ref().copied());
         Poll::Ready(written)
     }
@@ -193,7 +241,9 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Wire<Io> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let written = ready!(Pin::new(&mut this.io).poll_write_vectored(cx, bufs));
+        let polled = Pin::new(&mut this.io).poll_write_vectored(cx, bufs);
+        this.activity.note_write(&polled);
+        let written = ready!(polled);
         this.flow.wrote(written.as_ref().copied());
         Poll::Ready(written)
     }
