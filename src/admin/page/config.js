@@ -59,9 +59,9 @@ export const config = {
           setText(li.firstChild, `${clock(it.at_ms)} for ${it.services.map(short).join(", ")} (${it.who})`));
         const changes = merged(seen.flatMap((it) => it.inspection.updates.map((update) => ({ ...update, key: `${update.kind}${update.service}${update.origin}${JSON.stringify(update.lines)}`, who: `${short(it.name)} #${update.generation}` }))));
         list(updates, changes.sort((a, b) => b.at_ms - a.at_ms).slice(0, 40), change, (li, it) => setText(li.querySelector(".who"), it.who));
-        const called = seen.flatMap((it) => it.inspection.services.map((service) => ({ it, service }))).filter(({ service }) => service.retry_budget_level !== null);
+        const called = seen.flatMap((it) => it.inspection.services.map((service) => ({ it, service }))).filter(({ service }) => service.retry_budget_level !== null || service.inbound_limit);
         budgets.update(called.map(({ it, service }) => ({
-          key: `${it.id} ${service.name}`, service: service.name, by: name(it, seen), level: service.retry_budget_level, rules: words(service.retry_budget), limits: words(service.settings?.limits) || "defaults",
+          key: `${it.id} ${service.name}`, service: service.name, by: name(it, seen), level: service.retry_budget_level, rules: words(service.retry_budget), limits: limits(service),
         })));
         const written = merged(seen.flatMap((it) => it.inspection.services.filter((service) => service.settings).map((service) => ({ key: service.name + JSON.stringify(service.settings), service, who: short(it.name) }))));
         keyed(settings, written, (it) => it.key, ({ service }) => h("details", {},
@@ -75,6 +75,12 @@ export const config = {
 };
 
 const severe = (fault) => !/ (ignored|approximated): /.test(fault);
+
+function limits(service) {
+  const now = [["", service.limit], ["received: ", service.inbound_limit]].filter(([, it]) => it)
+    .map(([side, it]) => `${side}${it.in_flight} of at most ${it.limit} under way${it.waiting ? `, ${it.waiting} wait` : ""}`);
+  return [...now, words(service.settings?.limits)].filter(Boolean).join("; ") || "none but the defaults";
+}
 
 /** Processes of one name are told apart by their address. */
 export function name(process, all) {
