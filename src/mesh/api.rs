@@ -24,8 +24,11 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 
-/// How many questions are passed on to peers at once: a page that is open twice, and a command.
-const PASSED_ON_MAX: usize = 4;
+/// How many questions are passed on to peers at once: a page asks four, and it may be open twice.
+const PASSED_ON_MAX: usize = 8;
+
+/// How long a question may wait for others to be passed on: with the answer itself less than a page waits (8 s).
+const TURN_MAX: Duration = Duration::from_secs(2);
 
 /// What the pages of figures are made of.
 #[derive(Debug, Clone)]
@@ -159,7 +162,7 @@ impl Figures {
         if self.fleet.is_empty() {
             return Ok(Vec::new());
         }
-        let Ok(_turn) = self.passing_on.try_acquire() else {
+        let Ok(_turn) = tokio::time::timeout(TURN_MAX, self.passing_on.acquire()).await else {
             let why = "too many questions are being passed on to other processes; come back later\n";
             return Err(server::text(StatusCode::SERVICE_UNAVAILABLE, why));
         };

@@ -9,7 +9,7 @@ export const explain = {
   make({ params, setParam }) {
     const services = h("datalist", { id: "services" });
     const process = h("select", { name: "process" });
-    const method = h("input", { name: "method", value: params.method ?? "GET", list: "methods", size: "6", autocomplete: "off" });
+    const method = h("input", { name: "method", value: params.method ?? "", list: "methods", placeholder: "GET, of gRPC POST", autocomplete: "off" });
     const host = h("input", { name: "host", value: params.host ?? "", list: "services", required: true, placeholder: "web-svc.emojivoto:80", autocomplete: "off", spellcheck: "false" });
     const path = h("input", { name: "path", value: params.path ?? "/", required: true, placeholder: "/api/list?x=1", autocomplete: "off", spellcheck: "false" });
     const grpc = h("input", { type: "checkbox", name: "grpc", checked: params.grpc === "1" });
@@ -18,7 +18,7 @@ export const explain = {
     const label = (text, field, wide) => h("label", { class: wide ? "wide" : null }, text, field);
     const form = h("form", { class: "fields", "aria-label": "Request", onsubmit: (event) => { event.preventDefault(); ask(); } },
       label("Sent by", process), label("Service", host, true), label("Method", method), label("Path", path, true), label("Headers, one a line", headers, true), label("Caller's identity", identity, true),
-      h("label", { class: "check" }, grpc, "gRPC"), h("div", { class: "row" }, h("button", { type: "submit", class: "main", text: "Explain" })),
+      h("div", { class: "row" }, h("label", { class: "check" }, grpc, "gRPC"), h("button", { type: "submit", class: "main", text: "Explain" })),
       services, h("datalist", { id: "methods" }, ...["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD"].map((value) => h("option", { value }))));
     const request = card("Request", form);
     request.body.classList.add("flush");

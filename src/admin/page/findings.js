@@ -61,7 +61,7 @@ const objective = (it) => {
   if (!firing.length) return [];
   const worst = firing[0];
   return [{
-    key: `slo ${it.direction} ${it.service} ${it.route} ${it.kind}`, level: worst.severity === "page" ? "bad" : "warn", weight: 5,
+    key: `slo ${it.service} ${it.route} ${it.kind}`, level: worst.severity === "page" ? "bad" : "warn", weight: 5,
     text: `${short(it.service)} ${it.route === null ? "" : routeName(it.route)} burns its error budget`,
     more: `${worst.long_rate?.toFixed(1)} times as fast as it may (over ${worst.long}); objective ${percent(it.target)}`,
     href: "#slo",

@@ -162,7 +162,7 @@ function ended(row, part) {
   const grpc = part.grpcStatusCode === null || part.grpcStatusCode === undefined ? "" : `gRPC ${part.grpcStatusCode}`;
   const reset = part.resetErrorCode === undefined ? "" : `reset ${part.resetErrorCode}`;
   const told = [status, grpc, reset].filter(Boolean).join(", ") || part.outcome;
-  const why = [part.outcome === "success" ? "" : part.outcome, part.cause, part.error?.replaceAll("_", " "), part.rule && `rule ${part.rule}`, part.retried && "tried again"].filter(Boolean).join(", ");
+  const why = [part.outcome === "success" ? "" : `${part.outcome}, ${part.cause}`, part.error?.replaceAll("_", " "), part.rule && `rule ${part.rule}`, part.retried && "tried again"].filter(Boolean).join(", ");
   row.children[4].replaceChildren(mark(level, told), h("span", { class: "sub", text: why }));
   row.children[5].textContent = millis(nanos(part.sinceRequestInit));
   row.children[6].textContent = part.responseBytes === null || part.responseBytes === undefined ? "–" : size(part.responseBytes);
