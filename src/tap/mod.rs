@@ -6,3 +6,4 @@ pub mod hub;
 pub mod layer;
 pub mod redact;
 pub mod text;
+pub mod top;
