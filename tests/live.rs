@@ -527,6 +527,39 @@ mod tool {
     }
 
     #[tokio::test]
+    async fn top_counts_live_requests_by_path() {
+        let (voting, addr) = voting().await;
+        let web = web(addr, &[]);
+        let (one, two) = (url(&web), url(&voting));
+        let args = ["top", "--for", "3s", "-o", "json", "--admin", &one, &two, "http://127.0.0.1:1"];
+        let loading = async {
+            // The observers say when they are there.
+            while web.taps().observers() == 0 || voting.taps().observers() == 0 {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+            load(&web, 8, 2).await;
+        };
+        let ((status, out, err), ()) = tokio::join!(enmesh(&args), loading);
+        assert!(status == 0 && err.contains("cannot be reached"), "{err}");
+        let told: Value = serde_json::from_str(&out).unwrap();
+        let line = |source: &str, path: &str| {
+            let lines = told["lines"].as_array().unwrap().iter();
+            let mut lines = lines.filter(|line| line["source"] == source && line["path"] == path);
+            lines.next().unwrap_or_else(|| panic!("{source} {path}: {told:#}")).clone()
+        };
+        let vote = line("web.emojivoto", "/vote");
+        assert_eq!(
+            (&vote["count"], &vote["success_rate"], &vote["destination"]),
+            (&8.into(), &0.75.into(), &addr.to_string().into())
+        );
+        let list = line("127.0.0.1", "/list");
+        assert_eq!(
+            (&list["count"], &list["success_rate"], &list["method"]),
+            (&4.into(), &0.5.into(), &"GET".into())
+        );
+    }
+
+    #[tokio::test]
     async fn it_asks_again_until_it_is_stopped() {
         use tokio::io::AsyncReadExt;
         let (voting, _) = voting().await;

@@ -68,8 +68,7 @@ impl Top {
     pub fn take(&mut self, event: &Event) {
         if let Some(begun) = &event.request_init_event {
             let (source, destination) = ends(event);
-            let key =
-                Key { source, destination, method: begun.method.clone(), path: begun.path.clone() };
+            let key = Key { source, destination, method: begun.method.clone(), path: begun.path.clone() };
             self.begin((event.process.clone(), begun.id), key);
         }
         if let Some(end) = &event.response_end_event
@@ -92,7 +91,12 @@ impl Top {
     fn end(&mut self, key: Key, time: Duration, outcome: &str) {
         let key = match self.lines.contains_key(&key) || self.lines.len() < ROWS_MAX {
             true => key,
-            false => Key { source: "-".into(), destination: "-".into(), method: "-".into(), path: "[other]".into() },
+            false => Key {
+                source: "-".into(),
+                destination: "-".into(),
+                method: "-".into(),
+                path: "[other]".into(),
+            },
         };
         let line = self.lines.entry(key).or_insert_with_key(|key| Line {
             key: key.clone(),
@@ -161,14 +165,19 @@ mod tests {
     fn requests_are_counted_by_who_asks_whom_for_what() {
         let mut top = Top::default();
         for (stream, (path, ms, outcome)) in
-            [("/a", 5, "success"), ("/a", 1, "failure"), ("/a", 9, "success"), ("/b", 2, "cancelled")].iter().enumerate()
+            [("/a", 5, "success"), ("/a", 1, "failure"), ("/a", 9, "success"), ("/b", 2, "cancelled")]
+                .iter()
+                .enumerate()
         {
             call(&mut top, "INBOUND", stream as u64, path, *ms, outcome);
         }
         let lines = top.lines();
         let ms = Duration::from_millis;
         let first = &lines[0];
-        assert_eq!((&*first.key.source, &*first.key.destination, &*first.key.path), ("web-id", "voting", "/a"));
+        assert_eq!(
+            (&*first.key.source, &*first.key.destination, &*first.key.path),
+            ("web-id", "voting", "/a")
+        );
         assert_eq!((first.count, first.best, first.worst, first.last), (3, ms(1), ms(9), ms(9)));
         assert_eq!((first.success_rate(), lines[1].success_rate()), (Some(2.0 / 3.0), None));
         call(&mut top, "OUTBOUND", 9, "/a", 1, "success");

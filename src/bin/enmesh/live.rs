@@ -1,6 +1,7 @@
 //! Floor 7: what the live commands share: whom they ask, how often, and how tables look.
 
 use crate::output::{self, Done, Failure, Verdict};
+use crate::stream;
 use enmesh::admin::fleet::{self, Fleet, Peer};
 use enmesh::admin::told::{self, Told};
 use enmesh::metrics::report::{Figures, Process};
@@ -13,7 +14,7 @@ use std::time::Duration;
 pub(crate) struct Targets {
     /// Admin servers, http://host:port each; a name that has many addresses stands for all of them. One that is asked alone
     /// speaks for its peers too
-    #[arg(long, value_name = "URL", num_args = 1.., value_delimiter = ',', default_value = "http://127.0.0.1:4191")]
+    #[arg(long, value_name = "URL", num_args = 1.., value_delimiter = ',', default_value = stream::ADMIN)]
     pub(crate) admin: Vec<Peer>,
     /// Asks again every so many seconds, until it is stopped
     #[arg(short, long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2")]
@@ -48,7 +49,7 @@ impl Targets {
         T: Told,
         S: Serialize + Shown,
     {
-        let runtime = runtime()?;
+        let runtime = stream::runtime()?;
         loop {
             let mut told: T =
                 runtime.block_on(told::ask(&self.fleet(), path, query)).map_err(Failure::Unreadable)?;
@@ -69,12 +70,6 @@ impl Targets {
             std::thread::sleep(Duration::from_secs(u64::from(secs.max(1))));
         }
     }
-}
-
-/// What the commands wait in.
-pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
-    let built = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    built.map_err(|error| Failure::Unreadable(format!("no runtime: {error}")))
 }
 
 /// Tells who was not reached; a failure if nobody was.

@@ -16,6 +16,7 @@ mod slo;
 mod stat;
 mod stream;
 mod tap;
+mod top;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use output::{Done, Failure, Verdict};
@@ -45,6 +46,8 @@ enum Command {
     Stat(stat::Args),
     /// Shows the traffic of running processes by route
     Routes(stat::RoutesArgs),
+    /// Shows who asks whom for what most
+    Top(top::Args),
     /// Shows who talks to whom, and whether it is secured
     Edges(edges::Args),
     /// Shows how objectives are kept
@@ -67,6 +70,7 @@ fn run(command: Command) -> Done {
         Command::Explain(args) => explain::run(&args),
         Command::Stat(args) => stat::run(&args),
         Command::Routes(args) => stat::routes(&args),
+        Command::Top(args) => top::run(&args),
         Command::Edges(args) => edges::run(&args),
         Command::Slo(args) => slo::run(&args),
         Command::Tap(args) => tap::run(&args),

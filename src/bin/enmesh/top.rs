@@ -1,0 +1,161 @@
+//! Floor 7: `enmesh top`.
+
+use crate::live::{Shown, percent, table};
+use crate::output::{self, Done, Failure, Verdict};
+use crate::stream::{self, Line as Read, Query, Stream};
+use enmesh::tap::top::{Line, Top};
+use serde_json::json;
+use std::io::{IsTerminal, stdout};
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// Shows who asks whom for what most, by path, from live requests.
+///
+/// On a terminal it is drawn anew each second until it is stopped; else, and with --for, it is written once.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  enmesh top\n  enmesh top --admin http://web:4191 http://voting:4191 --path '/api/*'\n  \
+                        enmesh top --for 30s -o json"
+)]
+pub(crate) struct Args {
+    /// Admin servers, http://host:port each: several processes are watched together
+    #[arg(long, value_name = "URL", num_args = 1.., value_delimiter = ',', default_value = stream::ADMIN)]
+    admin: Vec<String>,
+    /// Requests for this path; a trailing `*` stands for any rest
+    #[arg(long)]
+    path: Vec<String>,
+    /// Requests of this method
+    #[arg(long)]
+    method: Vec<String>,
+    /// Requests that arrive (inbound) or are sent (outbound)
+    #[arg(long, value_parser = ["inbound", "outbound"])]
+    direction: Option<String>,
+    /// At most so many requests a second of each process; 0 for all
+    #[arg(long, default_value_t = 0)]
+    rate: u32,
+    /// Counts for this time and ends, such as 30s
+    #[arg(long = "for", value_name = "TIME", value_parser = crate::tap::time)]
+    time: Option<Duration>,
+    /// How many lines are shown
+    #[arg(long, default_value_t = 40, value_name = "N")]
+    lines: usize,
+    /// How the result is written
+    #[arg(short, long, default_value = "table", value_parser = ["table", "json"])]
+    output: String,
+}
+
+/// How long it counts where nobody looks on and nothing is said.
+const USUAL: Duration = Duration::from_secs(10);
+
+/// How often it is drawn.
+const DRAWN: Duration = Duration::from_secs(1);
+
+pub(crate) fn run(args: &Args) -> Done {
+    stream::runtime()?.block_on(count(args))
+}
+
+async fn count(args: &Args) -> Done {
+    let mut query = Query::default();
+    args.path.iter().for_each(|path| query.add("path", path));
+    args.method.iter().for_each(|method| query.add("method", method));
+    args.direction.iter().for_each(|direction| query.add("direction", direction));
+    query.add("rate", &args.rate.to_string());
+    let mut lines = open(args, &query).await?;
+    let draws = stdout().is_terminal() && args.time.is_none() && args.output == "table";
+    let mut top = Top::default();
+    let mut end = std::pin::pin!(tokio::time::sleep(args.time.unwrap_or(USUAL)));
+    let mut drawn = tokio::time::interval(DRAWN);
+    loop {
+        tokio::select! {
+            () = end.as_mut(), if !draws => break,
+            _ = drawn.tick(), if draws => output::write(&format!("\x1b[2J\x1b[H{}", Shows(&top, args.lines).table(false)))?,
+            line = lines.recv() => match line {
+                None => break,
+                Some(line) => match line? {
+                    Read::Event(event) => top.take(&event),
+                    Read::Dropped(lost) => eprintln!("{lost} events were lost: they came faster than they were read"),
+                },
+            },
+        }
+    }
+    let text = match args.output.as_str() {
+        "json" => output::document(
+            &json!({ "lines": top.lines().iter().map(told).collect::<Vec<_>>() }),
+            output::Format::Json,
+        ),
+        _ => Shows(&top, args.lines).table(false),
+    };
+    output::write(&text)?;
+    Ok(Verdict::Good)
+}
+
+/// The streams of all processes that are reached; who is not is told.
+async fn open(args: &Args, query: &Query) -> Result<mpsc::Receiver<Result<Read, Failure>>, Failure> {
+    let (sender, lines) = mpsc::channel(64);
+    let mut failed = None;
+    let mut opened = 0;
+    for admin in &args.admin {
+        match Stream::open(admin, query.as_str()).await {
+            Ok(stream) => {
+                opened += 1;
+                let reading = read(stream, sender.clone());
+                #[expect(clippy::disallowed_methods, reason = "it ends with the command")]
+                tokio::spawn(reading);
+            }
+            Err(Failure::Unreadable(what)) if args.admin.len() > 1 => {
+                eprintln!("{what}");
+                failed = Some(Failure::Unreadable(what));
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+    match failed.filter(|_| opened == 0) {
+        Some(failure) => Err(failure),
+        None => Ok(lines),
+    }
+}
+
+async fn read(mut stream: Stream, lines: mpsc::Sender<Result<Read, Failure>>) {
+    while let Some(line) = stream.next().await.transpose() {
+        let is_last = line.is_err();
+        if lines.send(line).await.is_err() || is_last {
+            return;
+        }
+    }
+}
+
+fn told(line: &Line) -> serde_json::Value {
+    let ms = |time: Duration| time.as_secs_f64() * 1e3;
+    json!({
+        "source": line.key.source, "destination": line.key.destination, "method": line.key.method, "path": line.key.path,
+        "count": line.count, "best_ms": ms(line.best), "worst_ms": ms(line.worst), "last_ms": ms(line.last),
+        "success_rate": line.success_rate(),
+    })
+}
+
+/// So many lines of it.
+struct Shows<'a>(&'a Top, usize);
+
+impl Shown for Shows<'_> {
+    fn table(&self, _: bool) -> String {
+        let headings =
+            ["SOURCE", "DESTINATION", "METHOD", "PATH", "COUNT", "BEST", "WORST", "LAST", "SUCCESS_RATE"];
+        let cells = |line: Line| {
+            let time = |time: Duration| format!("{:.1}ms", time.as_secs_f64() * 1e3);
+            let rate = percent(line.success_rate());
+            let Line { key, count, best, worst, last, .. } = line;
+            vec![
+                key.source,
+                key.destination,
+                key.method,
+                key.path,
+                count.to_string(),
+                time(best),
+                time(worst),
+                time(last),
+                rate,
+            ]
+        };
+        table(&headings, &self.0.lines().into_iter().take(self.1).map(cells).collect::<Vec<_>>())
+    }
+}
