@@ -3,12 +3,10 @@
 use crate::profile::invalid::{Fault, Severity};
 use crate::profile::route::{Action, Backend, Forward, Route};
 use crate::profile::service::ServiceProfile;
-use crate::profile::settings::RetrySettings;
 
 /// Everything in `profile` that has no effect, with its path; empty when all of it has.
 pub fn unhonoured(profile: &ServiceProfile) -> Vec<Fault> {
     let mut told = Vec::new();
-    retry(profile.retry.as_ref(), "spec.retry", &mut told);
     tell(
         !profile.opaque_ports.is_empty(),
         "spec.opaquePorts",
@@ -22,7 +20,6 @@ pub fn unhonoured(profile: &ServiceProfile) -> Vec<Fault> {
 }
 
 fn of_route(route: &Route, at: &str, told: &mut Vec<Fault>) {
-    retry(route.retry.as_ref(), &format!("{at}.retry"), told);
     if let Action::Forward(forward) = &route.action {
         of_forward(forward, at, told);
     }
@@ -34,11 +31,6 @@ fn of_forward(forward: &Forward, at: &str, told: &mut Vec<Fault>) {
     let named = |backend: &Backend| matches!(backend, Backend::Service { subset: Some(_), .. });
     let problem = "subsets are not told apart: the whole service is asked";
     tell(parts.any(named), &format!("{at}.backends"), problem, told);
-}
-
-fn retry(settings: Option<&RetrySettings>, at: &str, told: &mut Vec<Fault>) {
-    let hedge = settings.is_some_and(|settings| settings.hedge.is_some());
-    tell(hedge, &format!("{at}.hedge"), "slow requests are not hedged yet", told);
 }
 
 fn tell(is_said: bool, path: &str, problem: &str, told: &mut Vec<Fault>) {
@@ -55,19 +47,17 @@ fn tell(is_said: bool, path: &str, problem: &str, told: &mut Vec<Fault>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::profile::settings::HedgeSettings;
-    use std::time::Duration;
+    use crate::profile::route::WeightedBackend;
 
     #[test]
     fn what_has_no_effect_is_told_with_its_path_and_the_rest_is_not() {
-        let retry = RetrySettings {
-            hedge: Some(HedgeSettings::After(Duration::from_millis(9))),
-            ..Default::default()
-        };
-        let route = Route { retry: Some(retry), ..Route::default() };
+        let backend = Backend::Service { name: "a.ns".parse().unwrap(), subset: Some("v2".into()) };
+        let backends = vec![WeightedBackend { backend, weight: 1, filters: Vec::new() }];
+        let action = Action::Forward(Forward { backends, ..Forward::default() });
+        let route = Route { action, ..Route::default() };
         let name = "web.ns".parse().unwrap();
         let profile = ServiceProfile { routes: vec![Route::default(), route], ..ServiceProfile::new(name) };
         let told: Vec<String> = unhonoured(&profile).into_iter().map(|fault| fault.path).collect();
-        assert_eq!(told, ["spec.routes[1].retry.hedge"]);
+        assert_eq!(told, ["spec.routes[1].backends"]);
     }
 }

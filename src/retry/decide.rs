@@ -4,6 +4,7 @@ use crate::classify::outcome::{Cause, Outcome};
 use crate::error::Scope;
 use crate::profile::settings::{BackoffSettings, HedgeSettings, HopMarks, RetryOn, RetrySettings};
 use crate::retry::budget::{Budget, Stake};
+use crate::retry::hedge::Recent;
 use crate::stdx::backoff::Backoff;
 use crate::stdx::rng::Rng;
 use http::Method;
@@ -35,6 +36,7 @@ pub struct RetryPolicy {
     hops: HopMarks,
     patience: Option<Duration>,
     hedge: Option<HedgeSettings>,
+    recent: Arc<Recent>,
     budget: Arc<Budget>,
 }
 
@@ -145,6 +147,7 @@ impl RetryPolicy {
             hops: settings.hops,
             patience: settings.patience,
             hedge: settings.hedge.clone(),
+            recent: Arc::default(),
             budget,
         }
     }
@@ -182,6 +185,11 @@ impl RetryPolicy {
     /// When to hedge.
     pub fn hedge(&self) -> Option<&HedgeSettings> {
         self.hedge.as_ref()
+    }
+
+    /// What the route's calls took lately.
+    pub fn recent(&self) -> &Recent {
+        &self.recent
     }
 
     /// Whether there can be a second attempt at all.
