@@ -26,6 +26,17 @@ pub(crate) enum Passage<B> {
     Refused(Error),
 }
 
+/// What becomes of a call when it comes.
+pub(crate) enum Entry<S, C, B> {
+    /// This, and the call.
+    Passed(Passage<B>, C),
+    /// It is held back.
+    Held(Pin<Box<Held<S, C, B>>>),
+}
+
+/// What becomes of a call that was held back, and what is to be called with what if it is sent.
+pub(crate) type Passed<S, C, B> = (Passage<B>, Option<(S, C)>);
+
 /// Decides about a call; `answer` is what its route answers by itself. What must wait takes the call and `service`
 /// along, in a box.
 #[cold]
@@ -34,7 +45,7 @@ pub(crate) fn guard<S: Clone, B: Default, Body, T>(
     answer: Option<Box<Response<B>>>,
     service: &mut S,
     call: Call<Body, T>,
-) -> Result<(Passage<B>, Call<Body, T>), Held<S, Call<Body, T>, B>> {
+) -> Entry<S, Call<Body, T>, B> {
     let injected = guard.faults.as_ref().map(|faults| faults.decide(faults.rng())).unwrap_or_default();
     count(injected, &call.scope.entry.policy.metrics);
     let abort =
@@ -46,16 +57,16 @@ pub(crate) fn guard<S: Clone, B: Default, Body, T>(
             let left = left.map(|deadline| deadline.saturating_duration_since(clock::now()));
             Step::Delay(tokio::time::sleep(left.map_or(delay, |left| left.min(delay))), answer)
         }
-        (None, Some(answer)) => return Ok((Passage::Answered(answer), call)),
+        (None, Some(answer)) => return Entry::Passed(Passage::Answered(answer), call),
         (None, None) => match admit(&guard.limits, &call, address_of_socket) {
-            Admission::Free(lease) => return Ok((Passage::Free(lease.map(Box::new)), call)),
-            Admission::Refused(error) => return Ok((Passage::Refused(error), call)),
+            Admission::Free(lease) => return Entry::Passed(Passage::Free(lease.map(Box::new)), call),
+            Admission::Refused(error) => return Entry::Passed(Passage::Refused(error), call),
             Admission::Waits(waiting) => Step::Queue(waiting),
         },
     };
     // The inner service that is ready is called; its clone is what is asked next.
     let clone = service.clone();
-    Err(Held { step, call: Some((std::mem::replace(service, clone), call)) })
+    Entry::Held(Box::pin(Held { step, call: Some((std::mem::replace(service, clone), call)) }))
 }
 
 /// A call that is held back.
@@ -74,10 +85,7 @@ enum Step<B> {
 
 impl<S, B, Body, T> Held<S, Call<Body, T>, B> {
     /// What becomes of it at last, and what is to be called if it is sent.
-    pub(crate) fn poll_pass(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<(Passage<B>, Option<(S, Call<Body, T>)>)> {
+    pub(crate) fn poll_pass(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Passed<S, Call<Body, T>, B>> {
         let mut this = self.project();
         loop {
             let next = match this.step.as_mut().project() {

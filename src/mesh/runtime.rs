@@ -265,6 +265,12 @@ impl Drop for Serving {
     }
 }
 
+/// The switch of faults. Its chance is another one than the balancers', so that a fault moves no choice of theirs.
+fn faults(builder: &MeshBuilder) -> FaultSwitch {
+    let rng = builder.seed.map_or_else(Rng::thread, |seed| Rng::seeded(!seed));
+    FaultSwitch::new(builder.inject_faults.unwrap_or(true)).with_rng(rng)
+}
+
 impl Made {
     pub(crate) fn of(mut builder: MeshBuilder) -> Result<Mesh, Error> {
         let recording = Recording::of(&builder)?;
@@ -288,7 +294,7 @@ impl Made {
         let secured = connector.is_some();
         let connections = Arc::new(Connections::new(secured));
         let connect = connect(builder.connect.clone(), connector, Arc::clone(&connections));
-        let faults = FaultSwitch::new(builder.inject_faults.unwrap_or(true)).with_rng(rng.fork());
+        let faults = faults(&builder);
         let directory = Directory::new(Parts {
             own: own.clone(),
             cluster_domain: domain,

@@ -9,7 +9,7 @@ use crate::classify::body::{End, Watch, Watched};
 use crate::error::{BoxError, Error};
 use crate::limit::body::Lease;
 use crate::limit::layer::is_dropped;
-use crate::mesh::guard::{Held, Passage, guard};
+use crate::mesh::guard::{Entry, Held, Passage, guard};
 use crate::metrics::layer::{Counted, Meter};
 use crate::policy::call::{Call, MeshRequest, ServedBy};
 use crate::policy::route::RoutePolicy;
@@ -161,10 +161,10 @@ impl<S: Clone, W> Whole<S, W> {
     {
         let Some(back) = route.guard.as_deref() else { return (Stage::Done, None) };
         match guard(back, answer, &mut self.inner, call) {
-            Ok((Passage::Free(place), call)) => (Stage::Sent(self.inner.call(call)), place),
-            Ok((Passage::Answered(answer), _)) => (Stage::Answered(Some(answer)), None),
-            Ok((Passage::Refused(error), _)) => (Stage::Refused(Some(Box::new(error))), None),
-            Err(held) => (Stage::Held(Box::pin(held)), None),
+            Entry::Passed(Passage::Free(place), call) => (Stage::Sent(self.inner.call(call)), place),
+            Entry::Passed(Passage::Answered(answer), _) => (Stage::Answered(Some(answer)), None),
+            Entry::Passed(Passage::Refused(error), _) => (Stage::Refused(Some(Box::new(error))), None),
+            Entry::Held(held) => (Stage::Held(held), None),
         }
     }
 }
@@ -282,7 +282,6 @@ where
 
 /// What follows when a call is no longer held back, and its place.
 #[cold]
-#[expect(clippy::type_complexity, reason = "it is what `poll_pass` says, and is taken apart at once")]
 fn passed_on<S: Service<C>, C, B: Body>(
     (passage, call): (Passage<AnswerBody<B>>, Option<(S, C)>),
 ) -> (Stage<S, C, B>, Option<Box<Lease>>) {

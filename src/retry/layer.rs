@@ -224,35 +224,13 @@ where
                     }
                 }
                 Stage::Race(race) => {
-                    failed::forget();
-                    let (second, end) = ready!(race.poll(this.attempt.as_mut(), this.again, cx));
-                    let mut end: End<ResB> = match end {
-                        Ok(response) => Ok(response.map(Attempted::new)),
-                        Err(error) => Err(error.into()),
-                    };
-                    let Some(again) = this.again else { return Poll::Ready(end) };
-                    let judgement = again.judge::<ResB, W>(&end);
-                    let good = again.is_good(&judgement);
-                    if race.is_on(this.attempt.is_some())
-                        && let (false, Judgement::Done(outcome)) = (good, &judgement)
-                    {
-                        // The other one may do better.
-                        again.lost::<ResB, W>(outcome, &end);
-                        race.lost();
-                        continue;
-                    }
-                    race.finish(second && good);
-                    this.attempt.set(None);
-                    *this.number = u32::from(race.was_hedged());
-                    *this.stage = Stage::Attempt;
-                    match judgement {
-                        Judgement::Done(outcome) => {
-                            match again.settle::<ResB, W>(*this.number, outcome, &mut end) {
-                                Some(wait) => *this.stage = Stage::Wait(wait),
-                                None => return Poll::Ready(end),
-                            }
-                        }
-                        Judgement::Peek(outcome) => *this.stage = Stage::Peek(Box::new((end, outcome))),
+                    let ended =
+                        ready!(poll_race::<S, R, ResB, W>(race, this.attempt.as_mut(), this.again, cx));
+                    let Some(again) = this.again else { return Poll::Ready(ended.end) };
+                    (*this.number, *this.stage) = (ended.number, Stage::Attempt);
+                    match ended.conclude::<S, R, W>(again, this.stage) {
+                        Some(end) => return Poll::Ready(end),
+                        None => continue,
                     }
                 }
                 Stage::Peek(peeked) => {
@@ -287,5 +265,78 @@ where
                 }
             }
         }
+    }
+}
+
+/// How a race ended.
+struct Ended<ResB: Body> {
+    end: End<ResB>,
+    judgement: Judgement,
+    /// The number of its last attempt.
+    number: u32,
+}
+
+impl<ResB: Body> Ended<ResB> {
+    /// What the caller gets, or what follows.
+    fn conclude<S, R, W>(
+        mut self,
+        again: &mut Again<S, R>,
+        stage: &mut Stage<S::Future, R::Body, ResB>,
+    ) -> Option<End<ResB>>
+    where
+        R: MeshRequest,
+        S: Service<R::With<Replay<R::Body>>>,
+        W: ServedBy<ResB>,
+    {
+        *stage = match self.judgement {
+            Judgement::Peek(outcome) => Stage::Peek(Box::new((self.end, outcome))),
+            Judgement::Done(outcome) => match again.settle::<ResB, W>(self.number, outcome, &mut self.end) {
+                Some(wait) => Stage::Wait(wait),
+                None => return Some(self.end),
+            },
+        };
+        None
+    }
+}
+
+/// Waits for the first good end of a first attempt and a second one beside it, or for the last bad one.
+#[cold]
+fn poll_race<S, R, ResB, W>(
+    race: &mut Race<S::Future>,
+    mut first: Pin<&mut Option<S::Future>>,
+    again: &mut Option<Again<S, R>>,
+    cx: &mut Context<'_>,
+) -> Poll<Ended<ResB>>
+where
+    R: MeshRequest,
+    S: Service<R::With<Replay<R::Body>>, Response = Response<ResB>>,
+    S::Error: Into<Error>,
+    ResB: Body + Unpin,
+    W: ServedBy<ResB>,
+{
+    loop {
+        failed::forget();
+        let (second, end) = ready!(race.poll(first.as_mut(), again, cx));
+        let end: End<ResB> = match end {
+            Ok(response) => Ok(response.map(Attempted::new)),
+            Err(error) => Err(error.into()),
+        };
+        let Some(again) = again else {
+            let judgement = Judgement::Done(Outcome::DROPPED);
+            return Poll::Ready(Ended { end, judgement, number: 0 });
+        };
+        let judgement = again.judge::<ResB, W>(&end);
+        let good = again.is_good(&judgement);
+        if race.is_on(first.is_some())
+            && let (false, Judgement::Done(outcome)) = (good, &judgement)
+        {
+            // The other one may do better.
+            again.lost::<ResB, W>(outcome, &end);
+            race.lost();
+            continue;
+        }
+        race.finish(second && good);
+        first.set(None);
+        return Poll::Ready(Ended { end, judgement, number: u32::from(race.was_hedged()) });
     }
 }
