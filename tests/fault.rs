@@ -1,4 +1,5 @@
 //! Faults on a paused clock, over a service that answers by a script.
+#![expect(clippy::disallowed_methods, reason = "a test is no library: it reads its own paused clock")]
 
 #[path = "support/call.rs"]
 mod call;
