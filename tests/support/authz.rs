@@ -1,5 +1,7 @@
 //! What the authorization tests share: a policy, a gate, and an application that tells what it saw.
 
+#![allow(dead_code, reason = "each test binary uses a part")]
+
 use enmesh::authz::layer::AuthzLayer;
 use enmesh::authz::layer::Gate;
 use enmesh::authz::rules::AuthzPolicy;
