@@ -5,6 +5,7 @@ use crate::balance::layer::Balance;
 use crate::balance::ticket::Ticket;
 use crate::classify::classifier::Classifier;
 use crate::error::{Error, Scope};
+use crate::metrics::series::Ending;
 use crate::policy::call::{EndpointId, Judged, MeshRequest};
 use crate::policy::failed;
 use crate::stdx::clock;
@@ -97,8 +98,14 @@ where
         let classifier = request.route().map(|route| &route.classifier);
         let classifier = classifier.filter(|classifier| !classifier.is_default()).cloned();
         let state = match pick {
-            Pick::Sent(service, ticket) => State::send(service, ticket, request, balance.fail_fast()),
-            Pick::Refused(error) => State::Failed(Some(error), None),
+            Pick::Sent(service, mut ticket) => {
+                ticket.count_by(request.backend());
+                State::send(service, ticket, request, balance.fail_fast())
+            }
+            Pick::Refused(error) => {
+                refused(&request, &error);
+                State::Failed(Some(error), None)
+            }
             Pick::Unknown => State::wait(balance, request),
         };
         Self { state, classifier, cookie }
@@ -172,10 +179,14 @@ where
                         None => Err(Error::Closed),
                     };
                     match (found, request.take()) {
-                        (Ok((service, ticket)), Some(request)) => {
+                        (Ok((service, mut ticket)), Some(request)) => {
+                            ticket.count_by(request.backend());
                             State::send(service, ticket, request, balance.fail_fast())
                         }
-                        (Err(error), _) => State::Failed(Some(error), None),
+                        (Err(error), request) => {
+                            request.iter().for_each(|request| refused(request, &error));
+                            State::Failed(Some(error), None)
+                        }
                         (Ok(_), None) => State::Done,
                     }
                 }
@@ -220,6 +231,15 @@ where
             };
             this.state.set(next);
         }
+    }
+}
+
+/// Counts an attempt that met no endpoint.
+#[cold]
+fn refused<R: MeshRequest>(request: &R, error: &Error) {
+    if let Some(backend) = request.backend() {
+        backend.tally.begin();
+        backend.tally.end(Ending::of_error(error));
     }
 }
 

@@ -1,10 +1,9 @@
 //! Floor 4: sends each request to one of a service's endpoints.
 
 use crate::balance::body::Served;
-use crate::balance::count::Count;
+use crate::balance::count::{Count, Oddities, Oddity};
 use crate::balance::future::{BalanceFuture, Pick};
 use crate::balance::hash::hash_bytes;
-use crate::balance::inspect::{BalanceState, BreakerEvent, BreakerState, EndpointState};
 use crate::balance::key::{Found, find};
 use crate::balance::local;
 use crate::balance::pick::{Ask, Picker, Rule};
@@ -13,13 +12,12 @@ use crate::balance::rules::{Breaker, Rules};
 use crate::balance::set::{Set, Slot};
 use crate::balance::ticket::{Due, Member, Ticket};
 use crate::balance::update::{Edit, Item, Roll};
-use crate::breaker::event::Event;
-use crate::breaker::ward::{BedState, Ward};
+use crate::breaker::ward::Ward;
 use crate::classify::outcome::Outcome;
 use crate::discover::endpoint::{Endpoint, EndpointSet};
 use crate::error::Error;
 use crate::policy::call::{EndpointId, MeshRequest, Tried};
-use crate::profile::settings::{Algorithm, BalancerSettings, BreakerSettings};
+use crate::profile::settings::{BalancerSettings, BreakerSettings};
 use crate::stdx::clock;
 use crate::stdx::clock::{Duration, Instant};
 use crate::stdx::moment::Moment;
@@ -51,21 +49,22 @@ pub struct Balance<S> {
 }
 
 pub(crate) struct Core<S> {
-    service: Arc<str>,
+    pub(crate) service: Arc<str>,
     /// The name of requests that met no route.
-    nameless: Arc<str>,
-    fail_fast: Duration,
-    epoch: Instant,
+    pub(crate) nameless: Arc<str>,
+    pub(crate) fail_fast: Duration,
+    pub(crate) epoch: Instant,
     pub(crate) now: ArcSwap<Snapshot<S>>,
-    roll: Mutex<Roll<S>>,
-    changed: Arc<Notify>,
+    pub(crate) roll: Mutex<Roll<S>>,
+    pub(crate) changed: Arc<Notify>,
+    pub(crate) oddities: Oddities,
 }
 
 pub(crate) struct Snapshot<S> {
     /// Whether discovery has answered.
     pub(crate) known: bool,
     pub(crate) rules: Arc<Rules>,
-    picker: Picker,
+    pub(crate) picker: Picker,
     pub(crate) usable: u32,
     pub(crate) set: Set<Item<S>>,
 }
@@ -109,6 +108,7 @@ impl<S: Clone> Balance<S> {
             now: ArcSwap::from_pointee(Snapshot::new(false, rules, Set::default())),
             roll: Mutex::new(roll),
             changed: Arc::new(Notify::new()),
+            oddities: Oddities::default(),
         };
         Self { core: Arc::new(core) }
     }
@@ -202,9 +202,13 @@ impl<S: Clone> Balance<S> {
                 if ward.is_awake(now)
                     && let Some((service, member, pass)) = snapshot.probe(ward, now, &tried)
                 {
+                    self.core.oddities.count(Oddity::Probe);
                     return Pick::Sent(service, Ticket::with_pass(member, pass, now, due));
                 }
                 panic = rules.panics(snapshot.usable, ward.shut());
+                if panic {
+                    self.core.oddities.count(Oddity::Panic);
+                }
             }
             Breaker::Routes(routes) => {
                 let route = routes.of(request.route().map_or(&self.core.nameless, |route| &route.name), now);
@@ -256,6 +260,7 @@ impl<S: Clone> Balance<S> {
                 Pick::Sent(slot.item.service.clone(), ticket.of_route(pass))
             }
             None if snapshot.usable > 0 => {
+                self.core.oddities.count(Oddity::BreakerOpen);
                 Pick::Refused(Error::BreakerOpen { retry_in: route.ward.soonest(now) })
             }
             None => self.refuse(snapshot, now),
@@ -268,8 +273,14 @@ impl<S: Clone> Balance<S> {
             return Pick::Unknown;
         }
         Pick::Refused(match &snapshot.rules.breaker {
-            Breaker::Whole(ward) if snapshot.usable > 0 => Error::BreakerOpen { retry_in: ward.soonest(now) },
-            _ => Error::NoEndpoints { service: Arc::clone(&self.core.service) },
+            Breaker::Whole(ward) if snapshot.usable > 0 => {
+                self.core.oddities.count(Oddity::BreakerOpen);
+                Error::BreakerOpen { retry_in: ward.soonest(now) }
+            }
+            _ => {
+                self.core.oddities.count(Oddity::NoEndpoints);
+                Error::NoEndpoints { service: Arc::clone(&self.core.service) }
+            }
         })
     }
 }
@@ -288,102 +299,11 @@ impl<S> Balance<S> {
     pub(crate) fn changed(&self) -> OwnedNotified {
         Arc::clone(&self.core.changed).notified_owned()
     }
-
-    /// Everything an operator may want to see. Costs what the fleet costs; not for the request path.
-    pub fn inspect(&self) -> BalanceState {
-        let snapshot = self.core.now.load();
-        let (shut, spared) = match &snapshot.rules.breaker {
-            Breaker::None => (0, 0),
-            Breaker::Whole(ward) => (ward.shut(), ward.spared()),
-            Breaker::Routes(routes) => routes.counts(),
-        };
-        let mut endpoints: Vec<EndpointState> =
-            snapshot.set.iter().map(|(_, slot)| snapshot.state(slot)).collect();
-        endpoints.sort_by_key(|state| state.endpoint.addr);
-        BalanceState {
-            service: Arc::clone(&self.core.service),
-            known: snapshot.known,
-            algorithm: snapshot.rules.settings.algorithm.unwrap_or(Algorithm::RecentlyFreed),
-            endpoints,
-            shut,
-            spared,
-        }
-    }
-
-    /// How often each event of the breakers happened, by [`What::words`](crate::breaker::event::What::words). New
-    /// breaker settings begin at 0 again.
-    pub fn told(&self) -> Vec<((&'static str, &'static str), u64)> {
-        match &self.core.now.load().rules.breaker {
-            Breaker::None => Vec::new(),
-            Breaker::Whole(ward) => ward.told(),
-            Breaker::Routes(routes) => {
-                routes.all().into_iter().flat_map(|(_, route)| route.ward.told()).collect()
-            }
-        }
-    }
-
-    /// What the breakers did, from event number `from` on, the oldest first. The last
-    /// [`EVENTS_MAX`](crate::breaker::ward::EVENTS_MAX) are kept; a gap in the numbers says that some were lost.
-    /// Each route counts its own where breakers are for each route apart. New breaker settings begin at 0 again.
-    pub fn events(&self, from: u64) -> Vec<BreakerEvent> {
-        let snapshot = self.core.now.load();
-        let addr = |id: u32| {
-            let mut slots = snapshot.set.iter();
-            slots.find(|(_, slot)| slot.cell.id() == id).map(|(_, slot)| slot.item.member.endpoint.addr)
-        };
-        let told = |route: Option<Arc<str>>, event: Event| BreakerEvent {
-            number: event.number,
-            at: self.core.epoch + event.at.since_moment(Moment::default()),
-            endpoint: EndpointId(event.endpoint),
-            addr: addr(event.endpoint),
-            route,
-            what: event.what,
-        };
-        match &snapshot.rules.breaker {
-            Breaker::None => Vec::new(),
-            Breaker::Whole(ward) => ward.events(from).into_iter().map(|event| told(None, event)).collect(),
-            Breaker::Routes(routes) => {
-                let of = |(name, route): (Arc<str>, Arc<RouteWard>)| {
-                    let events = route.ward.events(from);
-                    events.into_iter().map(|event| told(Some(Arc::clone(&name)), event)).collect::<Vec<_>>()
-                };
-                routes.all().into_iter().flat_map(of).collect()
-            }
-        }
-    }
 }
 
 impl<S> Snapshot<S> {
     fn new(known: bool, rules: Arc<Rules>, set: Set<Item<S>>) -> Self {
         Self { known, picker: rules.picker(&set), usable: set.usable(), rules, set }
-    }
-
-    fn state(&self, slot: &Slot<Item<S>>) -> EndpointState {
-        let (cell, rules, now) = (&slot.cell, &self.rules, self.rules.now());
-        let latency = cell.latency();
-        let seen = |bed: BedState| match bed.probing {
-            true => BreakerState::Probing,
-            false => BreakerState::Shut { reason: bed.reason, retry_in: bed.until.since_moment(now) },
-        };
-        let (breaker, routes) = match &rules.breaker {
-            Breaker::None => (BreakerState::Open, Vec::new()),
-            Breaker::Whole(ward) => (ward.state(cell.id()).map_or(BreakerState::Open, seen), Vec::new()),
-            Breaker::Routes(routes) => {
-                let routes = routes.shut_for(cell.id()).into_iter();
-                (BreakerState::Open, routes.map(|(name, bed)| (name, seen(bed))).collect())
-            }
-        };
-        EndpointState {
-            id: EndpointId(cell.id()),
-            endpoint: Arc::clone(&slot.item.member.endpoint),
-            latency: (!latency.assumed).then(|| Duration::from_secs_f32(latency.secs)),
-            health: cell.health(now),
-            in_flight: cell.in_flight(),
-            load: rules.formula.score(&cell.view(), now),
-            breaker,
-            routes,
-            ready: slot.weight > 0,
-        }
     }
 
     /// An endpoint by the rule.

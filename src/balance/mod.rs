@@ -24,4 +24,5 @@ mod standing;
 pub mod subset;
 pub mod tell;
 pub mod ticket;
+mod told;
 mod update;

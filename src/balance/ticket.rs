@@ -12,8 +12,9 @@ use crate::classify::classifier::{Head, trailers};
 use crate::classify::outcome::{Cause, Outcome, Verdict};
 use crate::discover::endpoint::Endpoint;
 use crate::error::{Error, Scope};
-use crate::metrics::route::EndpointMetrics;
+use crate::metrics::route::{BackendMetrics, EndpointMetrics};
 use crate::metrics::series::Ending;
+use crate::metrics::tally::Tally;
 use crate::policy::call::{EndpointId, MeshRequest};
 use crate::policy::observe::{Attempting, Observed};
 use crate::stdx::clock;
@@ -112,6 +113,8 @@ pub struct Ticket {
     deadline: Option<Instant>,
     /// That of the response.
     status: Option<NonZeroU16>,
+    /// What is counted of the attempt beside its endpoint.
+    backend: Option<Arc<BackendMetrics>>,
     phase: Phase,
     /// Where breakers are for each route apart.
     route: Option<Box<RoutePass>>,
@@ -141,9 +144,19 @@ impl Ticket {
             started,
             deadline,
             status: None,
+            backend: None,
             phase: Phase::Waiting,
             route: None,
             attempting: None,
+        }
+    }
+
+    /// The attempt is one of these, too.
+    #[inline]
+    pub(crate) fn count_by(&mut self, backend: Option<&Arc<BackendMetrics>>) {
+        if let Some(backend) = backend {
+            backend.tally.begin();
+            self.backend = Some(Arc::clone(backend));
         }
     }
 
@@ -192,9 +205,9 @@ impl Ticket {
     pub(crate) fn head(&mut self, now: Instant, head: Head, status: u16) {
         let Some(member) = &self.member else { return };
         self.status = NonZeroU16::new(status);
-        if let Some(metrics) = &member.metrics {
-            metrics.tally.latency(Moment::since(member.rules.epoch, now).since_moment(self.started));
-        }
+        self.tallies(member, |tally| {
+            tally.latency(Moment::since(member.rules.epoch, now).since_moment(self.started));
+        });
         let at = Moment::since(member.rules.epoch, now);
         member.cell.headers(self.started);
         member.cell.stream_begins();
@@ -292,8 +305,8 @@ impl Ticket {
 
     fn end(&mut self, outcome: &Outcome) {
         let Some(member) = &self.member else { return };
-        if let Some(metrics) = member.metrics.as_ref().filter(|_| self.phase != Phase::Settled) {
-            self.count(member, metrics, outcome);
+        if self.phase != Phase::Settled {
+            self.count(member, outcome);
         }
         let hopeless = self.is_hopeless(member, outcome, || member.rules.now());
         let outcome = if hopeless { &Outcome::DROPPED } else { outcome };
@@ -326,11 +339,24 @@ impl Ticket {
 
     /// Counts the end. Without a response, what it took until now is its latency, unless the caller went away.
     #[inline]
-    fn count(&self, member: &Member, metrics: &EndpointMetrics, outcome: &Outcome) {
+    fn count(&self, member: &Member, outcome: &Outcome) {
         if self.phase == Phase::Waiting && outcome.verdict != Verdict::Cancelled {
-            metrics.tally.latency(member.rules.now().since_moment(self.started));
+            let latency = member.rules.now().since_moment(self.started);
+            self.tallies(member, |tally| tally.latency(latency));
         }
-        metrics.tally.end(Ending::new(self.status.map(NonZeroU16::get), outcome));
+        let ending = Ending::new(self.status.map(NonZeroU16::get), outcome);
+        self.tallies(member, |tally| tally.end(ending));
+    }
+
+    /// All that count the attempt.
+    #[inline(always)]
+    fn tallies(&self, member: &Member, count: impl Fn(&Tally)) {
+        if let Some(endpoint) = &member.metrics {
+            count(&endpoint.tally);
+        }
+        if let Some(backend) = &self.backend {
+            count(&backend.tally);
+        }
     }
 
     /// How it ended when nobody says: by the deadline, or by the caller.

@@ -29,6 +29,8 @@ pub(crate) struct Item<S> {
 pub(crate) struct Roll<S> {
     known: BTreeMap<SocketAddr, Known<S>>,
     subset: Option<Subset>,
+    come: u64,
+    gone: u64,
 }
 
 #[derive(Debug)]
@@ -52,9 +54,16 @@ pub(crate) fn address_key(addr: SocketAddr) -> u64 {
     hash_bytes(&bytes)
 }
 
+impl<S> Roll<S> {
+    /// How many endpoints came, and how many went.
+    pub(crate) fn changes(&self) -> (u64, u64) {
+        (self.come, self.gone)
+    }
+}
+
 impl<S: Clone> Roll<S> {
     pub(crate) fn new(rules: &Rules) -> Self {
-        Self { known: BTreeMap::new(), subset: subset(rules) }
+        Self { known: BTreeMap::new(), subset: subset(rules), come: 0, gone: 0 }
     }
 
     /// Brings the set to `endpoints`, touching only what differs.
@@ -111,6 +120,7 @@ impl<S: Clone> Roll<S> {
             place: None,
         };
         self.known.insert(addr, known);
+        self.come += 1;
         let shift = self.join(addr, key);
         self.shift(edit, shift);
     }
@@ -129,7 +139,7 @@ impl<S: Clone> Roll<S> {
             None => Shift { come: None, gone: Some(addr) },
         };
         self.shift(edit, shift);
-        self.known.remove(&addr);
+        self.gone += u64::from(self.known.remove(&addr).is_some());
     }
 
     fn shift(&mut self, edit: &mut Edit<'_, S>, shift: Shift) {

@@ -6,6 +6,7 @@ use crate::authz::layer::Gate;
 use crate::authz::rules::AuthzPolicy;
 use crate::authz::settings::AuthzSettings;
 use crate::connect::settings::ConnectSettings;
+use crate::discover::endpoint::Endpoint;
 use crate::error::{BoxError, Error};
 use crate::fault::decide::FaultSwitch;
 #[cfg(feature = "admin")]
@@ -37,6 +38,8 @@ use crate::mesh::services::Services;
 use crate::mesh::sources;
 use crate::mesh::stats::Stats;
 use crate::mesh::tasks::{self, Tasks};
+#[cfg(not(any(feature = "tls", feature = "ring")))]
+use crate::mesh::telemetry::Identities;
 use crate::mesh::telemetry::{Connections, tls_of};
 use crate::mesh::watching;
 use crate::metrics::ledger::Collect;
@@ -282,26 +285,21 @@ impl Made {
         let rng = builder.seed.map_or_else(Rng::thread, Rng::seeded);
         let metrics = Arc::new(MetricsSet::new(recording.registry().clone()));
         recording.add(&(metrics.clone() as Arc<dyn Collect>));
-        let domain = builder.domain();
         let (profiles, endpoints) = sources::of(&builder, &metrics);
         let own = builder.name.clone().unwrap_or_else(ServiceName::localhost);
         #[cfg(feature = "admin")]
         let shown_as = ShownAs { name: own.clone(), peers: std::mem::take(&mut builder.admin_peers) };
-        #[cfg(any(feature = "tls", feature = "ring"))]
-        let connector = identities.clone().map(|own| Connector::new(own, Connector::HANDSHAKE_MAX));
         #[cfg(not(any(feature = "tls", feature = "ring")))]
-        let connector = None;
-        let secured = connector.is_some();
-        let connections = Arc::new(Connections::new(secured));
-        let connect = connect(builder.connect.clone(), connector, Arc::clone(&connections));
+        let identities = None;
+        let (connections, connect) = dialling(builder.connect.clone(), identities.as_ref());
         let faults = faults(&builder);
         let directory = Directory::new(Parts {
             own: own.clone(),
-            cluster_domain: domain,
+            cluster_domain: builder.domain(),
             rng: rng.clone(),
             metrics: Arc::clone(&metrics),
+            secured: connections.is_secured(),
             faults: faults.clone(),
-            secured,
             connect,
             profiles: Box::new(profiles),
             endpoints: Box::new(endpoints),
@@ -441,28 +439,25 @@ impl Made {
     }
 }
 
-/// Makes the connections of a replica.
-fn connect(
-    settings: ConnectSettings,
-    connector: Option<Connector>,
-    connections: Arc<Connections>,
-) -> Box<Connect> {
-    let secured = connector.is_some();
-    Box::new(move |endpoint, service, profile: &ServiceProfile, tls| {
+/// What makes the connections of replicas, and what is told of them.
+fn dialling(settings: ConnectSettings, identities: Option<&Identities>) -> (Arc<Connections>, Box<Connect>) {
+    let connections = Arc::new(Connections::of(identities));
+    let secured = connections.is_secured();
+    #[cfg(any(feature = "tls", feature = "ring"))]
+    let connector = identities.map(|own| Connector::new(own.clone(), Connector::HANDSHAKE_MAX));
+    let told = Arc::clone(&connections);
+    let connect = move |endpoint: &Arc<Endpoint>, service: &ServiceName, profile: &ServiceProfile, tls| {
         let settings = settings.clone().with_limits(&profile.limits);
         #[cfg(any(feature = "tls", feature = "ring"))]
         let handshake = Secure::new(connector.clone(), service.host(), tls);
         #[cfg(not(any(feature = "tls", feature = "ring")))]
         let (_, handshake) = (service, Secure::new(tls));
         let connection = Connection::new(endpoint.as_ref().clone(), settings, handshake);
-        connections.add(endpoint, tls_of(secured, profile.tls.mode, endpoint), connection.stats());
+        told.add(endpoint, tls_of(secured, profile.tls.mode, endpoint), connection.stats());
         connection
-    })
+    };
+    (connections, Box::new(connect))
 }
-
-/// No process has an identity without TLS.
-#[cfg(not(any(feature = "tls", feature = "ring")))]
-type Connector = std::convert::Infallible;
 
 /// The identities of a mesh, and the task that keeps them fresh.
 #[cfg(any(feature = "tls", feature = "ring"))]

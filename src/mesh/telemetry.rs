@@ -1,5 +1,6 @@
 //! Floor 6: tells what the mesh itself knows as metrics: balancers, breakers, budgets, configuration, connections.
 
+use crate::balance::count::Oddity;
 use crate::balance::inspect::BalanceState;
 use crate::connect::stats::ConnectStats;
 use crate::discover::endpoint::Endpoint;
@@ -12,6 +13,8 @@ use crate::metrics::set::{Tls, endpoint_labels};
 use crate::profile::settings::TlsMode;
 use crate::serve::stats::ServeStats;
 use crate::stdx::traffic::{ENDS, Traffic, Volume};
+#[cfg(any(feature = "tls", feature = "ring"))]
+use crate::tls::rotate::Identities;
 use metrics::Label;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -38,6 +41,17 @@ fn service(name: &Arc<str>, known: &Known, sink: &mut Sink<'_>) {
     sink.gauge(&families::CONFIG_FAULTS, &labels, faults as f64);
     if let Some(policy) = &policy {
         sink.gauge(&families::BUDGET_LEVEL, &labels, policy.budget().level(sink.now()) as f64);
+    }
+    if let Some(target) = known.target() {
+        for (reason, count) in Oddity::WORDS.into_iter().zip(target.oddities()) {
+            nonzero(&families::PICKS, &labels, Some(Label::from_static_parts("reason", reason)), count, sink);
+        }
+        let (come, gone) = target.changes();
+        let of = service_labels(target.service());
+        for (op, count) in [("Add", come), ("Remove", gone)] {
+            let op = Some(Label::from_static_parts("op", op));
+            nonzero(&families::BALANCER_UPDATES, &of, op, count, sink);
+        }
     }
     if let Some((state, told)) = state {
         balancer(&state, sink);
@@ -66,14 +80,17 @@ fn balancer(state: &BalanceState, sink: &mut Sink<'_>) {
     sink.counter(&families::BREAKER_SPARED, &dst, state.spared);
 }
 
+/// No process has an identity without TLS.
+#[cfg(not(any(feature = "tls", feature = "ring")))]
+pub(crate) type Identities = std::convert::Infallible;
+
 /// The connections of this process, both ends.
 #[derive(Debug, Default)]
 pub(crate) struct Connections {
     dialled: Mutex<BTreeMap<Vec<Label>, Line>>,
     /// What this process's servers count.
     pub(crate) served: Arc<ServeStats>,
-    /// Whether this process has an identity.
-    secured: bool,
+    identities: Option<Identities>,
 }
 
 /// The connections to one endpoint.
@@ -123,9 +140,14 @@ impl Line {
 }
 
 impl Connections {
-    /// None yet, of a process that has an identity if `secured`.
-    pub(crate) fn new(secured: bool) -> Self {
-        Self { secured, ..Self::default() }
+    /// None yet, of a process with these certificates.
+    pub(crate) fn of(identities: Option<&Identities>) -> Self {
+        Self { identities: identities.cloned(), ..Self::default() }
+    }
+
+    /// Whether this process has an identity.
+    pub(crate) fn is_secured(&self) -> bool {
+        self.identities.is_some()
     }
 
     /// Tells of the connections to an endpoint for as long as somebody else holds `stats`.
@@ -149,6 +171,12 @@ pub(crate) fn tls_of(secured: bool, mode: TlsMode, endpoint: &Endpoint) -> Tls {
 
 impl Collect for Connections {
     fn collect(&self, sink: &mut Sink<'_>) {
+        #[cfg(any(feature = "tls", feature = "ring"))]
+        if let Some(identities) = &self.identities {
+            let status = identities.status();
+            sink.gauge(&families::IDENTITY_EPOCH, &[], status.epoch as f64);
+            sink.counter(&families::IDENTITY_REFUSED, &[], status.refused);
+        }
         self.dialled.lock().unwrap_or_else(PoisonError::into_inner).retain(|labels, line| {
             let totals = line.totals();
             tell(labels, &totals.volume, sink);
@@ -161,7 +189,8 @@ impl Collect for Connections {
             nonzero(&families::RESENT, &addr, None, totals.resent, sink);
             !line.live.is_empty()
         });
-        for (proved, tls) in [(true, "true"), (false, if self.secured { "no_identity" } else { "disabled" })]
+        for (proved, tls) in
+            [(true, "true"), (false, if self.is_secured() { "no_identity" } else { "disabled" })]
         {
             let traffic: &Arc<Traffic> = self.served.traffic(proved);
             let labels = [

@@ -263,6 +263,9 @@ where
             Ok(mut response) => {
                 let whole = whole(meter.started(), *this.deadline);
                 meter.head(&response, W::judged(response.body().inner()));
+                if let Some(deadline) = *this.deadline {
+                    meter.left(deadline);
+                }
                 if let Some(route) = meter.route().filter(|route| !route.filters.is_empty()) {
                     route.filters.response(response.headers_mut());
                 }

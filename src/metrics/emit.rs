@@ -3,7 +3,7 @@
 use crate::metrics::families::{self, Family};
 use crate::metrics::ledger::Sink;
 use crate::metrics::names::Direction;
-use crate::metrics::route::{EndpointMetrics, Hedge, Injection, RouteKind, RouteMetrics, RouteNames};
+use crate::metrics::route::{EndpointMetrics, Hedge, Injection, RouteKind, RouteMetrics, RouteNames, SKIPS};
 use crate::metrics::series::Ending;
 use crate::metrics::tally::Told;
 use metrics::Label;
@@ -74,7 +74,7 @@ pub(crate) fn route(route: &RouteMetrics, retain: Duration, sink: &mut Sink<'_>)
 fn outbound(route: &RouteMetrics, base: &[Label], calls: &Told, retain: Duration, sink: &mut Sink<'_>) {
     let (names, retries) = (route.names(), route.retries());
     let backends = route.backends().sweep(sink.now(), retain);
-    let mut attempts = route.unsent().read();
+    let attempts = route.attempts().read();
     let grpc = calls.is_grpc().unwrap_or(false);
     let policy = if grpc { &GRPC } else { &HTTP };
     let labels = policy_labels(names, grpc);
@@ -83,8 +83,8 @@ fn outbound(route: &RouteMetrics, base: &[Label], calls: &Told, retain: Duration
     for (family, count) in [
         (&policy.retries, retries.sent),
         (&policy.retry_successes, retries.succeeded),
-        (&policy.retry_limit, retries.spent),
-        (&policy.retry_overflow, retries.no_budget),
+        (&policy.retry_limit, retries.spent()),
+        (&policy.retry_overflow, retries.no_budget()),
     ] {
         sink.counter(family, &labels, count);
     }
@@ -95,13 +95,12 @@ fn outbound(route: &RouteMetrics, base: &[Label], calls: &Told, retain: Duration
         sink.counter(&policy.backend_requests, &labels, told.begun);
         sink.histogram(&policy.backend_duration, &labels, &told.latency);
         policy_endings(&policy.backend_statuses, &labels, grpc, &told, sink);
-        attempts = attempts.and(told);
     }
     sink.counter(&families::ROUTE_ACTUAL_REQUEST, base, attempts.begun);
     legacy_endings(&families::ROUTE_ACTUAL_RESPONSE, base, &attempts, sink);
-    sink.counter(&families::ROUTE_RETRYABLE, base, retries.sent + retries.no_budget);
+    sink.counter(&families::ROUTE_RETRYABLE, base, retries.sent + retries.no_budget());
     let skipped = with(base, Label::from_static_parts("skipped", "no_budget"));
-    sink.counter(&families::ROUTE_RETRYABLE, &skipped, retries.no_budget);
+    sink.counter(&families::ROUTE_RETRYABLE, &skipped, retries.no_budget());
     let faults = Injection::ALL.map(|(kind, word)| ("kind", word, route.injections(kind)));
     let hedges = Hedge::ALL.map(|(result, word)| ("result", word, route.hedges(result)));
     let both = faults.map(|told| (&families::FAULTS, told)).into_iter();
@@ -109,7 +108,7 @@ fn outbound(route: &RouteMetrics, base: &[Label], calls: &Told, retain: Duration
     for (family, (label, word, count)) in both.filter(|(_, (_, _, count))| *count > 0) {
         sink.counter(family, &with(base, Label::from_static_parts(label, word)), count);
     }
-    for (reason, count) in [("no_budget", retries.no_budget), ("attempts", retries.spent)] {
+    for (reason, count) in SKIPS.into_iter().zip(retries.skips).filter(|(_, count)| *count > 0) {
         let labels = with(base, Label::from_static_parts("reason", reason));
         sink.counter(&families::RETRY_SKIPPED, &labels, count);
     }
@@ -288,21 +287,6 @@ fn parts(object: &str) -> (&str, &str, &str) {
     }
     let (name, rest) = host.split_once('.').unwrap_or((host, ""));
     (name, rest.split('.').next().unwrap_or(""), port)
-}
-
-impl Told {
-    /// Both together.
-    fn and(mut self, other: Self) -> Self {
-        self.begun += other.begun;
-        self.latency = self.latency.merge(&other.latency);
-        for (ending, count) in other.endings {
-            match self.endings.iter_mut().find(|(own, _)| *own == ending) {
-                Some((_, own)) => *own += count,
-                None => self.endings.push((ending, count)),
-            }
-        }
-        self
-    }
 }
 
 #[cfg(test)]

@@ -89,7 +89,7 @@ macro_rules! in_route {
 }
 macro_rules! tcp {
     ($($more:literal)?) => {
-        concat!("direction peer target_addr target_ip target_port tls no_tls_reason server_id client_id dst_*", $($more)?)
+        concat!("direction peer target_addr target_ip target_port tls no_tls_reason server_id dst_*", $($more)?)
     };
 }
 
@@ -111,7 +111,7 @@ families! {
     RESPONSE = "response_total", Counter, endpoint!(" status_code classification grpc_status error"),
         "Attempts at an endpoint that ended, when the response's body has ended";
     LATENCY = "response_latency_ms", Histogram(Millis, LATENCY_MS), endpoint!(),
-        "From the attempt to its response's first frame, or its end";
+        "From the attempt to its response's headers, or its end";
     // Linkerd's, by route of a ServiceProfile
     ROUTE_REQUEST = "route_request_total", Counter, sp_route!(), "Calls of a route, outside retries";
     ROUTE_RESPONSE = "route_response_total", Counter, sp_route!(" status_code classification grpc_status error"),
@@ -138,7 +138,7 @@ families! {
     OUT_HTTP_BACKEND_REQUESTS = "outbound_http_route_backend_requests_total", Counter, policy_backend!(),
         "Attempts sent to a backend";
     OUT_HTTP_BACKEND_DURATION = "outbound_http_route_backend_response_duration_seconds",
-        Histogram(Seconds, RESPONSE_SECONDS), policy_backend!(), "From the attempt to its response's first frame, or its end";
+        Histogram(Seconds, RESPONSE_SECONDS), policy_backend!(), "From the attempt to its response's headers, or its end";
     OUT_HTTP_BACKEND_STATUSES = "outbound_http_route_backend_response_statuses_total", Counter,
         policy_backend!(" http_status error"), "Attempts at a backend that ended, those given up included";
     OUT_GRPC_DURATION = "outbound_grpc_route_request_duration_seconds", Histogram(Seconds, REQUEST_SECONDS),
@@ -155,7 +155,7 @@ families! {
     OUT_GRPC_BACKEND_REQUESTS = "outbound_grpc_route_backend_requests_total", Counter, policy_backend!(),
         "Attempts sent to a backend";
     OUT_GRPC_BACKEND_DURATION = "outbound_grpc_route_backend_response_duration_seconds",
-        Histogram(Seconds, RESPONSE_SECONDS), policy_backend!(), "From the attempt to its response's first frame, or its end";
+        Histogram(Seconds, RESPONSE_SECONDS), policy_backend!(), "From the attempt to its response's headers, or its end";
     OUT_GRPC_BACKEND_STATUSES = "outbound_grpc_route_backend_response_statuses_total", Counter,
         policy_backend!(" grpc_status error"), "Attempts at a backend that ended, those given up included";
     // Linkerd's, of what arrives
@@ -195,6 +195,17 @@ families! {
     CERT_REFRESH = "control_identity_cert_refresh_timestamp_seconds", Gauge, "",
         "When the certificate of this process was last taken over, in seconds since 1970";
     CERT_REFRESHES = "control_identity_cert_refreshes_total", Counter, "", "Certificates taken over";
+    // Ours, of the own identity and TLS
+    CERT_LEFT = "control_identity_cert_seconds_left", Gauge, "", "Time until the certificate of this process ends";
+    CERT_ALARM = "control_identity_cert_alarm", Gauge, "level", "1 at the level at which the certificate is not being renewed";
+    ANCHOR_LEFT = "control_identity_anchor_seconds_left", Gauge, "trust_domain",
+        "Time until the first trust anchor of a domain ends; below 0 it has";
+    HANDSHAKES = "tls_handshakes_total", Counter, "direction", "TLS handshakes that succeeded";
+    HANDSHAKES_FAILED = "tls_handshake_failures_total", Counter, "direction reason", "TLS handshakes that failed";
+    RETIRED = "tls_connections_retired_total", Counter, "reason",
+        "Connections taken out of use because what secured them holds no more";
+    REJECTED = "config_rejected_total", Counter, "source reason",
+        "Certificates, anchors and policies that were not taken over; the last good ones stay";
     // Our own
     CANCELLED = "enmesh_cancelled_total", Counter, sp_route!(), "Calls whose callers went away before their end was known";
     ENDPOINT_CANCELLED = "enmesh_endpoint_cancelled_total", Counter, endpoint!(),
@@ -208,9 +219,9 @@ families! {
         "Endpoints left alone (event=\"shut\", with the reason), tried (probed) and used again (opened)";
     BREAKER_SPARED = "enmesh_breaker_spared_total", Counter, "dst",
         "Endpoints that a breaker would have left alone, had not too many been so already";
-    PICKS = "enmesh_balancer_picks_total", Counter, "dst reason", "Picks of an endpoint, or refusals to pick one, by reason";
+    PICKS = "enmesh_balancer_picks_total", Counter, "dst reason", "Picks that were no usual choice among open endpoints: a probe, all shut ones too (panic), or none (breaker_open, no_endpoints)";
     DEADLINE_LEFT = "enmesh_deadline_left_seconds", Histogram(Seconds, LEFT_SECONDS), sp_route!(),
-        "What was left of the deadline when a call that had one ended well";
+        "What was left of the deadline of a call that has one, when its response's headers had come";
     HEDGES = "enmesh_hedges_total", Counter, sp_route!(" result"), "Second copies of slow requests, and which copy won";
     FAULTS = "enmesh_faults_total", Counter, sp_route!(" kind"), "Faults injected on purpose";
     LIMIT_LEVEL = "enmesh_limit_level", Gauge, "dst limit", "How many requests a limit lets in at once";
@@ -233,8 +244,6 @@ families! {
         "The share of the error budget that is left, as far as this process knows the window; below 0 it is overspent";
     SLO_BURN = "enmesh_slo_burn_rate", Gauge, sp_route!(" kind window"),
         "How fast the error budget burns: at 1 it is used up when the objective's window ends";
-    TAP_OBSERVERS = "enmesh_tap_observers", Gauge, "", "Observers of live requests";
-    TAP_DROPPED = "enmesh_tap_dropped_total", Counter, "", "Events that an observer was too slow for";
     SERIES = "enmesh_series", Gauge, "family", "Series of a family that are shown";
     SERIES_OVERFLOW = "enmesh_series_overflow_total", Counter, "family",
         "Times that a series was counted as overflow=\"true\" because its family was full";

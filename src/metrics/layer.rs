@@ -159,10 +159,10 @@ impl Meter {
 
     /// Counts the end, once.
     #[inline]
-    fn count_end(&self, outcome: &Outcome) {
-        self.counted.metrics().end(self.status, outcome);
+    fn count_end(&self, ending: Ending) {
+        self.counted.metrics().end(ending);
         if let Some(client) = &self.client {
-            client.end(Ending::new(self.status, outcome));
+            client.end(ending);
         }
     }
 
@@ -180,6 +180,7 @@ impl Meter {
     }
 
     /// From the beginning to the response's headers; zero before they came.
+    #[cfg(feature = "http")]
     pub(crate) fn latency(&self) -> Duration {
         self.latency
     }
@@ -203,11 +204,12 @@ impl Meter {
         }
     }
 
-    /// It ended so, without a response's body.
+    /// It ended without a response.
+    #[cold]
     pub(crate) fn fail(&mut self, error: &Error) {
         let outcome = Outcome::of_error(error);
         self.count_latency(clock::now().saturating_duration_since(self.started));
-        self.count_end(&outcome);
+        self.count_end(Ending::of_error(error));
         if let Some(observed) = &self.observed {
             observed.end(&outcome, Some(error), None);
         }
@@ -215,10 +217,17 @@ impl Meter {
 
     /// The caller went away before a response came.
     pub(crate) fn cancel(&mut self) {
-        self.count_end(&Outcome::DROPPED);
+        self.count_end(Ending::DROPPED);
         if let Some(observed) = &self.observed {
             observed.end(&Outcome::DROPPED, None, None);
         }
+    }
+
+    /// What was left of the call's deadline when the response's headers had come.
+    #[inline]
+    pub(crate) fn left(&self, deadline: Instant) {
+        let left = deadline.saturating_duration_since(self.started).saturating_sub(self.latency);
+        self.counted.metrics().deadline_left(left);
     }
 
     #[inline]
@@ -253,7 +262,7 @@ impl Watch for Meter {
         };
         // A body without a frame ended with its head.
         self.count_latency(self.latency);
-        self.count_end(&outcome);
+        self.count_end(Ending::new(self.status, &outcome));
         if let Some(observed) = &self.observed {
             observed.end(&outcome, None, last);
         }

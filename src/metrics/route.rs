@@ -49,13 +49,12 @@ pub enum RouteKind {
 pub struct RouteMetrics {
     names: RouteNames,
     calls: Tally,
-    /// Attempts that reached no backend of their own.
-    unsent: Tally,
+    /// Its attempts, retries and hedges included.
+    attempts: Tally,
     backends: Kept<Arc<str>, BackendMetrics>,
     retries: AtomicU64,
     retry_successes: AtomicU64,
-    attempts_spent: AtomicU64,
-    no_budget: AtomicU64,
+    skips: [AtomicU64; SKIPS.len()],
     deadline_left: Histogram,
     faults: [AtomicU64; 2],
     hedges: [AtomicU64; 3],
@@ -117,10 +116,23 @@ pub struct Retries {
     pub sent: u64,
     /// Of these, those that needed no further one.
     pub succeeded: u64,
-    /// Failures that were worth a retry after the last attempt.
-    pub spent: u64,
-    /// Failures that were worth a retry and that the budget refused.
-    pub no_budget: u64,
+    /// Failures that were worth a retry and got none, in order of [`SKIPS`].
+    pub skips: [u64; SKIPS.len()],
+}
+
+/// Why a failure that is worth a retry gets none; the words of [`Why`](crate::retry::decide::Why), the budget first.
+pub const SKIPS: [&str; 7] = ["no_budget", "attempts", "method", "body", "forbidden", "pushback", "deadline"];
+
+impl Retries {
+    /// Failures that the budget refused to retry.
+    pub fn no_budget(&self) -> u64 {
+        self.skips[0]
+    }
+
+    /// Failures after the last attempt.
+    pub fn spent(&self) -> u64 {
+        self.skips[1]
+    }
 }
 
 impl RouteMetrics {
@@ -129,12 +141,11 @@ impl RouteMetrics {
         Self {
             names,
             calls: Tally::default(),
-            unsent: Tally::default(),
+            attempts: Tally::default(),
             backends: Kept::new(BACKENDS_MAX),
             retries: AtomicU64::new(0),
             retry_successes: AtomicU64::new(0),
-            attempts_spent: AtomicU64::new(0),
-            no_budget: AtomicU64::new(0),
+            skips: Default::default(),
             deadline_left: Histogram::default(),
             faults: Default::default(),
             hedges: Default::default(),
@@ -166,9 +177,9 @@ impl RouteMetrics {
         &self.calls
     }
 
-    /// Its attempts that reached no backend.
-    pub fn unsent(&self) -> &Tally {
-        &self.unsent
+    /// Its attempts, retries and hedges included. They have no latency: see [`backends`](Self::backends).
+    pub fn attempts(&self) -> &Tally {
+        &self.attempts
     }
 
     /// What is counted of a backend; made when first asked for. For compiling, not for requests.
@@ -188,12 +199,11 @@ impl RouteMetrics {
         Retries {
             sent: load(&self.retries),
             succeeded: load(&self.retry_successes),
-            spent: load(&self.attempts_spent),
-            no_budget: load(&self.no_budget),
+            skips: self.skips.each_ref().map(load),
         }
     }
 
-    /// What was left of the deadlines of calls that ended well.
+    /// What was left of deadlines when responses' headers had come.
     pub fn left(&self) -> Counts {
         self.deadline_left.read()
     }
@@ -206,17 +216,14 @@ impl RouteMetrics {
             successes: calls.successes(),
             failures: calls.failures(),
             cancelled: calls.cancelled(),
-            no_budget: self.no_budget.load(Ordering::Relaxed),
+            no_budget: self.retries().no_budget(),
             latency: calls.latency,
             ..Reading::default()
         };
-        let unsent = self.unsent.read();
-        let backends = self.backends.all().into_iter().map(|backend| backend.tally.read());
-        for attempts in backends.chain([unsent]) {
-            reading.attempts += attempts.begun;
-            reading.attempt_successes += attempts.successes();
-            reading.attempt_failures += attempts.failures();
-        }
+        let attempts = self.attempts.read();
+        reading.attempts = attempts.begun;
+        reading.attempt_successes = attempts.successes();
+        reading.attempt_failures = attempts.failures();
         reading
     }
 
@@ -233,11 +240,13 @@ impl RouteMetrics {
         self.calls.latency(latency);
     }
 
-    /// It ended, and with it its last attempt; `status` is that of its response, if there was one.
+    /// It ended, and with it its last attempt.
     #[inline]
-    pub fn end(&self, status: Option<u16>, outcome: &Outcome) {
-        self.calls.end(Ending::new(status, outcome));
-        self.end_attempt(status, outcome);
+    pub fn end(&self, ending: Ending) {
+        self.calls.end(ending);
+        if self.names.direction == Direction::Outbound {
+            self.attempts.end(ending);
+        }
     }
 
     /// An attempt ended and another begins.
@@ -250,7 +259,7 @@ impl RouteMetrics {
     #[inline]
     pub fn begin_attempt(&self) {
         if self.names.direction == Direction::Outbound {
-            self.unsent.begin();
+            self.attempts.begin();
         }
     }
 
@@ -258,19 +267,20 @@ impl RouteMetrics {
     #[inline]
     pub fn end_attempt(&self, status: Option<u16>, outcome: &Outcome) {
         if self.names.direction == Direction::Outbound {
-            self.unsent.end(Ending::new(status, outcome));
+            self.attempts.end(Ending::new(status, outcome));
         }
     }
 
-    /// A failure could be tried again; `granted` says whether the budget allowed it.
-    pub fn retryable(&self, granted: bool) {
-        let counter = if granted { &self.retries } else { &self.no_budget };
-        counter.fetch_add(1, Ordering::Relaxed);
+    /// A failure is tried again.
+    pub fn retry(&self) {
+        self.retries.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A failure was worth a retry, after the last attempt.
-    pub fn spent(&self) {
-        self.attempts_spent.fetch_add(1, Ordering::Relaxed);
+    /// A failure that was worth a retry got none, for this reason of [`SKIPS`].
+    pub fn skipped(&self, why: &str) {
+        if let Some(at) = SKIPS.iter().position(|word| *word == why) {
+            self.skips[at].fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// A retry ended and needed no further one.
@@ -298,7 +308,8 @@ impl RouteMetrics {
         self.hedges[hedge as usize].load(Ordering::Relaxed)
     }
 
-    /// So much was left of a call's deadline when it had ended well.
+    /// So much was left of a call's deadline when its response's headers had come.
+    #[inline]
     pub fn deadline_left(&self, left: Duration) {
         self.deadline_left.record(left);
     }

@@ -6,6 +6,7 @@
 
 use crate::classify::classifier::Head;
 use crate::discover::endpoint::Endpoint;
+use crate::metrics::route::BackendMetrics;
 use crate::policy::observe::Observed;
 use crate::policy::route::{RouteEntry, RoutePolicy};
 use crate::stdx::clock::Instant;
@@ -123,6 +124,8 @@ pub struct CallState {
     pub is_deadline_told: bool,
     /// The number of this attempt, from 0.
     pub attempt: u32,
+    /// The place of this attempt's backend among its route's; beyond all of them before one was chosen.
+    pub backend: u16,
     /// The endpoints tried before.
     pub tried: Tried,
     /// What hashing balancers hash.
@@ -145,6 +148,7 @@ impl CallState {
             deadline: None,
             is_deadline_told: false,
             attempt: 0,
+            backend: u16::MAX,
             tried: Tried::default(),
             hash: None,
             patience: None,
@@ -172,6 +176,11 @@ pub trait MeshRequest: Sized {
     fn route(&self) -> Option<&Arc<RoutePolicy>>;
     /// The call's state, if it has met a route.
     fn state(&self) -> Option<&CallState>;
+    /// What is counted of this attempt's backend, if one was chosen.
+    #[inline]
+    fn backend(&self) -> Option<&Arc<BackendMetrics>> {
+        self.route()?.backends.get(usize::from(self.state()?.backend))
+    }
     /// The call's state, to be changed.
     fn state_mut(&mut self) -> Option<&mut CallState>;
     /// Whoever observes the call.

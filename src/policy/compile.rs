@@ -6,7 +6,7 @@ use crate::limit::rate::RateLimits;
 use crate::metrics::ledger::Collect;
 use crate::metrics::limit::LimitCounts;
 use crate::metrics::names::Direction;
-use crate::metrics::route::{RouteKind, RouteMetrics, RouteNames};
+use crate::metrics::route::{BackendMetrics, RouteKind, RouteMetrics, RouteNames};
 use crate::metrics::set::MetricsSet;
 use crate::policy::defaults;
 use crate::policy::limits::{Counted, Guard, SharedLimits, holds_outbound, keep_rates};
@@ -164,7 +164,7 @@ impl Compiler<'_> {
         turns: &mut Turns,
         target: &mut impl FnMut(&ServiceName) -> T,
     ) -> Result<RouteEntry<T>, Fault> {
-        let policy = self.route(profile, route, kept)?;
+        let mut policy = self.route(profile, route, kept)?;
         let (place, said) = self.said(profile, route);
         let mut backends = Vec::with_capacity(said.len().max(1));
         let mut weights = Vec::with_capacity(said.len().max(1));
@@ -175,6 +175,7 @@ impl Compiler<'_> {
         if weights.iter().all(|weight| *weight == 0) && place == Place::Service {
             (backends, weights) = (vec![Target::Service(target(&self.own), None)], vec![1]);
         }
+        policy.backends = self.count_backends(&policy.metrics, said, backends.len());
         let schedule = turns.take(place, route, &weights);
         let (mirrored, turn) = match &route.action {
             Action::Forward(forward) => (&*forward.mirrors, turn(forward, route, &self.own, said)),
@@ -208,6 +209,7 @@ impl Compiler<'_> {
             answer,
             classifier: Arc::new(Classifier::new(route.response_classes.clone())),
             metrics: self.counted(profile.defaults, &self.service, &route.name),
+            backends: Box::default(),
             hash: hash(route, profile).into(),
             extras: extras(route)?.map(Box::new),
         })
@@ -222,6 +224,29 @@ impl Compiler<'_> {
         };
         let (direction, dst, route) = (self.direction, Arc::clone(dst), Arc::clone(route));
         self.metrics.named(&RouteNames { direction, dst, route, kind })
+    }
+
+    /// What is counted of a route's backends: of those that are `said`, or of the service itself.
+    fn count_backends(
+        &self,
+        metrics: &RouteMetrics,
+        said: &[WeightedBackend],
+        count: usize,
+    ) -> Box<[Arc<BackendMetrics>]> {
+        if self.direction == Direction::Inbound {
+            return Box::default();
+        }
+        let named = |backend: &WeightedBackend| match &backend.backend {
+            Backend::Service { name, .. } => {
+                self.own.port().map_or_else(|| name.clone(), |port| name.or_port(port)).to_string().into()
+            }
+            Backend::Invalid { .. } => "invalid".into(),
+        };
+        let names: Vec<Arc<str>> = match said.len() == count {
+            true => said.iter().map(named).collect(),
+            false => vec![Arc::clone(&self.service)],
+        };
+        names.iter().map(|name| metrics.backend(name)).collect()
     }
 
     fn shared_limits<T>(&self, profile: &ServiceProfile, before: Option<&Policy<T>>) -> SharedLimits {
@@ -293,6 +318,7 @@ impl Compiler<'_> {
             let budget = turns.budget(&copies, &service, route);
             let copy = RoutePolicy {
                 metrics: self.counted(DefaultsProfile::Enmesh, &service, &copies),
+                backends: Box::default(),
                 service,
                 name: copies,
                 timeouts: copy_timeouts(&policy.timeouts),

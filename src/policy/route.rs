@@ -4,7 +4,7 @@ use crate::balance::key::{self, Found};
 use crate::classify::classifier::Classifier;
 use crate::error::Error;
 use crate::fault::decide::FaultPolicy;
-use crate::metrics::route::RouteMetrics;
+use crate::metrics::route::{BackendMetrics, RouteMetrics};
 use crate::policy::limits::{Guard, LimitPolicy};
 use crate::profile::route::{Respond, Session};
 use crate::profile::settings::HashKey;
@@ -59,6 +59,8 @@ pub struct RoutePolicy {
     pub classifier: Arc<Classifier>,
     /// What is counted.
     pub metrics: Arc<RouteMetrics>,
+    /// What is counted of its backends, in their order; none of what arrives.
+    pub backends: Box<[Arc<BackendMetrics>]>,
     /// What hashing balancers hash, if not what their service says.
     pub hash: Box<[HashKey]>,
     /// What only few routes have; requests of the others pay for none of it.
@@ -216,8 +218,12 @@ impl<T> RouteEntry<T> {
         self.at(self.schedule.next())
     }
 
+    /// The backend at this place, as [`choose`](Self::choose) gives it.
+    ///
+    /// # Errors
+    /// As [`backend`](Self::backend).
     #[inline]
-    fn at(&self, index: Option<usize>) -> Result<(&T, Option<&Arc<Filters>>), Error> {
+    pub fn at(&self, index: Option<usize>) -> Result<(&T, Option<&Arc<Filters>>), Error> {
         match index.and_then(|index| self.backends.get(index)) {
             Some(Target::Service(service, filters)) => Ok((service, filters.as_ref())),
             Some(Target::Invalid { status, grpc, reason }) => {
@@ -269,21 +275,27 @@ impl<T: Standing> RouteEntry<T> {
         attempt: u32,
         key: Option<u64>,
     ) -> Result<(&T, Option<&Arc<Filters>>), Error> {
+        self.at(self.choose(request, attempt, key))
+    }
+
+    /// The same, as its place in [`backends`](Self::backends); `None` when none has a weight.
+    #[inline]
+    pub fn choose<B>(&self, request: &Request<B>, attempt: u32, key: Option<u64>) -> Option<usize> {
         match &self.turn {
-            Turn::Weighted => self.at(self.schedule.next()),
-            Turn::First => self.at(self.first(attempt)),
+            Turn::Weighted => self.schedule.next(),
+            Turn::First => self.first(attempt),
             Turn::Sticky(sticky) => {
                 let found = || match key::find(&self.policy.hash, request) {
                     Found::Hash(hash) => Some(hash),
                     Found::Make { .. } | Found::Nothing => None,
                 };
                 let chosen = key.or_else(found).and_then(|key| sticky.pick(key));
-                self.at(chosen.or_else(|| self.schedule.next()))
+                chosen.or_else(|| self.schedule.next())
             }
             Turn::Session => {
                 let has = |key: u64| self.services().find(|(_, service)| service.has_session(key));
                 let chosen = key.and_then(has).map(|(index, _)| index);
-                self.at(chosen.or_else(|| self.schedule.next()))
+                chosen.or_else(|| self.schedule.next())
             }
         }
     }
@@ -341,6 +353,7 @@ mod tests {
             filters: Arc::default(),
             answer: None,
             classifier: Arc::default(),
+            backends: Box::default(),
             metrics: MetricsSet::unseen().route(Direction::Outbound, &"s".into(), &"r".into()),
             hash: Box::new([HashKey::Header("x-user".into())]),
             extras: None,

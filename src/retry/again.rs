@@ -128,9 +128,12 @@ impl<S, R: MeshRequest> Again<S, R> {
         self.stake = stake;
         if let Some(route) = self.head.route() {
             match verdict {
-                Verdict::Retry { .. } => route.metrics.retryable(true),
-                Verdict::Return(Why::Budget) => route.metrics.retryable(false),
-                Verdict::Return(_) => {}
+                Verdict::Retry { .. } => route.metrics.retry(),
+                Verdict::Return(Why::Unlisted) if number > 0 && end.is_ok() => {
+                    route.metrics.retry_succeeded();
+                }
+                Verdict::Return(Why::Unlisted) => {}
+                Verdict::Return(why) => route.metrics.skipped(why.as_str()),
             }
         }
         if let Verdict::Retry { free: true, .. } = verdict {

@@ -35,12 +35,13 @@ where
 
     #[inline]
     fn call(&mut self, mut call: Call<B, T>) -> Self::Future {
-        let state = &call.scope.state;
-        let (mut backend, filters) = match call.scope.entry.backend_for(&call.http, state.attempt, state.hash)
-        {
+        let state = &mut call.scope.state;
+        let chosen = call.scope.entry.choose(&call.http, state.attempt, state.hash);
+        let (mut backend, filters) = match call.scope.entry.at(chosen) {
             Ok((backend, filters)) => (backend.clone(), filters.cloned()),
             Err(error) => return SplitFuture::Failed(Some(error)),
         };
+        state.backend = chosen.and_then(|index| u16::try_from(index).ok()).unwrap_or(u16::MAX);
         if let Some(filters) = &filters {
             filters.apply(&mut call.http);
         }
