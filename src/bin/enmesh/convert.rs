@@ -9,10 +9,11 @@ use enmesh::profile::write::emit;
 use serde_json::Value;
 use std::sync::Arc;
 
-/// Writes another mesh's documents as enmesh's own, or as Linkerd's; what cannot be kept is told on standard error.
+/// Writes another mesh's documents as enmesh's own, as Linkerd's or as Gateway API's; what cannot be kept is told on standard error.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  enmesh convert httproutes.yaml services.yaml > profiles.yaml\n  \
-                        enmesh convert --to linkerd split.yaml")]
+                        enmesh convert --to linkerd split.yaml\n  \
+                        enmesh convert --to gateway-api --port 80 serviceprofiles.yaml")]
 pub(crate) struct Args {
     /// Files or directories; `-` is standard input
     #[arg(required = true, value_name = "FILE")]
@@ -29,6 +30,9 @@ pub(crate) struct Args {
     /// What the names of services end in
     #[arg(long, default_value = "cluster.local", value_name = "DOMAIN")]
     cluster_domain: String,
+    /// The port of Services whose name says none, for `--to gateway-api`
+    #[arg(long, value_name = "PORT")]
+    port: Option<u16>,
     /// How the documents are written: YAML, or one JSON object a line
     #[arg(short, long, default_value = "yaml", value_parser = ["yaml", "json"])]
     output: String,
@@ -46,6 +50,7 @@ enum From {
 enum To {
     Enmesh,
     Linkerd,
+    GatewayApi,
 }
 
 impl From {
@@ -73,7 +78,7 @@ pub(crate) fn run(args: &Args) -> Done {
     let mut refused = config.any_refused();
     let mut documents = Vec::new();
     for profile in &config.profiles {
-        let (document, faults) = written(profile, args.to);
+        let (document, faults) = written(profile, args);
         refused |= document.is_none();
         for fault in faults {
             eprintln!("{}: {fault}", profile.origin);
@@ -88,13 +93,12 @@ pub(crate) fn run(args: &Args) -> Done {
     Ok(Verdict::faulty_if(refused))
 }
 
-fn written(profile: &Arc<ServiceProfile>, to: To) -> (Option<Value>, Vec<Fault>) {
-    match to {
-        To::Enmesh => (Some(profile.to_json()), Vec::new()),
-        To::Linkerd => {
-            let written = profile.to_linkerd();
-            let refused = written.faults.iter().any(|fault| fault.severity == Severity::Rejected);
-            (written.document.filter(|_| !refused), written.faults)
-        }
-    }
+fn written(profile: &Arc<ServiceProfile>, args: &Args) -> (Option<Value>, Vec<Fault>) {
+    let written = match args.to {
+        To::Enmesh => return (Some(profile.to_json()), Vec::new()),
+        To::Linkerd => profile.to_linkerd(),
+        To::GatewayApi => profile.to_gateway_api(args.port, &args.cluster_domain),
+    };
+    let refused = written.faults.iter().any(|fault| fault.severity == Severity::Rejected);
+    (written.document.filter(|_| !refused), written.faults)
 }

@@ -102,7 +102,7 @@ fn share(share: Share) -> Tree {
     Tree::default().maybe("fraction", (!all).then(|| condition::fraction(share)))
 }
 
-fn filter(filter: &Filter) -> Value {
+pub(crate) fn filter(filter: &Filter) -> Value {
     let tree = Tree::default();
     let tree = match filter {
         Filter::RequestHeaders(mods) => tree.with("requestHeaderModifier", header_mods(mods)),
@@ -156,7 +156,7 @@ fn cors(cors: &Cors) -> Value {
         .into()
 }
 
-fn redirect(redirect: &Redirect) -> Value {
+pub(crate) fn redirect(redirect: &Redirect) -> Value {
     let port = match redirect.port {
         RedirectPort::Default => None,
         RedirectPort::Port(port) => Some(Value::from(port)),
