@@ -681,7 +681,9 @@ rules:
     let on_gateway =
         route("g", spec).replace("group: '', kind: Service, name: web", "name: gw, sectionName: a");
     let split = "kind: TrafficSplit\nmetadata: {name: s, namespace: n}\nspec: {service: web, backends: [{service: a, weight: 1}], matches: [{kind: HTTPRouteGroup, name: g}]}\n---\n";
-    format!("{SERVICES}{more}{}{on_gateway}{split}", route("r", spec))
+    let egress = format!("{EGRESS}{}---\n", egress_route("[api.example.com]", "[]"));
+    let failover = "apiVersion: split.smi-spec.io/v1alpha4\nkind: TrafficSplit\nmetadata: {name: f, namespace: m, labels: {failover.linkerd.io/controlled-by: linkerd-failover}}\nspec: {service: far, backends: [{service: a, weight: 1}, {service: b, weight: 0}]}\n---\n";
+    format!("{SERVICES}{more}{egress}{failover}{}{on_gateway}{split}", route("r", spec))
 }
 
 #[test]
@@ -720,6 +722,171 @@ fn mutated(text: &str, changes: &[(usize, u8, usize)]) -> String {
         }
     }
     lines.join("\n")
+}
+
+/// A value made of words that mean something somewhere.
+fn anything() -> impl Strategy<Value = serde_json::Value> {
+    use serde_json::{Value, json};
+    const WORDS: &[&str] = &[
+        "",
+        "/",
+        "/a",
+        "GET",
+        "*",
+        "Exact",
+        "PathPrefix",
+        "RegularExpression",
+        "(",
+        "web",
+        "ns",
+        "80",
+        "0s",
+        "1h",
+        "-1",
+        "Service",
+        "EgressNetwork",
+        "Gateway",
+        "HTTPRouteGroup",
+        "ServiceAccount",
+        "IdentityBinding",
+        "TCPRoute",
+        "RequestMirror",
+        "CORS",
+        "URLRewrite",
+        "RequestRedirect",
+        "ReplaceFullPath",
+        "Deny",
+        "Allow",
+        "true",
+        "5xx",
+        "a.b.c",
+        "*.a.com",
+        "policy.linkerd.io",
+    ];
+    const KEYS: &[&str] = &[
+        "parentRefs",
+        "hostnames",
+        "rules",
+        "matches",
+        "path",
+        "type",
+        "value",
+        "headers",
+        "queryParams",
+        "method",
+        "filters",
+        "backendRefs",
+        "name",
+        "namespace",
+        "port",
+        "weight",
+        "kind",
+        "group",
+        "timeouts",
+        "request",
+        "retry",
+        "codes",
+        "attempts",
+        "service",
+        "backends",
+        "pathRegex",
+        "methods",
+        "spec",
+        "destination",
+        "sources",
+        "specs",
+        "schemes",
+        "spiffeIdentities",
+        "serviceAccount",
+        "ports",
+        "networks",
+        "cidr",
+        "trafficPolicy",
+        "listeners",
+        "protocol",
+        "allowedRoutes",
+        "from",
+        "to",
+        "targetRefs",
+        "validation",
+        "caCertificateRefs",
+        "hostname",
+        "requestMirror",
+        "cors",
+        "urlRewrite",
+        "requestRedirect",
+        "replaceFullPath",
+        "percent",
+        "fraction",
+        "sessionPersistence",
+        "sessionName",
+        "cookieConfig",
+        "lifetimeType",
+        "annotations",
+    ];
+    let leaf = prop_oneof![
+        prop::sample::select(WORDS).prop_map(|word| json!(word)),
+        any::<i64>().prop_map(|number| json!(number)),
+        any::<bool>().prop_map(|is| json!(is)),
+        Just(Value::Null),
+        ".{0,8}".prop_map(|text| json!(text)),
+    ];
+    leaf.prop_recursive(6, 64, 6, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::btree_map(prop::sample::select(KEYS).prop_map(str::to_owned), inner, 0..6)
+                .prop_map(|map| Value::Object(map.into_iter().collect())),
+        ]
+    })
+}
+
+/// Every kind that is imported.
+const KINDS: &[(&str, &str)] = &[
+    ("gateway.networking.k8s.io/v1", "HTTPRoute"),
+    ("gateway.networking.k8s.io/v1", "GRPCRoute"),
+    ("gateway.networking.k8s.io/v1", "Gateway"),
+    ("gateway.networking.k8s.io/v1", "ListenerSet"),
+    ("gateway.networking.k8s.io/v1beta1", "ReferenceGrant"),
+    ("gateway.networking.k8s.io/v1", "BackendTLSPolicy"),
+    ("gateway.networking.x-k8s.io/v1alpha1", "XBackendTrafficPolicy"),
+    ("policy.linkerd.io/v1beta3", "HTTPRoute"),
+    ("policy.linkerd.io/v1alpha1", "EgressNetwork"),
+    ("linkerd.io/v1alpha2", "ServiceProfile"),
+    ("enmesh.dev/v1", "ServiceProfile"),
+    ("split.smi-spec.io/v1alpha4", "TrafficSplit"),
+    ("specs.smi-spec.io/v1alpha4", "HTTPRouteGroup"),
+    ("specs.smi-spec.io/v1alpha4", "TCPRoute"),
+    ("access.smi-spec.io/v1alpha3", "TrafficTarget"),
+    ("access.smi-spec.io/v1alpha4", "IdentityBinding"),
+    ("v1", "Service"),
+    ("v1", "ConfigMap"),
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_tree_makes_it_panic_whatever_its_kind(
+        trees in prop::collection::vec((prop::sample::select(KINDS), anything()), 1..6)
+    ) {
+        let objects: Vec<String> = trees
+            .into_iter()
+            .map(|((version, kind), spec)| serde_json::json!({
+                "apiVersion": version, "kind": kind, "metadata": {"name": "web", "namespace": "ns"}, "spec": spec,
+            }).to_string())
+            .collect();
+        let text = objects.join("\n---\n");
+        for profile in &imported(&text).profiles {
+            let matcher = Matcher::compile(profile.routes.iter().map(|route| &route.condition));
+            prop_assert!(matcher.is_ok(), "{:?}", matcher.err());
+            let _ = profile.to_gateway_api(Some(80), "cluster.local");
+            let _ = profile.to_linkerd();
+        }
+        let (targets, _) = enmesh::authz::smi::TrafficTargets::read(&enmesh::profile::object::read(&text, "t"), "ns");
+        let workload = enmesh::authz::smi::Workload { namespace: "ns".into(), account: "web".into(), port: 80, ..Default::default() };
+        let settings = targets.compile(&workload, None).settings;
+        prop_assert!(enmesh::authz::rules::AuthzPolicy::compile(&settings).is_ok());
+    }
 }
 
 proptest! {

@@ -73,7 +73,7 @@ fn what_is_written_decides_as_what_it_was_written_from() {
     );
     check(
         "  noMatch: NotFound\n  routes:\n  - name: r\n    condition: {any: [{path: {type: Exact, value: /ab}}, {all: [{path: {type: PathPrefix, value: /b}}, \
-         {queryParams: [{name: q, value: '1'}]}]}]}\n  - name: s\n    condition: {path: {type: PathPrefix, value: /c}, headers: [{name: x-h, value: '2'}], methods: [GET, PUT]}\n    \
+         {queryParams: [{name: q, value: '1'}]}]}]}\n  - name: s\n    condition: {path: {type: PathPrefix, value: /}, headers: [{name: x-h, value: '2'}], methods: [GET, PUT]}\n    \
          redirect: {hostname: other.test, statusCode: 301}\n",
     );
 }
@@ -102,7 +102,7 @@ fn what_an_httproute_cannot_say_is_refused() {
     // The wide rule stands first and takes all; Gateway API would ask the narrow one first.
     let order = "  routes:\n  - {name: wide, condition: {always: true}, backends: [{service: a.ns}]}\n  \
                  - {name: narrow, condition: {path: {type: Exact, value: /a}}, backends: [{service: b.ns}]}\n";
-    refused(order, "another order");
+    refused(order, "in another order");
     let without_port = profile("  backends: [{service: a.ns}]\n").to_gateway_api(None, "cluster.local");
     assert!(without_port.document.is_none() && without_port.faults[0].problem.contains("--port"));
 }

@@ -6,6 +6,7 @@ use crate::profile::route::{Redirect, RedirectPort};
 use crate::route::filter::PathChange;
 use crate::route::head::RequestHead;
 use http::{HeaderValue, StatusCode};
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// A redirect, compiled.
@@ -47,6 +48,9 @@ impl Redirection {
     pub fn location(&self, head: &RequestHead<'_>) -> String {
         let scheme = self.scheme.as_deref().unwrap_or(head.scheme());
         let host = self.host.as_deref().or(head.host()).unwrap_or_default();
+        // An address of IPv6 stands in brackets in a URI.
+        let bracketed = host.contains(':') && !host.starts_with('[');
+        let host = if bracketed { Cow::Owned(format!("[{host}]")) } else { Cow::Borrowed(host) };
         let own = if scheme == "https" { 443 } else { 80 };
         let port = match self.port {
             RedirectPort::Port(port) => port,

@@ -68,7 +68,7 @@ fn misread(document: &Value, domain: &str) -> Option<String> {
     };
     let order: Vec<usize> = routes.iter().filter_map(rule).collect();
     let sorted = order.windows(2).all(|pair| matches!(pair, [a, b] if a <= b));
-    (!sorted).then(|| "would be tried in another order: Gateway API ranks matches by itself".to_owned())
+    (!sorted).then(|| "could be tried in another order: Gateway API ranks matches by itself".to_owned())
 }
 
 /// One way to match.
