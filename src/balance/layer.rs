@@ -22,7 +22,7 @@ use crate::stdx::clock;
 use crate::stdx::clock::{Duration, Instant};
 use crate::stdx::moment::Moment;
 use crate::stdx::rng::Rng;
-use arc_swap::ArcSwap;
+use crate::stdx::sync::Swap;
 use http::{HeaderValue, Response};
 use http_body::Body;
 use std::fmt;
@@ -54,7 +54,7 @@ pub(crate) struct Core<S> {
     pub(crate) nameless: Arc<str>,
     pub(crate) fail_fast: Duration,
     pub(crate) epoch: Instant,
-    pub(crate) now: ArcSwap<Snapshot<S>>,
+    pub(crate) now: Swap<Snapshot<S>>,
     pub(crate) roll: Mutex<Roll<S>>,
     pub(crate) changed: Arc<Notify>,
     pub(crate) oddities: Oddities,
@@ -105,7 +105,7 @@ impl<S: Clone> Balance<S> {
             nameless: "".into(),
             fail_fast: FAIL_FAST,
             epoch,
-            now: ArcSwap::from_pointee(Snapshot::new(false, rules, Set::default())),
+            now: Swap::from_pointee(Snapshot::new(false, rules, Set::default())),
             roll: Mutex::new(roll),
             changed: Arc::new(Notify::new()),
             oddities: Oddities::default(),
