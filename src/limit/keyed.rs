@@ -1,11 +1,11 @@
 //! Floor 2: one rate for each of many keys, in a table that never grows.
 
 use crate::stdx::gcra::Rate;
+use crate::stdx::sync::{AtomicU64, Ordering};
 use std::collections::hash_map::RandomState;
 use std::fmt;
 use std::hash::{BuildHasher, Hash};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// The keys that a table tells apart: 64 KiB, and more clients than one server has at a time.

@@ -13,7 +13,6 @@ pub mod client;
 pub mod directory;
 #[cfg(feature = "http")]
 pub mod env;
-#[cfg(feature = "http")]
 mod guard;
 pub mod history;
 #[cfg(feature = "http")]
