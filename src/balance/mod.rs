@@ -9,7 +9,6 @@
 //! use enmesh::profile::settings::{BalancerSettings, BreakerSettings};
 //! use enmesh::stdx::rng::Rng;
 //! use http::{Request, Response};
-//! use http_body_util::Full;
 //! use tower::{ServiceExt, service_fn};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
@@ -20,7 +19,7 @@
 //! balance.update(&EndpointSet::new(endpoints), |endpoint| {
 //!     let name = endpoint.addr.to_string();
 //!     service_fn(move |_: Request<()>| {
-//!         let response = Response::new(Full::from(name.clone()));
+//!         let response = Response::new(name.clone());
 //!         async { Ok::<_, Error>(response) }
 //!     })
 //! });

@@ -28,14 +28,13 @@ use tower_service::Service;
 ///
 /// ```
 /// use enmesh::balance::tell::TellLoadLayer;
-/// use http_body_util::Full;
 /// # use std::convert::Infallible;
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
 /// use tower::{ServiceBuilder, ServiceExt, service_fn};
 ///
 /// let app = service_fn(|_: http::Request<()>| async {
-///     Ok::<_, Infallible>(http::Response::new(Full::from("hello")))
+///     Ok::<_, Infallible>(http::Response::new("hello".to_owned()))
 /// });
 /// let server = ServiceBuilder::new().layer(TellLoadLayer::default()).service(app);
 /// let response = server.oneshot(http::Request::new(())).await?;
