@@ -14,6 +14,7 @@ pub mod directory;
 #[cfg(feature = "http")]
 pub mod env;
 mod guard;
+#[cfg(feature = "http")]
 pub mod history;
 #[cfg(feature = "http")]
 pub mod inbound;

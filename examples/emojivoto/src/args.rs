@@ -90,7 +90,8 @@ const MESH_HELP: &str = "
 The mesh, for every service:
   ENMESH_PROFILES     directory of service profiles, watched
   ENMESH_ENDPOINTS    directory of endpoints, watched; without one, names are looked up in DNS
-  ENMESH_ADMIN        where metrics and health are served, for example 127.0.0.1:4191
+  ENMESH_ADMIN        where the mesh's page, metrics and health are served, for example 127.0.0.1:4191
+  ENMESH_ADMIN_PEERS  the same of other processes, to be shown together: http://host:port, by commas
 ";
 
 impl Service {
