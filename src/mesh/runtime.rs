@@ -331,9 +331,7 @@ impl Made {
         };
         let mesh = Mesh { made: Arc::new(made) };
         mesh.made.start(needs_runtime || lines.is_some(), admin)?;
-        if let Some(lines) = lines {
-            mesh.made.spawn(lines);
-        }
+        lines.into_iter().for_each(|lines| mesh.made.spawn(lines));
         if let (Some(file), Some(gate)) = (policy_file, &mesh.made.gate) {
             mesh.made.spawn(file.watch(gate.clone()));
         }

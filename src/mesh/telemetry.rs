@@ -24,6 +24,19 @@ impl Collect for Services {
         let version = Label::from_static_parts("version", env!("CARGO_PKG_VERSION"));
         sink.gauge(&families::BUILD_INFO, &[version], 1.0);
         let directory = self.directory();
+        sink.gauge(&families::TAP_OBSERVERS, &[], self.watch.tap.observers() as f64);
+        sink.counter(&families::TAP_DROPPED, &[], self.watch.tap.dropped());
+        if let Some(log) = &self.watch.log {
+            sink.counter(&families::ACCESS_LOG_DROPPED, &[], log.dropped());
+        }
+        #[cfg(feature = "otel")]
+        if let Some(counts) = self.watch.otel.as_ref().map(crate::trace::otel::Otel::counts) {
+            let results =
+                [("ended", counts.ended()), ("exported", counts.exported()), ("failed", counts.failed())];
+            for (result, spans) in results {
+                sink.counter(&families::SPANS, &[Label::from_static_parts("result", result)], spans);
+            }
+        }
         sink.gauge(&families::CONFIG_GENERATION, &[], directory.generation() as f64);
         for (name, known) in directory.known() {
             service(&name.to_string().into(), known, sink);

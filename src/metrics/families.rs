@@ -244,6 +244,10 @@ families! {
         "The share of the error budget that is left, as far as this process knows the window; below 0 it is overspent";
     SLO_BURN = "enmesh_slo_burn_rate", Gauge, sp_route!(" kind window"),
         "How fast the error budget burns: at 1 it is used up when the objective's window ends";
+    TAP_OBSERVERS = "enmesh_tap_observers", Gauge, "", "Observers of live requests";
+    ACCESS_LOG_DROPPED = "enmesh_access_log_dropped_total", Counter, "", "Lines of the access log that could not be written in time";
+    SPANS = "enmesh_spans_total", Counter, "result", "Spans that ended, that the collector took, and that it did not take";
+    TAP_DROPPED = "enmesh_tap_dropped_total", Counter, "", "Events that an observer was too slow for";
     SERIES = "enmesh_series", Gauge, "family", "Series of a family that are shown";
     SERIES_OVERFLOW = "enmesh_series_overflow_total", Counter, "family",
         "Times that a series was counted as overflow=\"true\" because its family was full";
