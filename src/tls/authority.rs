@@ -179,7 +179,7 @@ impl Authority {
         let (leaf, mut key) = self.sign(&inner, identity)?;
         let chain = leaf.pem() + &inner.intermediate.pem();
         let roots = inner.roots.iter().map(|root| root.pem()).collect();
-        let key_pem = Zeroizing::new(key.serialize_pem());
+        let key_pem = pem_of(&key);
         key.zeroize();
         Ok(IssuedPem { chain, key: key_pem, roots })
     }
@@ -191,7 +191,7 @@ impl Authority {
 
     /// The key of the newest root as PEM, for who keeps an authority between runs. Whoever has it is the authority.
     pub fn root_key_pem(&self) -> Zeroizing<String> {
-        Zeroizing::new(self.lock().roots.last().map(|root| root.key().serialize_pem()).unwrap_or_default())
+        self.lock().roots.last().map(|root| pem_of(root.key())).unwrap_or_default()
     }
 
     /// A source of certificates for a workload, renewed by themselves.
@@ -332,6 +332,33 @@ fn new_intermediate(
     Signer::signed_by(params, KeyPair::generate().map_err(failed)?, root).map_err(failed)
 }
 
+/// A key as PEM. Written here because a general writer leaves copies behind.
+fn pem_of(key: &KeyPair) -> Zeroizing<String> {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let der = Zeroizing::new(key.serialize_der());
+    // Room for all of it at once: a growing text would leave copies of the key behind.
+    let mut text = Zeroizing::new(String::with_capacity(der.len() * 2 + 80));
+    text.push_str("-----BEGIN PRIVATE KEY-----\n");
+    for line in der.chunks(48) {
+        for three in line.chunks(3) {
+            let byte = |at: usize| u32::from(three.get(at).copied().unwrap_or_default());
+            let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+            for at in 0..4 {
+                let digit = (bits >> (18 - 6 * at) & 63) as usize;
+                let padding = at > three.len();
+                text.push(if padding {
+                    '='
+                } else {
+                    char::from(ALPHABET.get(digit).copied().unwrap_or(b'='))
+                });
+            }
+        }
+        text.push('\n');
+    }
+    text.push_str("-----END PRIVATE KEY-----\n");
+    text
+}
+
 fn take_key(mut key: KeyPair) -> PrivateKeyDer<'static> {
     let der = PrivatePkcs8KeyDer::from(key.serialize_der());
     key.zeroize();
@@ -340,4 +367,22 @@ fn take_key(mut key: KeyPair) -> PrivateKeyDer<'static> {
 
 fn failed(error: rcgen::Error) -> BadMaterial {
     BadMaterial::Source(format!("authority: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_written_as_rcgen_writes_them_and_in_one_piece() {
+        for algorithm in
+            [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519]
+        {
+            let key = KeyPair::generate_for(algorithm).unwrap();
+            let theirs = key.serialize_pem().replace("\r\n", "\n");
+            let ours = pem_of(&key);
+            assert_eq!(ours.trim_end(), theirs.trim_end());
+            assert!(ours.capacity() >= key.serialize_der().len() * 2, "it never grew");
+        }
+    }
 }

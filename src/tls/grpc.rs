@@ -14,6 +14,11 @@ use std::future::Future;
 use std::pin::Pin;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
+use zeroize::Zeroize;
+use zeroize::Zeroizing;
+
+/// Bytes that may hold a key, wiped when they are dropped.
+pub(crate) type Secret = Zeroizing<Vec<u8>>;
 
 /// The longest message that is taken: gRPC's usual limit. A bundle of 64 domains is a tenth of it.
 const MESSAGE_BYTES_MAX: usize = 4 << 20;
@@ -46,7 +51,7 @@ pub(crate) struct Call {
     connection: Driver,
     response: Option<ResponseFuture>,
     body: Option<RecvStream>,
-    buffer: BytesMut,
+    buffer: Secret,
 }
 
 impl Call {
@@ -78,14 +83,14 @@ impl Call {
         framed.extend_from_slice(&u32::try_from(message.len()).unwrap_or(u32::MAX).to_be_bytes());
         framed.extend_from_slice(message);
         body.send_data(framed.freeze(), true).map_err(Ended::unavailable)?;
-        Ok(Self { connection, response: Some(response), body: None, buffer: BytesMut::new() })
+        Ok(Self { connection, response: Some(response), body: None, buffer: Secret::default() })
     }
 
     /// Waits for the next answer.
     ///
     /// # Errors
     /// The call has ended: [`Ended`] with code 0 when the peer says that all went well.
-    pub(crate) async fn next(&mut self) -> Result<Bytes, Ended> {
+    pub(crate) async fn next(&mut self) -> Result<Secret, Ended> {
         if let Some(response) = self.response.take() {
             let response = drive(&mut self.connection, response).await?.map_err(Ended::unavailable)?;
             if response.status() != http::StatusCode::OK {
@@ -104,7 +109,7 @@ impl Call {
             match drive(&mut self.connection, body.data()).await? {
                 Some(Ok(data)) => {
                     body.flow_control().release_capacity(data.len()).map_err(Ended::unavailable)?;
-                    self.buffer.extend_from_slice(&data);
+                    append(&mut self.buffer, data);
                 }
                 Some(Err(error)) => return Err(Ended::unavailable(error)),
                 None => {
@@ -118,8 +123,23 @@ impl Call {
     }
 }
 
+/// Adds a piece, which may hold a key: a buffer that is outgrown is wiped, and so is the piece, unless the HTTP/2 library
+/// still holds a part of its memory.
+fn append(buffer: &mut Secret, piece: Bytes) {
+    let needed = buffer.len() + piece.len();
+    if needed > buffer.capacity() {
+        let mut larger = Secret::new(Vec::with_capacity(needed.next_power_of_two()));
+        larger.extend_from_slice(buffer);
+        *buffer = larger;
+    }
+    buffer.extend_from_slice(&piece);
+    if let Ok(mut own) = piece.try_into_mut() {
+        own.as_mut().zeroize();
+    }
+}
+
 /// The next whole message of the buffer.
-fn message(buffer: &mut BytesMut) -> Result<Option<Bytes>, Ended> {
+fn message(buffer: &mut Secret) -> Result<Option<Secret>, Ended> {
     let Some((head, rest)) = buffer.split_first_chunk::<5>() else { return Ok(None) };
     let [compressed, length @ ..] = *head;
     let length = u32::from_be_bytes(length) as usize;
@@ -128,11 +148,10 @@ fn message(buffer: &mut BytesMut) -> Result<Option<Bytes>, Ended> {
             "a message of {length} bytes (compression {compressed}) is not taken"
         )));
     }
-    if rest.len() < length {
-        return Ok(None);
-    }
-    let mut whole = buffer.split_to(5 + length);
-    Ok(Some(whole.split_off(5).freeze()))
+    let Some((whole, rest)) = rest.split_at_checked(length) else { return Ok(None) };
+    let (whole, rest) = (Secret::new(whole.to_vec()), Secret::new(rest.to_vec()));
+    *buffer = rest;
+    Ok(Some(whole))
 }
 
 /// Waits for `step` while the connection is driven.

@@ -1,7 +1,7 @@
 //! Floor 5: identities from the SPIFFE Workload API: SPIRE's agent, and whoever speaks like it.
 //!
 //! `FetchX509SVID` is one call whose answers never end: each is a whole identity. When it breaks, it is made again; the
-//! identity that is in use stays. The key of an answer passes through the HTTP/2 library's buffers, which are not wiped.
+//! identity that is in use stays. Our copies of an answer's key are wiped; of the HTTP/2 library's buffers those that it lets go of.
 
 use crate::stdx::rng::Rng;
 use crate::tls::bundle::TrustBundles;
