@@ -131,6 +131,10 @@ async fn a_scripted_load_is_told_exactly() {
     assert!(list["latency_ms"]["p999"].as_f64().unwrap() >= list["latency_ms"]["p50"].as_f64().unwrap());
     let histogram: Vec<u64> = serde_json::from_value(list["histogram"].clone()).unwrap();
     assert_eq!(histogram.chunks(2).map(|pair| pair[1]).sum::<u64>(), 10);
+    let endpoint =
+        row(&report, "endpoint", &[("service", "voting.emojivoto:80"), ("endpoint", &addr.to_string())]);
+    assert_eq!((counts(endpoint), &endpoint["tls"]), ([40, 25, 15, 0], &false.into()), "every attempt");
+    assert!(endpoint["latency_ms"]["p50"].as_f64().is_some());
     let idle = route("GET /idle");
     assert!(idle["success_rate"].is_null() && idle["latency_ms"].is_null() && idle["rps"] == 0.0, "{idle}");
 
@@ -257,6 +261,35 @@ mod proved {
             (&"inbound".into(), &true.into(), &5.into())
         );
         assert_eq!(edges.len(), 2, "{told:#}");
+    }
+
+    #[tokio::test]
+    async fn live_requests_are_shown_elsewhere_to_allowed_identities_alone() {
+        // An address of this machine that is not loopback; a packet need not be sent to learn it.
+        let probe = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        let ip = probe.connect("192.0.2.1:9").and_then(|()| probe.local_addr()).map(|addr| addr.ip());
+        let Some(ip) = ip.ok().filter(|ip| !ip.is_loopback() && !ip.is_unspecified()) else {
+            return eprintln!("skipped: this machine has no address but loopback");
+        };
+        let ca = Authority::new("mesh.example".parse().unwrap(), AuthoritySettings::default()).unwrap();
+        let id = |name: &str| format!("spiffe://mesh.example/ns/emojivoto/sa/{name}");
+        let mesh = |name: &str| {
+            let source = ca.source(id(name).parse().unwrap(), RenewalSettings::default(), Rng::thread());
+            Mesh::builder().dns(false).identity(source)
+        };
+        let shown = mesh("web").admin((ip, 0).into()).admin_observers([id("ops")]).build().unwrap();
+        shown.identities().unwrap().ready().await;
+        let admin = shown.admin_addr().unwrap();
+        let status = async |name: &str, proves: bool| {
+            let identity = proves.then(|| id("web").as_str().into());
+            let endpoint = Endpoint { identity, ..Endpoint::new(admin) };
+            let observer = mesh(name).endpoint_set(&admin.to_string(), [endpoint]).build().unwrap();
+            observer.identities().unwrap().ready().await;
+            observer.client().get(format!("http://{admin}/api/v1/tap")).await.unwrap().status().as_u16()
+        };
+        assert_eq!(status("ops", true).await, 200);
+        assert_eq!(status("other", true).await, 403);
+        assert_eq!(status("ops", false).await, 403, "in plain text nobody proves anything");
     }
 
     #[tokio::test]

@@ -8,8 +8,15 @@ use crate::mesh::api::{self, Figures};
 use crate::mesh::live::Live;
 use crate::mesh::look::Look;
 use crate::mesh::pages;
+#[cfg(any(feature = "tls", feature = "ring"))]
+use crate::mesh::secure::SecureAccept;
 use crate::mesh::tap;
+#[cfg(any(feature = "tls", feature = "ring"))]
+use crate::serve::listen;
 use crate::tap::hub::TapHub;
+#[cfg(any(feature = "tls", feature = "ring"))]
+use crate::tls::acceptor::{Acceptor, Mode};
+use crate::tls::identity::Identity;
 #[cfg(any(feature = "tls", feature = "ring"))]
 use crate::tls::renew::Alarm;
 #[cfg(any(feature = "tls", feature = "ring"))]
@@ -42,6 +49,8 @@ pub(crate) struct Shown {
     pub(crate) fleet: Fleet,
     /// Where live requests are told.
     pub(crate) taps: Arc<TapHub>,
+    /// Who may see them from another machine.
+    pub(crate) observers: Vec<Identity>,
 }
 
 /// Listens at `addr`. It shows nothing once the mesh is gone.
@@ -61,13 +70,19 @@ pub(crate) fn listen(addr: SocketAddr, show: Shown) -> Result<Listening, Error> 
     let first_update = readiness.latch("the first word of the sources of this service's profile");
     #[cfg(any(feature = "tls", feature = "ring"))]
     let shown = readiness.clone();
-    let Shown { look, metrics, live, fleet, taps } = show;
+    let Shown { look, metrics, live, fleet, taps, observers } = show;
+    #[cfg(any(feature = "tls", feature = "ring"))]
+    let identities = look.identities.clone().filter(|_| !observers.is_empty());
     let mut admin = tap::page(Admin::new(readiness), taps);
     if let Some(render) = metrics {
         admin = admin.metrics(move || render());
     }
     let figures = Figures::new(&admin, live, fleet);
     admin = pages::add(api::pages(admin, &figures), &figures, look);
+    admin = observers.into_iter().fold(admin, Admin::observer);
+    #[cfg(any(feature = "tls", feature = "ring"))]
+    let run = Box::pin(serve(listener, admin, identities));
+    #[cfg(not(any(feature = "tls", feature = "ring")))]
     let run = Box::pin(async move {
         server::serve(listener, admin, std::future::pending()).await;
     });
@@ -78,6 +93,23 @@ pub(crate) fn listen(addr: SocketAddr, show: Shown) -> Result<Listening, Error> 
         readiness: shown,
         first_update,
     })
+}
+
+/// Serves in plain text, and where somebody may prove who it is by mutual TLS beside it.
+#[cfg(any(feature = "tls", feature = "ring"))]
+async fn serve(listener: TcpListener, admin: Admin, identities: Option<Identities>) {
+    let settings = server::settings();
+    let forever = std::future::pending();
+    match identities {
+        Some(identities) => {
+            let acceptor = Acceptor::new(identities, Mode::Permissive, settings.handshake_timeout);
+            let accept = SecureAccept::new(acceptor);
+            listen::serve_with(listener, accept, admin, settings, Arc::default(), forever).await;
+        }
+        None => {
+            server::serve(listener, admin, forever).await;
+        }
+    }
 }
 
 /// Holds readiness up while this process has no valid certificate, and says why.

@@ -86,6 +86,8 @@ pub struct MeshBuilder {
     pub(crate) admin: Option<SocketAddr>,
     #[cfg(feature = "admin")]
     pub(crate) admin_peers: Vec<crate::admin::fleet::Peer>,
+    #[cfg(feature = "admin")]
+    pub(crate) admin_observers: Vec<crate::tls::identity::Identity>,
     pub(crate) registry: Option<Registry>,
     #[cfg(feature = "prometheus")]
     pub(crate) prometheus: Option<crate::metrics::prometheus::Prometheus>,
@@ -218,6 +220,24 @@ impl MeshBuilder {
             match url.as_ref().parse() {
                 Ok(peer) => self.admin_peers.push(peer),
                 Err(why) => self.faults.push(Fault::rejected("admin_peers", why, "")),
+            }
+        }
+        self
+    }
+
+    /// Who may see live requests at the admin server from another machine: callers that prove one of these identities by mutual TLS.
+    /// The admin server of a mesh with an [`identity`](Self::identity) then takes TLS beside plain text. Default: nobody; on this
+    /// machine everybody may.
+    #[cfg(feature = "admin")]
+    pub fn admin_observers<I>(mut self, identities: I) -> Self
+    where
+        I: IntoIterator,
+        I::Item: AsRef<str>,
+    {
+        for identity in identities {
+            match identity.as_ref().parse() {
+                Ok(identity) => self.admin_observers.push(identity),
+                Err(bad) => self.faults.push(Fault::rejected("admin_observers", format!("{bad}"), "")),
             }
         }
         self

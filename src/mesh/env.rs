@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 /// Every variable that [`Mesh::from_env`](crate::mesh::runtime::Mesh::from_env) reads, and what it sets.
-pub const VARIABLES: [(&str, &str); 17] = [
+pub const VARIABLES: [(&str, &str); 18] = [
     ("ENMESH_NAME", "this process's own service, name.namespace[:port]"),
     ("ENMESH_PROFILES", "a directory of profiles, watched"),
     ("ENMESH_ENDPOINTS", "a directory of Endpoints documents, watched; may be the same"),
@@ -20,6 +20,10 @@ pub const VARIABLES: [(&str, &str); 17] = [
         "admin servers of other processes to show together, http://host:port each, by commas",
     ),
     ("ENMESH_CLUSTER_DOMAIN", "the suffix of Kubernetes service names; default cluster.local"),
+    (
+        "ENMESH_ADMIN_OBSERVERS",
+        "identities that may see live requests at the admin server from another machine, by commas",
+    ),
     ("ENMESH_CONNECT_TIMEOUT", "how long opening a connection may take, such as 1s"),
     ("ENMESH_DRAIN_TIMEOUT", "how long requests under way may take at shutdown, such as 30s"),
     (
@@ -70,7 +74,7 @@ fn set(mut builder: MeshBuilder, key: &str, value: &str) -> MeshBuilder {
             builder.admin = parsed(&mut builder.faults, key, value, remedy);
             builder
         }
-        "ENMESH_ADMIN_PEERS" => peers(builder, value),
+        "ENMESH_ADMIN_PEERS" | "ENMESH_ADMIN_OBSERVERS" => lists(builder, key, value),
         "ENMESH_CONNECT_TIMEOUT" => {
             if let Some(time) = time(&mut builder.faults, key, value) {
                 builder.connect.timeout = time;
@@ -123,18 +127,18 @@ fn set(mut builder: MeshBuilder, key: &str, value: &str) -> MeshBuilder {
 }
 
 #[cfg(feature = "admin")]
-fn peers(builder: MeshBuilder, value: &str) -> MeshBuilder {
-    builder.admin_peers(value.split(',').map(str::trim).filter(|url| !url.is_empty()))
+fn lists(builder: MeshBuilder, key: &str, value: &str) -> MeshBuilder {
+    let items = value.split(',').map(str::trim).filter(|item| !item.is_empty());
+    match key {
+        "ENMESH_ADMIN_PEERS" => builder.admin_peers(items),
+        _ => builder.admin_observers(items),
+    }
 }
 
 #[cfg(not(feature = "admin"))]
-fn peers(mut builder: MeshBuilder, value: &str) -> MeshBuilder {
+fn lists(mut builder: MeshBuilder, key: &str, value: &str) -> MeshBuilder {
     let remedy = "build it with feature `admin`";
-    builder.faults.push(Fault::rejected(
-        "ENMESH_ADMIN_PEERS",
-        format!("is not built in (`{value}`)"),
-        remedy,
-    ));
+    builder.faults.push(Fault::rejected(key, format!("is not built in (`{value}`)"), remedy));
     builder
 }
 

@@ -60,6 +60,8 @@ use crate::tls::acceptor::{Acceptor, Mode};
 use crate::tls::connector::Connector;
 #[cfg(any(feature = "tls", feature = "ring"))]
 use crate::tls::epoch::EpochSettings;
+#[cfg(feature = "admin")]
+use crate::tls::identity::Identity;
 #[cfg(any(feature = "tls", feature = "ring"))]
 use crate::tls::rotate::{Identities, rotation};
 use bytes::Bytes;
@@ -109,6 +111,15 @@ pub struct Made {
 struct ShownAs {
     name: ServiceName,
     peers: Vec<Peer>,
+    observers: Vec<Identity>,
+}
+
+#[cfg(feature = "admin")]
+impl ShownAs {
+    fn of(name: &ServiceName, builder: &mut MeshBuilder) -> Self {
+        let peers = std::mem::take(&mut builder.admin_peers);
+        Self { name: name.clone(), peers, observers: std::mem::take(&mut builder.admin_observers) }
+    }
 }
 
 impl Mesh {
@@ -288,7 +299,7 @@ impl Made {
         let (profiles, endpoints) = sources::of(&builder, &metrics);
         let own = builder.name.clone().unwrap_or_else(ServiceName::localhost);
         #[cfg(feature = "admin")]
-        let shown_as = ShownAs { name: own.clone(), peers: std::mem::take(&mut builder.admin_peers) };
+        let shown_as = ShownAs::of(&own, &mut builder);
         #[cfg(not(any(feature = "tls", feature = "ring")))]
         let identities = None;
         let (connections, connect) = dialling(builder.connect.clone(), identities.as_ref());
@@ -420,7 +431,8 @@ impl Made {
         let told: Arc<dyn Collect> = live.clone();
         self.metrics.add(&told);
         let taps = Arc::clone(&self.services.watch.tap);
-        Shown { look, metrics: self.recording.render(), live, fleet, taps }
+        let observers = self.shown_as.observers.clone();
+        Shown { look, metrics: self.recording.render(), live, fleet, taps, observers }
     }
 
     #[cfg(not(feature = "admin"))]
