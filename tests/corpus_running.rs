@@ -399,3 +399,113 @@ async fn every_row_of_the_tables_is_so_with_real_backends() {
     eprintln!("{checked:?}");
     assert!(checked.values().sum::<usize>() > 230 && checked.len() >= 6, "{checked:?}");
 }
+
+/// The services that a profile splits its requests among, and their weights.
+fn split(profile: &enmesh::ServiceProfile) -> Vec<(String, u32)> {
+    use enmesh::profile::route::{Action, Backend};
+    let of_route = profile.routes.iter().find_map(|route| match &route.action {
+        Action::Forward(forward) if !forward.backends.is_empty() => Some(&forward.backends),
+        _ => None,
+    });
+    let backends = of_route.unwrap_or(&profile.backends).iter();
+    let named = backends.filter_map(|weighted| match &weighted.backend {
+        Backend::Service { name, .. } => {
+            Some((name.short("cluster.local").host().to_owned(), weighted.weight))
+        }
+        Backend::Invalid { .. } => None,
+    });
+    named.collect()
+}
+
+/// Who answered so many requests to `service` in a mesh with this profile and these replicas.
+async fn asked(
+    profile: &enmesh::ServiceProfile,
+    replicas: &[(String, Vec<String>)],
+    times: usize,
+) -> BTreeMap<String, usize> {
+    let builder = Mesh::builder().dns(false).profile(profile.clone());
+    let add = |builder: MeshBuilder, (name, addrs): &(String, Vec<String>)| builder.endpoints(name, addrs);
+    let mesh = replicas.iter().fold(builder, add).build().unwrap();
+    let service = profile.names[0].short("cluster.local").host().to_owned();
+    let mut answers = BTreeMap::new();
+    for _ in 0..times {
+        let came = match mesh.client().get(format!("http://{service}/")).await {
+            Ok(response) => response.into_body().collect().await.unwrap().to_bytes(),
+            Err(_) => Bytes::new(),
+        };
+        let echo: Value = serde_json::from_slice(&came).unwrap_or_default();
+        let name = echo["name"].as_str().unwrap_or("error");
+        *answers.entry(name.to_owned()).or_default() += 1;
+    }
+    answers
+}
+
+#[tokio::test]
+async fn splits_of_smi_are_so_with_real_backends() {
+    let Some(root) = corpus() else { return };
+    let stage = Shared::default();
+    let mut checked = 0;
+    for folder in ["extracted", "emojivoto/training/traffic-split"] {
+        for entry in std::fs::read_dir(root.parent().unwrap().join("smi").join(folder)).unwrap() {
+            let path = entry.unwrap().path();
+            let text = std::fs::read_to_string(&path).unwrap();
+            let profiles = load(object::read(&text, "f"), &ImportSettings::default()).profiles;
+            // With matches only some requests are split: `import.rs` has those.
+            for profile in profiles.iter().filter(|profile| profile.backends.len() > 1) {
+                let split = split(profile);
+                let mut replicas = Vec::new();
+                for (name, _) in &split {
+                    let (service, namespace) = name.split_once('.').unwrap();
+                    let addr = backend(namespace.to_owned(), service.to_owned(), Arc::clone(&stage)).await;
+                    replicas.push((name.clone(), vec![addr.to_string()]));
+                }
+                let answers = asked(profile, &replicas, 100).await;
+                let total: u32 = split.iter().map(|(_, weight)| weight).sum();
+                for (name, weight) in split.iter().filter(|_| total > 0) {
+                    let due = f64::from(*weight) * 100.0 / f64::from(total);
+                    let service = name.split('.').next().unwrap();
+                    let got = answers.get(service).copied().unwrap_or(0) as f64;
+                    assert!((got - due).abs() <= 1.0, "{path:?}: {service} got {got} of {due}");
+                }
+                checked += 1;
+            }
+        }
+    }
+    assert!(checked >= 3, "{checked}");
+}
+
+#[tokio::test]
+async fn failover_goes_where_linkerds_controller_would_send_it() {
+    let Some(root) = corpus() else { return };
+    let path = root.parent().unwrap().parent().unwrap().join("vectors/linkerd-failover.json");
+    let vectors: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let (label, annotation) = (vectors["label"].as_str().unwrap(), vectors["annotation"].as_str().unwrap());
+    for case in list(&vectors["cases"]) {
+        let ready = case["ready"].as_object().unwrap();
+        let weights = &case["in"];
+        let backends: Vec<String> =
+            ready.keys().map(|name| format!("{{service: {name}, weight: {}}}", weights[name])).collect();
+        let text = format!(
+            "apiVersion: split.smi-spec.io/v1alpha2\nkind: TrafficSplit\nmetadata: {{name: x, namespace: ns, labels: {{{label}}}, \
+             annotations: {{{annotation}: p}}}}\nspec: {{service: web, backends: [{}]}}\n",
+            backends.join(", ")
+        );
+        let profile = load(object::read(&text, "f"), &ImportSettings::default()).profiles.remove(0);
+        let stage = Shared::default();
+        let mut replicas = Vec::new();
+        for (name, ready) in ready {
+            let addr = backend("ns".to_owned(), name.clone(), Arc::clone(&stage)).await.to_string();
+            let addrs = if ready.as_bool().unwrap() { vec![addr] } else { Vec::new() };
+            replicas.push((format!("{name}.ns"), addrs));
+        }
+        let answers = asked(&profile, &replicas, 10).await;
+        // The primary while it is ready, else one of those that are; with nobody ready an error, and no one else.
+        let any = ready.values().any(|ready| ready.as_bool().unwrap());
+        let expected = match (ready["p"].as_bool().unwrap(), any) {
+            (true, _) => "p",
+            (false, true) => ready.iter().find(|(_, ready)| ready.as_bool().unwrap()).unwrap().0.as_str(),
+            (false, false) => "error",
+        };
+        assert_eq!(answers, BTreeMap::from([(expected.to_owned(), 10)]), "{case}");
+    }
+}
