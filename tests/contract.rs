@@ -15,18 +15,20 @@ use enmesh::classify::respond::RespondLayer;
 use enmesh::discover::endpoint::{Endpoint, EndpointSet};
 use enmesh::error::{BoxError, Error};
 use enmesh::fault::decide::FaultSwitch;
+use enmesh::limit::layer::LimitLayer;
 use enmesh::mesh::stack;
 use enmesh::metrics::layer::MetricsLayer;
 use enmesh::metrics::names::Direction;
 use enmesh::metrics::set::MetricsSet;
 use enmesh::policy::call::{Call, CallScope, CallState};
 use enmesh::policy::compile::Compiler;
+use enmesh::policy::limits::LimitPolicy;
 use enmesh::policy::route::RouteEntry;
 use enmesh::profile::route::Route;
 use enmesh::profile::service::ServiceProfile;
 use enmesh::profile::settings::{
     BackoffSettings, BalancerSettings, BreakerSettings, BudgetSettings, Detector, FailureClass, Limit,
-    RetrySettings, Timeouts,
+    Limits, RetrySettings, Timeouts,
 };
 use enmesh::retry::budget::Budget;
 use enmesh::retry::decide::RetryPolicy;
@@ -536,6 +538,14 @@ async fn a_gate_holds_it() {
 async fn errors_made_responses_hold_it() {
     let inner = inner();
     Case::new("respond", &inner, RespondLayer.layer(inner.clone())).holds().await;
+}
+
+/// One place: whoever does not give it back leaves none for the next request.
+#[tokio::test(start_paused = true)]
+async fn a_limit_holds_it() {
+    let inner = inner();
+    let limits = Limits { requests_max: Some(1), pending_max: Some(1), ..Limits::default() };
+    Case::new("limit", &inner, LimitLayer::new(LimitPolicy::new(&limits)).layer(inner.clone())).holds().await;
 }
 
 /// Timeout, retries and breaker by plain tower, without a mesh.

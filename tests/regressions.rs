@@ -60,6 +60,11 @@ const CLASSES: &[(&str, &str, &str)] = &[
         "a_floor_is_not_undercut",
     ),
     (
+        "tower-resilience #393",
+        "the loser of a hedge is not cancelled",
+        "the_first_of_two_to_answer_is_taken_and_the_other_is_cancelled_at_once",
+    ),
+    (
         "tower-resilience #387",
         "an adaptive limiter loses places",
         "on_many_threads_no_place_is_lost_and_none_is_given_twice",

@@ -19,8 +19,9 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 /// Puts requests in flight and the recent mean latency into `endpoint-load-metrics` of each response, in ORCA's text form
-/// ([`report`]). Callers whose profile says `balancer: {reports: true}` then know the load that others make, which helps
-/// those that send little: with one request a second to each server they meet a queue that they did not see grow.
+/// ([`report`]). Callers whose profile says `balancer: {reports: true}` then count the load that others make. Measure before
+/// you rely on it: of 1,000 clients with one request in a second and a half to each server it makes the tail no better,
+/// since a queue lives shorter than a report (docs/balancing.md); it is for callers of servers that are busy for longer.
 ///
 /// One count for all services that a layer and its clones make: give a server one. A response that carries a report
 /// already keeps its own. Costs two counters, a look at the clock and one header's allocation for each response; leave it
