@@ -84,7 +84,7 @@ pub struct View {
     /// The word of those that wait for headers: in the low 20 bits how many, above them when they began, summed.
     pub waiting: u64,
     /// In the low half the responses whose body is under way; above them what the endpoint last said of the requests
-    /// of others ([`Others`]).
+    /// of others (`Others`).
     pub streams: u64,
 }
 

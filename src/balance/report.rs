@@ -2,7 +2,7 @@
 //!
 //! The forms are those of gRFC A51, xDS's `OrcaLoadReport` and Envoy's ORCA parser: `endpoint-load-metrics` with `TEXT`,
 //! `JSON` or `BIN` in front, and `endpoint-load-metrics-bin`, a message in base64, which gRPC servers send in trailers.
-//! [`write`] makes the text form. What a report says comes from a peer: it is read up to a length, and believed within
+//! [`write()`] makes the text form. What a report says comes from a peer: it is read up to a length, and believed within
 //! bounds.
 
 use http::{HeaderMap, HeaderName, HeaderValue};

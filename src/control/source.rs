@@ -21,7 +21,7 @@ pub const REJECTED: &str = "enmesh_source_rejected_total";
 /// What a source says of one service now: the whole of it, never a difference.
 ///
 /// `T` is an [`EndpointSet`](crate::discover::endpoint::EndpointSet) or an
-/// `Arc<`[`ServiceProfile`](crate::profile::service::ServiceProfile)`>`.
+/// `Arc<`[`ServiceProfile`]`>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot<T> {
     /// The last good value. `None`: the source does not know the service, or no longer, and another may be asked.

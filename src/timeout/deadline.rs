@@ -87,7 +87,7 @@ fn number(digits: &[u8], max: usize) -> Option<u64> {
     })
 }
 
-/// Whether [`write`] would write into these headers.
+/// Whether [`write()`] would write into these headers.
 pub fn is_written(headers: &HeaderMap, is_told: bool) -> bool {
     is_told || is_grpc(headers)
 }

@@ -108,6 +108,7 @@ await step("the overview tells the load, the map and what is wrong", async () =>
   const edge = async (words) => assert.match((await page.locator(".edge title").allTextContents()).join("\n"), words);
   await edge(/web-svc to voting-svc: 66\.67 % success, .* mutual TLS/);
   await edge(/web-svc to emoji-svc: 100\.00 % success, .* mutual TLS/);
+  await edge(/unknown to web-svc: 87\.50 % success, .* no mutual TLS/);
 });
 
 await step("routes: effective and actual, sorted, filtered, in detail", async () => {

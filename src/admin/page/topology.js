@@ -97,7 +97,7 @@ function drawEdge(pair, nodes, upright) {
     ? s("path", { class: "lock", d: `M${x - 51} ${y - 2}h10v7h-10zM${x - 49} ${y - 2}v-2.5a3 3 0 0 1 6 0v2.5` })
     : s("path", { class: "lock off", d: `M${x - 51} ${y - 2}h10v7h-10zM${x - 49} ${y - 2}v-3.5a3 3 0 0 1 5.5 -1.5` });
   const success = pair.success === null ? "" : `${level === "bad" ? "✕ " : ""}${percent(pair.success, 1)}`;
-  const say = `${short(pair.from) || "unknown"} to ${short(pair.to)}: ${percent(pair.success)} success, ${rate(pair.rps)} requests/s, ` +
+  const say = `${pair.from ? short(pair.from) : "unknown"} to ${short(pair.to)}: ${percent(pair.success)} success, ${rate(pair.rps)} requests/s, ` +
     (pair.secured ? "mutual TLS" : `no mutual TLS (${[...pair.reasons].join(", ")})`);
   return s("g", { class: `edge ${level}` },
     s("title", {}, say),
