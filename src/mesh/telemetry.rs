@@ -187,7 +187,6 @@ impl Collect for Connections {
         #[cfg(any(feature = "tls", feature = "ring"))]
         if let Some(identities) = &self.identities {
             let status = identities.status();
-            sink.gauge(&families::IDENTITY_EPOCH, &[], status.epoch as f64);
             sink.counter(&families::IDENTITY_REFUSED, &[], status.refused);
         }
         self.dialled.lock().unwrap_or_else(PoisonError::into_inner).retain(|labels, line| {

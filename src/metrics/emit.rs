@@ -132,6 +132,14 @@ fn inbound(names: &RouteNames, calls: &Told, sink: &mut Sink<'_>) {
         Label::new("route_kind", kind),
         Label::new("route_name", route),
     ];
+    // As `linkerd viz stat` asks for: over all routes, which are added up.
+    let application = [
+        Label::from_static_parts("direction", Direction::Inbound.as_str()),
+        Label::new("authority", Arc::clone(&names.dst)),
+    ];
+    sink.counter(&families::REQUEST, &application, calls.begun);
+    legacy_endings(&families::RESPONSE, &application, calls, sink);
+    sink.histogram(&families::LATENCY, &application, &calls.latency);
     sink.counter(requests, &labels, calls.begun);
     sink.histogram(duration, &labels, &calls.latency);
     for (ending, count) in calls.endings.iter().filter(|(ending, _)| !ending.is_cancelled()) {

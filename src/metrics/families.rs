@@ -107,9 +107,9 @@ use Scale::{Millis, Seconds};
 
 families! {
     // Linkerd's, by endpoint (linkerd.md §8.2)
-    REQUEST = "request_total", Counter, endpoint!(), "Attempts sent to an endpoint";
+    REQUEST = "request_total", Counter, endpoint!(), "Attempts sent to an endpoint; inbound: requests that arrived";
     RESPONSE = "response_total", Counter, endpoint!(" status_code classification grpc_status error"),
-        "Attempts at an endpoint that ended, when the response's body has ended";
+        "Attempts at an endpoint that ended, when the response's body has ended; inbound: requests answered";
     LATENCY = "response_latency_ms", Histogram(Millis, LATENCY_MS), endpoint!(),
         "From the attempt to its response's headers, or its end";
     // Linkerd's, by route of a ServiceProfile
@@ -231,7 +231,7 @@ families! {
     CONFIG_GENERATION = "enmesh_config_generation", Gauge, "", "Updates of configuration or endpoints that changed anything";
     CONFIG_REJECTED = "enmesh_source_rejected_total", Counter, "source", "Inputs that a source refused; the last good one stays";
     CONFIG_FAULTS = "enmesh_config_faults", Gauge, "dst", "What is wrong with the newest input of a service";
-    IDENTITY_EPOCH = "enmesh_identity_epoch", Gauge, "", "The number of the certificate and anchors in use, from 1";
+    IDENTITY_EPOCH = "control_identity_epoch", Gauge, "", "The number of the certificate and anchors in use, from 1";
     IDENTITY_REFUSED = "enmesh_identity_refused_total", Counter, "", "Certificates or anchors that were not taken over";
     CONNECT_FAILURES = "enmesh_connect_failures_total", Counter, "target_addr reason",
         "Connections to an endpoint that could not be opened";
