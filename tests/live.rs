@@ -131,6 +131,10 @@ async fn a_scripted_load_is_told_exactly() {
     assert!(list["latency_ms"]["p999"].as_f64().unwrap() >= list["latency_ms"]["p50"].as_f64().unwrap());
     let histogram: Vec<u64> = serde_json::from_value(list["histogram"].clone()).unwrap();
     assert_eq!(histogram.chunks(2).map(|pair| pair[1]).sum::<u64>(), 10);
+    let backend = row(&report, "backend", &[("route", "GET /list"), ("backend", "voting.emojivoto:80")]);
+    assert_eq!(counts(backend), [20, 10, 10, 0]);
+    let attempts: Vec<u64> = serde_json::from_value(list["actual"]["histogram"].clone()).unwrap();
+    assert_eq!(attempts.chunks(2).map(|pair| pair[1]).sum::<u64>(), 20, "each attempt has its own latency");
     let endpoint =
         row(&report, "endpoint", &[("service", "voting.emojivoto:80"), ("endpoint", &addr.to_string())]);
     assert_eq!((counts(endpoint), &endpoint["tls"]), ([40, 25, 15, 0], &false.into()), "every attempt");
