@@ -297,9 +297,13 @@ async fn bodies_have_a_limit_unless_they_are_grpcs() {
     assert_eq!(asked.times(), 0);
     // The app meets the end in the body, and here fails of it.
     assert!(talk(server.addr, &post("text/plain", unsaid)).await.starts_with("HTTP/1.1 500 "));
-    for framing in [said, unsaid] {
-        assert!(talk(server.addr, &post("application/grpc+proto", framing)).await.ends_with("abcd"));
-    }
+    // gRPC is spoken over HTTP/2, and its name buys nothing elsewhere.
+    assert!(talk(server.addr, &post("application/grpc", said)).await.starts_with("HTTP/1.1 413 "));
+    let mut grpc = get(Version::HTTP_2, "/").map(|_| Full::new(Bytes::from_static(b"abcd")));
+    *grpc.method_mut() = http::Method::POST;
+    grpc.headers_mut().insert("content-type", "application/grpc+proto".parse().unwrap());
+    let answer = server.client().oneshot(grpc).await.unwrap();
+    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "abcd");
     let fits = "Content-Length: 3\r\n\r\nabc";
     assert!(talk(server.addr, &post("text/plain", fits)).await.ends_with("abc"));
 }
@@ -309,13 +313,15 @@ async fn a_body_may_not_pause_for_long_unless_it_is_grpcs() {
     let server = Server::start(Asked::default().app(), settings(|s| s.body_idle = Some(millis(20)))).await;
     let head = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n";
     assert!(talk(server.addr, &format!("{head}\r\nhalf")).await.starts_with("HTTP/1.1 500 "));
-    let mut stream = TcpStream::connect(server.addr).await.unwrap();
-    stream.write_all(format!("{head}Content-Type: application/grpc\r\n\r\nhalf").as_bytes()).await.unwrap();
+    let mut peer = Http2::connect(server.addr).await;
+    // POST, http, /, authority a, content-type application/grpc
+    let grpc = [&[0x83, 0x86, 0x84, 0x41, 1, b'a', 0x0f, 0x10, 16][..], b"application/grpc"].concat();
+    peer.send(raw::HEADERS, raw::END_HEADERS, 1, &grpc).await;
+    peer.send(raw::DATA, 0, 1, b"half").await;
     tokio::time::sleep(millis(50)).await;
-    stream.write_all(b"other").await.unwrap();
-    let mut answer = [0; 15];
-    stream.read_exact(&mut answer).await.unwrap();
-    assert_eq!(&answer, b"HTTP/1.1 200 OK");
+    peer.send(raw::DATA, raw::END_STREAM, 1, b"other").await;
+    let answer = peer.next().await.unwrap();
+    assert_eq!((answer.kind, answer.payload.first()), (raw::HEADERS, Some(&0x88)));
 }
 
 #[tokio::test]

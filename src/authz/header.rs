@@ -23,11 +23,15 @@ const RESERVED_NAMES: [&str; 10] = [
     "x-envoy-upstream-rq-timeout-ms",
 ];
 
+/// By which Envoy tells an application who calls: here nobody has checked what it says.
+const FOREIGN_CLIENT: &str = "x-forwarded-client-cert";
+
 /// Whether a header is the mesh's own: a peer may not set it, and the application never sees a peer's.
 pub fn is_reserved(name: &HeaderName) -> bool {
     let name = name.as_str();
     RESERVED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
         || (name.starts_with("x-envoy-") && RESERVED_NAMES.contains(&name))
+        || name == FOREIGN_CLIENT
 }
 
 /// Takes the mesh's own headers out. Costs one look at each name when there is none.
@@ -48,6 +52,7 @@ mod tests {
         let all = [
             ("l5d-client-id", "admin"),
             ("l5d-client-id", "root"),
+            ("x-forwarded-client-cert", "URI=spiffe://mesh/admin"),
             ("l5d-retry-limit", "18446744073709551615"),
             ("l5d-timeout", "9999d"),
             ("x-envoy-max-retries", "100"),

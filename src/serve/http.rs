@@ -90,7 +90,9 @@ pub(crate) struct PerConnection<S, I> {
 
 impl<S, I> PerConnection<S, I> {
     fn limits(&self, request: &Request<Incoming>) -> (usize, Option<Duration>) {
-        let content_type = request.headers().get(header::CONTENT_TYPE);
+        // gRPC is spoken over HTTP/2 alone: elsewhere its name buys nothing.
+        let http2 = request.version() == Version::HTTP_2;
+        let content_type = request.headers().get(header::CONTENT_TYPE).filter(|_| http2);
         if content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc")) {
             return (usize::MAX, None);
         }

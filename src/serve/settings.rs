@@ -29,7 +29,7 @@ pub struct ServeSettings {
     /// each field as 32 bytes more and limits the bytes alone.
     pub headers_max: usize,
     /// The most bytes of a request's body; beyond it 413, or an error in the body when its length was not said.
-    /// gRPC calls are exempt: their messages are limited one by one and their streams are endless. Default
+    /// gRPC calls over HTTP/2 are exempt: their messages are limited one by one and their streams are endless. Default
     /// 64 MiB; `None` for no limit.
     pub body_bytes_max: Option<usize>,
     /// The longest pause within a request's body while it is awaited; gRPC calls are exempt, for their streams may
