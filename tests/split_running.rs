@@ -278,6 +278,18 @@ async fn a_part_is_copied_and_long_bodies_are_not() {
     let seen = shadow.called(20).await;
     assert!(seen.iter().all(|(what, ..)| what == "GET /"), "{seen:?}");
     assert_eq!(seen.len(), 20);
+    #[cfg(feature = "prometheus")]
+    {
+        let metrics = mesh.metrics_text().unwrap();
+        let told = |result: &str, count: u32| {
+            metrics.lines().any(|line| {
+                line.starts_with("enmesh_mirrored_total{")
+                    && line.contains(&format!("result=\"{result}\""))
+                    && line.ends_with(&format!(" {count}"))
+            })
+        };
+        assert!(told("sent", 20) && told("skipped", 10), "{metrics}");
+    }
 }
 
 #[tokio::test]

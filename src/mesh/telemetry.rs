@@ -4,19 +4,20 @@ use crate::balance::count::Oddity;
 use crate::balance::inspect::BalanceState;
 use crate::connect::stats::ConnectStats;
 use crate::discover::endpoint::Endpoint;
-use crate::mesh::directory::Known;
+use crate::mesh::directory::{Known, Target};
 use crate::mesh::services::Services;
 use crate::metrics::emit::service_labels;
 use crate::metrics::families::{self, Family};
 use crate::metrics::ledger::{Collect, Sink};
 use crate::metrics::set::{Tls, endpoint_labels};
+use crate::policy::route::RouteEntry;
 use crate::profile::settings::TlsMode;
 use crate::serve::stats::ServeStats;
 use crate::stdx::traffic::{ENDS, Traffic, Volume};
 #[cfg(any(feature = "tls", feature = "ring"))]
 use crate::tls::rotate::Identities;
 use metrics::Label;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 impl Collect for Services {
@@ -44,6 +45,20 @@ impl Collect for Services {
     }
 }
 
+/// The copies of a route's requests. The matches of one rule share what they count: it is told once.
+fn mirrors(entry: &RouteEntry<Target>, told: &mut BTreeSet<usize>, sink: &mut Sink<'_>) {
+    for mirror in entry.mirrors().iter().filter(|mirror| told.insert(Arc::as_ptr(&mirror.budget).addr())) {
+        let labels = [
+            Label::new("dst", Arc::clone(&mirror.entry.policy.service)),
+            Label::new("rt_route", Arc::clone(&entry.policy.name)),
+        ];
+        for (result, count) in [("sent", mirror.budget.made()), ("skipped", mirror.budget.skipped())] {
+            let result = Some(Label::from_static_parts("result", result));
+            nonzero(&families::MIRRORED, &labels, result, count, sink);
+        }
+    }
+}
+
 fn service(name: &Arc<str>, known: &Known, sink: &mut Sink<'_>) {
     let policy = known.service().map(|service| service.policy.load_full());
     let state = known.target().map(|target| (target.inspect(), target.told()));
@@ -54,6 +69,8 @@ fn service(name: &Arc<str>, known: &Known, sink: &mut Sink<'_>) {
     sink.gauge(&families::CONFIG_FAULTS, &labels, faults as f64);
     if let Some(policy) = &policy {
         sink.gauge(&families::BUDGET_LEVEL, &labels, policy.budget().level(sink.now()) as f64);
+        let mut told = BTreeSet::new();
+        policy.routes().iter().for_each(|entry| mirrors(entry, &mut told, sink));
     }
     if let Some(target) = known.target() {
         for (reason, count) in Oddity::WORDS.into_iter().zip(target.oddities()) {

@@ -224,6 +224,7 @@ families! {
         "What was left of the deadline of a call that has one, when its response's headers had come";
     HEDGES = "enmesh_hedges_total", Counter, sp_route!(" result"), "Second copies of slow requests, and which copy won";
     FAULTS = "enmesh_faults_total", Counter, sp_route!(" kind"), "Faults injected on purpose";
+    MIRRORED = "enmesh_mirrored_total", Counter, "dst rt_route result", "Copies of requests that were due: sent, or skipped for want of room or because their body was too long or broke off";
     LIMIT_LEVEL = "enmesh_limit_level", Gauge, "dst limit", "How many requests a limit lets in at once";
     LIMIT_IN_FLIGHT = "enmesh_limit_in_flight", Gauge, "dst limit", "Requests that a limit has let in and that have not ended";
     LIMIT_SHED = "enmesh_limit_shed_total", Counter, "dst limit reason", "Requests that a limit refused";
