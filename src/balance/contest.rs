@@ -29,7 +29,7 @@ fn is_overflow<T>(tier: &Tier<T>, other: &Tier<T>) -> bool {
 pub(crate) struct Contest<'p, 's, T> {
     picker: &'p Picker,
     tier: &'s Tier<T>,
-    /// Neither weights nor slow start matter.
+    /// Neither weights nor slow start nor reports matter.
     pub(crate) plain: bool,
     /// Of weights that differ: the draws over their share that are usual among the recently freed.
     usual: Option<f32>,
@@ -42,7 +42,7 @@ pub(crate) struct Contest<'p, 's, T> {
 impl<'p, 's, T> Contest<'p, 's, T> {
     #[inline]
     pub(crate) fn new(picker: &'p Picker, tier: &'s Tier<T>, now: Moment) -> Self {
-        let plain = tier.is_even() && picker.slow_start.is_none();
+        let plain = tier.is_even() && picker.slow_start.is_none() && picker.others.is_none();
         Self {
             picker,
             tier,
@@ -141,7 +141,7 @@ impl<'p, 's, T> Contest<'p, 's, T> {
         }
         let scarcity = tier.scarcity(slot.weight);
         let formula = &self.picker.formula;
-        let mut cost = formula.weighed(formula.power(), &view, self.at, scarcity);
+        let mut cost = formula.weighed_among(&view, self.at, scarcity);
         if !tier.is_even() {
             // Neither the ring nor a latency knows weights, so what an endpoint got lately counts against its share;
             // among the freed only so far that it decides between equals.

@@ -332,10 +332,21 @@ impl Formula {
     /// Runs for each candidate of each pick, so what is rare stands in functions of its own.
     #[inline(always)]
     pub fn weighed(&self, power: Power, view: &View, at: Glance, load_factor: f32) -> f32 {
+        let load = (view.count() + view.streams()) as f32 * load_factor + 1.0;
+        self.loaded(power, view, at, load)
+    }
+
+    /// The same, and what the endpoint reports of others' requests counts if `at` says so.
+    pub(crate) fn weighed_among(&self, view: &View, at: Glance, load_factor: f32) -> f32 {
         let mut load = (view.count() + view.streams()) as f32 * load_factor + 1.0;
         if at.others >= 0.0 {
             load += Others((view.streams >> 32) as u32).at(at.millis, at.others) * load_factor;
         }
+        self.loaded(self.power, view, at, load)
+    }
+
+    #[inline(always)]
+    fn loaded(&self, power: Power, view: &View, at: Glance, load: f32) -> f32 {
         let cost = match power {
             Power::None => load,
             Power::One => self.present(view, at) * load,
@@ -451,7 +462,7 @@ mod tests {
             let others = OthersMean::default();
             others.learn(said);
             for at in [Glance::from(now), Glance::from(now).with_others(&others)] {
-                let score = formula.weighed(power, &view, at, scarcity);
+                let score = formula.weighed_among(&view, at, scarcity);
                 prop_assert!(score.is_finite() && score > 0.0, "{}", score);
             }
         }
@@ -472,7 +483,7 @@ mod tests {
             let others = reported.map_or(0, |count| u64::from(Others::new(count, at(1.0)).word()));
             let (glance, view) = (Glance::from(at(now)), View { streams: others << 32, ..view(latency) });
             let glance = if asked { glance.with_others(&mean) } else { glance };
-            formula.weighed(Power::One, &view, glance, 1.0) / 0.01
+            formula.weighed_among(&view, glance, 1.0) / 0.01
         };
         let check =
             |found: f32, expected: f32| assert!((found - expected).abs() < 0.01, "{found} {expected}");

@@ -278,8 +278,8 @@ impl Picker {
         second: &'s Slot<T>,
     ) -> Option<&'s Slot<T>> {
         let measured = !first.cell.latency().assumed && !second.cell.latency().assumed;
-        if tier.is_even() && self.slow_start.is_none() && measured {
-            let at = self.glance(now);
+        if tier.is_even() && self.slow_start.is_none() && self.others.is_none() && measured {
+            let at = Glance::from(now);
             let cost =
                 |slot: &Slot<T>| self.formula.weighed(self.formula.power(), &slot.cell.view(), at, 1.0);
             return Some(if cost(second) < cost(first) { second } else { first });
