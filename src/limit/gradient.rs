@@ -40,7 +40,7 @@ const GRADIENT_MIN: f64 = 0.5;
 /// hundred.
 const FULL_MAX: u32 = 300;
 /// How many windows a measurement takes: the first still sees what was there before.
-const MEASURING: u32 = 3;
+pub(crate) const MEASURING: u32 = 3;
 
 impl Gradient2 {
     /// Begins with `first`.

@@ -7,17 +7,37 @@ use std::time::{Duration, Instant};
 
 /// Requests that wait for a place, by priority.
 ///
-/// The most important is next, and of its equals the oldest. When the queue *stands* ([`Delay`]), the newest is: it has
+/// The most important is next, and of its equals the oldest. When those of a priority *stand* ([`Delay`]), their newest is: it has
 /// the most time left, while the oldest most likely waits for nothing (Facebook, "Fail at Scale", ACM Queue 2015); and
 /// whoever has waited too long then is refused, so that its caller may ask elsewhere. What cannot end by its deadline
 /// any more is never next. When the queue is full, the newest of the least important ones goes.
 #[derive(Debug)]
 pub struct Queue<T> {
-    levels: [VecDeque<Entry<T>>; Priority::ALL.len()],
+    levels: [Level<T>; Priority::ALL.len()],
     places: usize,
     waiting: usize,
     next: u64,
+}
+
+/// Those of one priority, and whether they stand.
+#[derive(Debug)]
+struct Level<T> {
+    entries: VecDeque<Entry<T>>,
     delay: Delay,
+}
+
+impl<T> Default for Level<T> {
+    fn default() -> Self {
+        Self { entries: VecDeque::new(), delay: Delay::default() }
+    }
+}
+
+impl<T> Level<T> {
+    fn observe(&mut self, pace: Pace, now: Instant) {
+        let since = self.entries.front().map(|entry| entry.since);
+        let waited = since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        self.delay.observe(now, waited, pace.step);
+    }
 }
 
 #[derive(Debug)]
@@ -98,7 +118,7 @@ pub enum Pop<T> {
 impl<T> Queue<T> {
     /// An empty queue in which at most `places` wait.
     pub fn new(places: usize) -> Self {
-        Self { levels: Default::default(), places, waiting: 0, next: 0, delay: Delay::default() }
+        Self { levels: Default::default(), places, waiting: 0, next: 0 }
     }
 
     /// How many wait.
@@ -111,9 +131,9 @@ impl<T> Queue<T> {
         self.waiting == 0
     }
 
-    /// Whether it stands: it is overloaded.
+    /// Whether those of some priority stand: it is overloaded.
     pub fn stands(&self) -> bool {
-        self.delay.stands()
+        self.levels.iter().any(|level| level.delay.stands())
     }
 
     /// `what` wants to wait.
@@ -124,7 +144,7 @@ impl<T> Queue<T> {
         let mut displaced = None;
         if self.waiting >= self.places {
             let below = usize::from(ask.priority.level());
-            match self.levels.iter_mut().take(below).find_map(VecDeque::pop_back) {
+            match self.levels.iter_mut().take(below).find_map(|level| level.entries.pop_back()) {
                 Some(less) => displaced = Some(less.what),
                 None => return Push::Refused(what, Shed::Full),
             }
@@ -134,7 +154,7 @@ impl<T> Queue<T> {
         self.next += 1;
         self.waiting += 1;
         if let Some(level) = self.levels.get_mut(usize::from(ask.priority.level())) {
-            level.push_back(Entry { id, since: now, deadline: ask.deadline, what });
+            level.entries.push_back(Entry { id, since: now, deadline: ask.deadline, what });
         }
         let place = Place { priority: ask.priority, id };
         match displaced {
@@ -146,15 +166,13 @@ impl<T> Queue<T> {
     /// A place is free: the next one for it, or one who gets none; to be asked again until there is a next one or
     /// nobody. After the next one, [`overdue`](Self::overdue) says who else leaves.
     pub fn pop(&mut self, pace: Pace, now: Instant) -> Option<Pop<T>> {
-        let oldest = self.levels.iter().filter_map(|level| level.front()).map(|entry| entry.since).min();
-        let waited = oldest.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
-        self.delay.observe(now, waited, pace.step);
-        let newest_first = self.delay.stands();
-        let level = self.levels.iter_mut().rev().find(|level| !level.is_empty())?;
-        let entry = if newest_first { level.pop_back() } else { level.pop_front() }?;
+        self.levels.iter_mut().for_each(|level| level.observe(pace, now));
+        let level = self.levels.iter_mut().rev().find(|level| !level.entries.is_empty())?;
+        let entries = &mut level.entries;
+        let entry = if level.delay.stands() { entries.pop_back() } else { entries.pop_front() }?;
         self.waiting -= 1;
-        if self.waiting == 0 {
-            self.delay.observe(now, Duration::ZERO, pace.step);
+        if level.entries.is_empty() {
+            level.observe(pace, now);
         }
         Some(match entry.deadline {
             Some(deadline) if !fits(deadline, pace, now) => Pop::Shed(entry.what, Shed::Deadline),
@@ -164,21 +182,19 @@ impl<T> Queue<T> {
 
     /// One who has waited too long in a queue that stands.
     pub fn overdue(&mut self, pace: Pace, now: Instant) -> Option<T> {
-        if !self.delay.stands() {
-            return None;
-        }
         let patience = Delay::patience(pace.step);
         let waited = |entry: &Entry<T>| now.saturating_duration_since(entry.since);
-        let is_overdue =
-            |level: &&mut VecDeque<Entry<T>>| level.front().is_some_and(|entry| waited(entry) > patience);
-        let entry = self.levels.iter_mut().find(is_overdue)?.pop_front()?;
+        let is_overdue = |level: &&mut Level<T>| {
+            level.delay.stands() && level.entries.front().is_some_and(|entry| waited(entry) > patience)
+        };
+        let entry = self.levels.iter_mut().find(is_overdue)?.entries.pop_front()?;
         self.waiting -= 1;
         Some(entry.what)
     }
 
     /// One leaves by itself.
     pub fn leave(&mut self, place: Place) -> Option<T> {
-        let level = self.levels.get_mut(usize::from(place.priority.level()))?;
+        let level = &mut self.levels.get_mut(usize::from(place.priority.level()))?.entries;
         let index = level.binary_search_by(|entry| entry.id.cmp(&place.id)).ok()?;
         let entry = level.remove(index)?;
         self.waiting -= 1;
@@ -187,13 +203,12 @@ impl<T> Queue<T> {
 
     /// Whether waiting behind those who are there leaves no time to be served.
     fn is_in_vain(&self, deadline: Instant, priority: Priority, pace: Pace, now: Instant) -> bool {
-        // In a queue that stands the newest is next.
-        let standing = self.delay.stands();
-        let ahead = self.levels.iter().enumerate().rev();
-        let ahead = ahead.take_while(|(level, _)| {
-            *level > usize::from(priority.level()) || !standing && *level == usize::from(priority.level())
-        });
-        let ahead: usize = ahead.map(|(_, level)| level.len()).sum();
+        let own = usize::from(priority.level());
+        // Of those that stand the newest is next.
+        let is_ahead =
+            |(index, level): &(usize, &Level<T>)| *index > own || *index == own && !level.delay.stands();
+        let ahead = self.levels.iter().enumerate().filter(is_ahead);
+        let ahead: usize = ahead.map(|(_, level)| level.entries.len()).sum();
         let wait = pace.step.saturating_mul(u32::try_from(ahead).unwrap_or(u32::MAX));
         !now.checked_add(wait).is_some_and(|then| fits(deadline, pace, then))
     }

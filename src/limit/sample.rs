@@ -22,7 +22,6 @@ pub struct Sample {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Window {
     sum: f64,
-    least: f64,
     count: u32,
     /// The most that were in flight.
     pub in_flight_max: f64,
@@ -39,12 +38,7 @@ impl Window {
     /// The same while requests take `mean` seconds.
     #[cfg(test)]
     pub(crate) fn of(mean: f64, like: &Self) -> Self {
-        Self { sum: mean * f64::from(like.count), least: mean, ..*like }
-    }
-
-    /// The least latency in seconds; above zero.
-    pub fn least(&self) -> f64 {
-        self.least.max(1e-9)
+        Self { sum: mean * f64::from(like.count), ..*like }
     }
 }
 
@@ -53,7 +47,6 @@ impl Window {
 pub struct Samples {
     since: Option<Instant>,
     sum: f64,
-    least: f64,
     count: u32,
     dropped: u32,
     in_flight_max: u32,
@@ -64,7 +57,6 @@ impl Samples {
     pub fn add(&mut self, sample: Sample, now: Instant) -> Option<Window> {
         let since = *self.since.get_or_insert(now);
         let secs = sample.latency.as_secs_f64();
-        self.least = if self.count == 0 { secs } else { self.least.min(secs) };
         self.sum += secs;
         self.count += 1;
         self.dropped += u32::from(sample.dropped);
@@ -76,7 +68,6 @@ impl Samples {
         self.since = Some(now);
         Some(Window {
             sum: whole.sum,
-            least: whole.least,
             count: whole.count,
             in_flight_max: f64::from(whole.in_flight_max),
             dropped: whole.dropped.saturating_mul(20) > whole.count,
@@ -98,7 +89,7 @@ mod tests {
         };
         assert_eq!((0..20).find_map(|n| add(n, 10, false)), None, "there was too little time");
         let window = add(100, 31, true).unwrap();
-        assert!((window.mean() - 0.011).abs() < 1e-9 && (window.least() - 0.010).abs() < 1e-9);
+        assert!((window.mean() - 0.011).abs() < 1e-9);
         assert!(!window.dropped && window.in_flight_max == 3.0);
         assert_eq!((0..9).find_map(|n| add(200 + n, 10, false)), None, "there were too few");
         assert!(add(250, 10, true).unwrap().dropped);

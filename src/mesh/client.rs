@@ -3,6 +3,7 @@
 use crate::balance::body::AskBody;
 use crate::classify::answer::is_grpc;
 use crate::error::{BoxError, Error};
+use crate::limit::priority::{self, Priority};
 use crate::mesh::body::ReqBody;
 use crate::mesh::directory::Service as Destination;
 use crate::mesh::response::{ResBody, ResponseFuture};
@@ -20,7 +21,7 @@ use crate::timeout::deadline;
 use crate::timeout::inherited;
 use bytes::Bytes;
 use http::uri::Scheme;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use http_body::Body;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -141,6 +142,11 @@ pub fn enter<B, T>(policy: &Policy<T>, request: &mut Request<B>) -> Result<CallS
         state.hedge = options.hedge;
         state.priority = options.priority;
     }
+    // A request is as critical as its caller says, or as the request that this process is serving.
+    if let Some(level) = state.priority.or_else(|| handed_priority(request.headers())) {
+        state.priority = Some(level);
+        Priority::from_level(level).write(request.headers_mut());
+    }
     // What the request itself says, and what the request says that this process is serving, can only tighten it.
     let handed_down = [state.deadline, inherited::current().deadline].into_iter().flatten().min();
     let said = deadline::read(request.headers()).left;
@@ -148,6 +154,11 @@ pub fn enter<B, T>(policy: &Policy<T>, request: &mut Request<B>) -> Result<CallS
     state.is_deadline_told =
         said.is_some() || handed_down.is_some() || timeout != entry.policy.timeouts.request;
     Ok(CallScope::new(entry, state))
+}
+
+/// The priority of the request that this process is serving, unless this one says its own.
+fn handed_priority(headers: &HeaderMap) -> Option<u8> {
+    inherited::current().priority.filter(|_| !headers.contains_key(&priority::HEADER))
 }
 
 impl<B> Service<Request<B>> for Client

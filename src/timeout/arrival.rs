@@ -2,6 +2,7 @@
 
 use crate::classify::classifier::grpc_code;
 use crate::error::{BoxError, Error, Scope};
+use crate::limit::priority::Priority;
 use crate::policy::call::MeshRequest;
 use crate::policy::observe::Observed;
 use crate::retry::marks;
@@ -121,7 +122,9 @@ where
         let repeated = marks::is_repeated(request.http().headers());
         let limit = self.layer.limit(&request);
         let observed = request.observed().map(Arc::clone);
-        let mut inherited = Inherited { deadline: limit.map(|(at, _)| at), repeated, in_vain: false };
+        let priority = Priority::read(request.http().headers()).map(Priority::level);
+        let deadline = limit.map(|(at, _)| at);
+        let mut inherited = Inherited { deadline, priority, repeated, in_vain: false };
         let whole = limit.map(|(at, started)| {
             let after = at.saturating_duration_since(started);
             Bound { at, after, scope: Scope::Request }

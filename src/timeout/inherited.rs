@@ -11,6 +11,8 @@ use std::time::Instant;
 pub struct Inherited {
     /// When the request being served must have ended.
     pub deadline: Option<Instant>,
+    /// How critical it said to be; what it sends is as critical.
+    pub priority: Option<u8>,
     /// Whether it is itself another hop's repeated attempt, so that what it sends is not repeated again.
     pub repeated: bool,
     /// Whether something it sent failed and was repeated in vain, so that its caller need not repeat it.
@@ -19,7 +21,7 @@ pub struct Inherited {
 
 thread_local! {
     static CURRENT: Cell<Inherited> = const {
-        Cell::new(Inherited { deadline: None, repeated: false, in_vain: false })
+        Cell::new(Inherited { deadline: None, priority: None, repeated: false, in_vain: false })
     };
 }
 
