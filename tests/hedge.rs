@@ -11,6 +11,7 @@ use bytes::Bytes;
 use enmesh::classify::outcome::{Cause, Outcome, Verdict};
 use enmesh::error::Error;
 use enmesh::metrics::route::Hedge;
+use enmesh::metrics::series::Ending;
 use enmesh::policy::call::Call;
 use enmesh::policy::route::RouteEntry;
 use enmesh::profile::route::Route;
@@ -64,7 +65,10 @@ async fn send(
         .unwrap();
     let told = (response.status().as_u16(), response.body().attempts(), begun.elapsed());
     response.into_body().collect().await.unwrap();
-    entry.policy.metrics.end(Some(told.0), &Outcome::new(Verdict::Success, Cause::Status(told.0)));
+    entry
+        .policy
+        .metrics
+        .end(Ending::new(Some(told.0), &Outcome::new(Verdict::Success, Cause::Status(told.0))));
     told
 }
 
@@ -75,7 +79,7 @@ fn hedges(entry: &RouteEntry<()>) -> [u64; 3] {
 
 /// Checks that nothing is under way, and that each attempt was counted once.
 fn at_rest(entry: &RouteEntry<()>, inner: &Upstream) {
-    let attempts = entry.policy.metrics.unsent().read();
+    let attempts = entry.policy.metrics.attempts().read();
     assert_eq!(attempts.in_flight(), 0, "{attempts:?}");
     assert_eq!(attempts.begun, inner.seen.lock().unwrap().len() as u64);
     assert_eq!(inner.alive.load(Ordering::SeqCst), 0);
@@ -189,7 +193,7 @@ async fn dropping_a_hedged_call_at_any_time_leaves_nothing_behind() {
                 tokio::time::advance(MS(3)).await;
             }
         }
-        metrics.end(None, &Outcome::DROPPED);
+        metrics.end(Ending::new(None, &Outcome::DROPPED));
         if polls > 0 {
             at_rest(&entry, &inner);
         }
