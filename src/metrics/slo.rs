@@ -437,7 +437,7 @@ mod tests {
             "100 times the rate for ten minutes is 16 over an hour"
         );
         let over = [bad[0], bad[1], (330, 100, 0)];
-        assert_eq!(firing(&over)[0], false, "the short window has seen no fault");
+        assert!(!firing(&over)[0], "the short window has seen no fault");
         let slow = [(6 * HOUR, 1000, 7)];
         assert_eq!(firing(&slow), [false, true, true]);
     }
