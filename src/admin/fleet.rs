@@ -58,6 +58,11 @@ impl FromStr for Peer {
         };
         let uri: Uri = format!("http://{rest}").parse().map_err(|_| bad("it is no URL"))?;
         let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+        let is_port_said =
+            uri.authority().is_some_and(|said| !said.as_str().ends_with(uri.host().unwrap_or_default()));
+        if is_port_said && uri.port_u16().is_none() && !rest.contains('@') {
+            return Err(bad("its port is no number from 0 to 65535"));
+        }
         let is_bare = matches!(uri.path(), "" | "/") && uri.query().is_none() && !rest.contains('@');
         match (host.is_empty(), is_bare) {
             (true, _) => Err(bad("it has no host")),
@@ -245,7 +250,8 @@ mod tests {
         check("ftp://web", Err("scheme"));
         check("http://web:1/api", Err("follow the port"));
         check("http://user@web:1", Err("follow the port"));
-        check("http://web:99999", Err("no URL"));
+        check("http://web:99999", Err("no number"));
+        check("http://web:", Err("no number"));
         check("", Err("is no admin server"));
     }
 }
