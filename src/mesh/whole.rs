@@ -261,7 +261,9 @@ where
         let meter = &mut keep.meter;
         Poll::Ready(match result {
             Ok(mut response) => {
-                let whole = whole(meter.started(), *this.deadline);
+                // A body at its end has no time to take.
+                let is_over = response.body().is_end_stream();
+                let whole = if is_over { None } else { whole(meter.started(), *this.deadline) };
                 meter.head(&response, W::judged(response.body().inner()));
                 if let Some(deadline) = *this.deadline {
                     meter.left(deadline);
