@@ -127,6 +127,7 @@ async fn dropping_a_held_request_at_any_time_sends_nothing_more() {
     }
 }
 
+#[cfg(feature = "http")]
 const PROFILE: &str = "
 apiVersion: enmesh.dev/v1
 kind: ServiceProfile
@@ -141,6 +142,7 @@ spec:
     fault: {abort: {httpStatus: 503}}
 ";
 
+#[cfg(feature = "http")]
 #[tokio::test(start_paused = true)]
 async fn a_mesh_breaks_what_its_profiles_say_and_one_switch_ends_it() {
     let build = |on| {

@@ -291,6 +291,7 @@ async fn many_clones_share_the_places_and_a_ready_one_holds_none() {
     at_rest(&limiter);
 }
 
+#[cfg(feature = "http")]
 const PROFILE: &str = "
 apiVersion: enmesh.dev/v1
 kind: ServiceProfile
@@ -302,6 +303,7 @@ spec:
     rateLimits: [{requests: 5}]
 ";
 
+#[cfg(feature = "http")]
 #[tokio::test(start_paused = true)]
 async fn a_server_answers_what_is_too_much_and_says_when_to_come_back() {
     let mesh = enmesh::Mesh::builder().name("web.shop:80").profile_yaml(PROFILE).build().unwrap();
@@ -333,6 +335,7 @@ async fn a_server_answers_what_is_too_much_and_says_when_to_come_back() {
     assert!((1..=200).contains(&pushback.unwrap().parse::<u32>().unwrap()));
 }
 
+#[cfg(feature = "http")]
 #[tokio::test(start_paused = true)]
 async fn a_client_holds_to_its_profile_and_nothing_is_left_of_a_dropped_call() {
     let profile = "
