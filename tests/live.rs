@@ -152,6 +152,99 @@ async fn a_scripted_load_is_told_exactly() {
     assert_eq!((counts(nobody), &nobody["tls"]), ([40, 25, 15, 0], &false.into()));
 }
 
+/// What a process's own profile says of what arrives at it.
+const GUARDED: &str = r"
+apiVersion: enmesh.dev/v1
+kind: ServiceProfile
+metadata: {name: voting.emojivoto}
+spec:
+  routes:
+  - name: vote
+    condition: {pathRegex: /vote}
+    rateLimits: [{requests: 3, per: 1h, burst: 3}]
+  - name: other
+    condition: {pathRegex: /.*}
+";
+
+/// What a caller's says of the same service.
+const HURRIED: &str = r"
+apiVersion: enmesh.dev/v1
+kind: ServiceProfile
+metadata: {name: voting.emojivoto}
+spec:
+  routes:
+  - name: list
+    condition: {pathRegex: /list}
+    rateLimits: [{requests: 2, per: 1h, burst: 2}]
+  - name: slow
+    condition: {pathRegex: /slow}
+    timeouts: {request: 50ms}
+  - name: broken
+    condition: {pathRegex: /broken}
+    fault: {abort: {httpStatus: 503, percent: 100}}
+  - name: other
+    condition: {pathRegex: /.*}
+";
+
+const RULES: &str = r"
+apiVersion: enmesh.dev/v1
+kind: Authorization
+metadata: {name: voting}
+spec:
+  default: allow
+  rules:
+  - {name: no-results, action: deny, request: {pathRegex: /secret}}
+";
+
+#[tokio::test]
+async fn what_the_mesh_itself_ended_is_told_by_its_cause() {
+    let rules = enmesh::authz::settings::AuthzSettings::from_yaml(RULES).unwrap();
+    let voting = Mesh::builder().name("voting.emojivoto:80").dns(false).profile_yaml(GUARDED).admin(ANY);
+    let voting = voting.authorize(rules).build().unwrap();
+    let listener = TcpListener::bind(ANY).await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let app = tower::service_fn(|request: Request<enmesh::serve::body::RequestBody>| async move {
+        if request.uri().path() == "/slow" {
+            std::future::pending::<()>().await;
+        }
+        Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("x")))
+    });
+    let serving = voting.clone();
+    tokio::spawn(async move { serving.serve(listener, app).await });
+    let web = Mesh::builder().name("web.emojivoto").dns(false).profile_yaml(HURRIED).admin(ANY);
+    let web = web
+        .endpoints("voting.emojivoto:80", [addr.to_string()])
+        .endpoints("gone:80", ["127.0.0.1:1".to_owned()]);
+    let web = web.admin_peers([url(&voting)]).build().unwrap();
+    let client = web.client();
+    for (path, times) in [("vote", 5), ("list", 6), ("slow", 2), ("secret", 4), ("fine", 3), ("broken", 2)] {
+        for _ in 0..times {
+            if let Ok(response) = client.get(format!("http://voting.emojivoto/{path}")).await {
+                response.into_body().collect().await.unwrap();
+            }
+        }
+    }
+    assert!(client.get("http://gone/").await.is_err());
+    // Both processes together.
+    let report = ask(&web, "/api/v1/stat?kind=route,client&window=5m").await;
+    let of = |service: &str, direction: &str, route: &str| {
+        let fields = [("service", service), ("direction", direction), ("route", route)];
+        let row = row(&report, "route", &fields);
+        let causes = ["shed", "denied", "late", "unreached", "faults"].map(|key| row[key].as_u64().unwrap());
+        (row["requests"].as_u64().unwrap(), row["failures"].as_u64().unwrap(), causes)
+    };
+    let told = |direction, route| of("voting.emojivoto:80", direction, route);
+    assert_eq!(told("inbound", "vote"), (5, 2, [2, 0, 0, 0, 0]), "by the server's rate");
+    assert_eq!(told("outbound", "list"), (6, 4, [4, 0, 0, 0, 0]), "by the caller's rate");
+    assert_eq!(told("outbound", "slow"), (2, 2, [0, 0, 2, 0, 0]), "by the caller's timeout");
+    assert_eq!(told("inbound", "other"), (4 + 2 + 2 + 3, 4, [0, 4, 0, 0, 0]), "by the server's rules");
+    assert_eq!(told("outbound", "broken"), (2, 2, [0, 0, 0, 0, 2]), "on purpose");
+    assert_eq!(of("gone:80", "outbound", ""), (1, 1, [0, 0, 0, 1, 0]), "nobody is there");
+    assert_eq!(told("outbound", "other").2, [0; 5], "what a peer answered is its answer");
+    let nobody = row(&report, "client", &[("client", "")]);
+    assert_eq!((&nobody["shed"], &nobody["denied"]), (&2.into(), &4.into()), "by caller too");
+}
+
 #[tokio::test]
 async fn many_processes_are_one_exactly() {
     let (voting, addr) = voting().await;
@@ -509,7 +602,7 @@ mod tool {
         let table = cells(&out);
         assert_eq!(table[0][2..6], ["EFFECTIVE_SUCCESS", "EFFECTIVE_RPS", "ACTUAL_SUCCESS", "ACTUAL_RPS"]);
         let list = line(&table, "GET /list");
-        assert_eq!((&*list[2], &*list[4]), ("100.00%", "50.00%"));
+        assert_eq!((&*list[2], &*list[4], &*list[9]), ("100.00%", "50.00%", "-"));
 
         let (_, out, _) = run(&["stat", "-o", "wide"]).await;
         let table = cells(&out);

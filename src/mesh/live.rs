@@ -276,6 +276,7 @@ fn reading(tally: &Tally) -> Reading {
         successes: told.successes(),
         failures: told.failures(),
         cancelled: told.cancelled(),
+        causes: told.causes(),
         latency: told.latency,
         ..Reading::default()
     }

@@ -212,7 +212,7 @@ impl Edge {
 mod tests {
     use super::*;
     use crate::metrics::report::{Facts, RowKey};
-    use crate::metrics::stat::Reading;
+    use crate::metrics::stat::{Causes, Reading};
     use std::time::Duration;
 
     fn row(key: RowKey, requests: u64) -> Row {
@@ -226,6 +226,7 @@ mod tests {
             figures: Figures::of(&reading, Duration::from_secs(1)),
             retries: 0,
             no_budget: 0,
+            causes: Causes::default(),
             actual: None,
             series: None,
         }

@@ -211,6 +211,7 @@ fn row(
         figures: Figures::of(reading, length),
         retries: if has_attempts { reading.retries() } else { 0 },
         no_budget: reading.no_budget,
+        causes: reading.causes,
         actual,
         series: None,
         key,

@@ -4,7 +4,7 @@
 //! quantiles, so the whole is as exact as its parts.
 
 use crate::metrics::names::Direction;
-use crate::metrics::stat::Reading;
+use crate::metrics::stat::{Causes, Reading};
 use crate::stdx::histogram::Counts;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -216,6 +216,9 @@ pub struct Row {
     pub retries: u64,
     /// Retries that the budget refused.
     pub no_budget: u64,
+    /// What the mesh itself ended.
+    #[serde(flatten)]
+    pub causes: Causes,
     /// Each attempt for itself (*actual*), of routes that are called.
     pub actual: Option<Figures>,
     /// The last minutes, if they were asked for.
@@ -235,6 +238,7 @@ impl Row {
         self.figures.add(&other.figures);
         self.retries = self.retries.saturating_add(other.retries);
         self.no_budget = self.no_budget.saturating_add(other.no_budget);
+        self.causes = self.causes.merge(&other.causes);
         match (&mut self.actual, &other.actual) {
             (Some(mine), Some(theirs)) => mine.add(theirs),
             (mine, theirs) => *mine = mine.take().or_else(|| theirs.clone()),
@@ -388,6 +392,7 @@ mod tests {
             figures,
             retries: 1,
             no_budget: 0,
+            causes: Causes { shed: failures, ..Causes::default() },
             series: None,
         };
         let process = Process { id: Some(id.to_owned()), name: "p".into(), ..Process::default() };
@@ -413,6 +418,7 @@ mod tests {
             let rps = figures(&one).rps;
             prop_assert_eq!(Figures { rps, ..figures(&whole) }, figures(&one));
             prop_assert_eq!((whole.rows[0].retries, whole.processes.len()), (2, 2));
+            prop_assert_eq!(whole.rows[0].causes, one.rows[0].causes);
         }
     }
 

@@ -4,7 +4,7 @@ use crate::classify::outcome::Outcome;
 use crate::metrics::kept::Kept;
 use crate::metrics::names::Direction;
 use crate::metrics::series::Ending;
-use crate::metrics::stat::Reading;
+use crate::metrics::stat::{Causes, Reading};
 use crate::metrics::tally::Tally;
 use crate::stdx::histogram::{Counts, Histogram};
 use metrics::Label;
@@ -211,12 +211,14 @@ impl RouteMetrics {
     /// The totals so far.
     pub fn read(&self) -> Reading {
         let calls = self.calls.read();
+        let faults = Injection::ALL.iter().map(|(injection, _)| self.injections(*injection)).sum();
         let mut reading = Reading {
             requests: calls.begun,
             successes: calls.successes(),
             failures: calls.failures(),
             cancelled: calls.cancelled(),
             no_budget: self.retries().no_budget(),
+            causes: Causes { faults, ..calls.causes() },
             latency: calls.latency,
             ..Reading::default()
         };

@@ -30,6 +30,7 @@ enum Word {
     StreamTimeout,
     IdleTimeout,
     FailFast,
+    NoEndpoints,
     Shed,
     Connect,
     Refused,
@@ -39,13 +40,14 @@ enum Word {
     Cancelled,
 }
 
-const WORDS: [Word; 13] = [
+const WORDS: [Word; 14] = [
     Word::None,
     Word::RequestTimeout,
     Word::HeadersTimeout,
     Word::StreamTimeout,
     Word::IdleTimeout,
     Word::FailFast,
+    Word::NoEndpoints,
     Word::Shed,
     Word::Connect,
     Word::Refused,
@@ -74,7 +76,8 @@ impl Word {
 
     fn of_error(error: &Error) -> Option<Self> {
         Some(match error {
-            Error::BreakerOpen { .. } | Error::NoEndpoints { .. } => Self::FailFast,
+            Error::BreakerOpen { .. } => Self::FailFast,
+            Error::NoEndpoints { .. } => Self::NoEndpoints,
             Error::Overloaded { .. } | Error::RateLimited { .. } => Self::Shed,
             Error::Denied { .. } => Self::Denied,
             _ => return None,
@@ -87,7 +90,7 @@ impl Word {
             Self::None => "",
             Self::RequestTimeout | Self::HeadersTimeout | Self::StreamTimeout => "timeout",
             Self::IdleTimeout => "idle timeout",
-            Self::FailFast => "failfast",
+            Self::FailFast | Self::NoEndpoints => "failfast",
             Self::Shed => "loadshed",
             Self::Connect => "connect",
             Self::Refused => "refused",
@@ -106,7 +109,7 @@ impl Word {
             Self::HeadersTimeout => "RESPONSE_HEADERS_TIMEOUT",
             Self::StreamTimeout => "RESPONSE_STREAM_TIMEOUT",
             Self::IdleTimeout => "IDLE_TIMEOUT",
-            Self::FailFast => "FAIL_FAST",
+            Self::FailFast | Self::NoEndpoints => "FAIL_FAST",
             Self::Shed => "LOAD_SHED",
             Self::Connect => "IO",
             Self::Refused => "REFUSED",
@@ -123,12 +126,25 @@ impl Word {
             Self::RequestTimeout | Self::HeadersTimeout | Self::StreamTimeout | Self::IdleTimeout => {
                 Some("response timeout")
             }
-            Self::FailFast => Some("failfast"),
+            Self::FailFast | Self::NoEndpoints => Some("failfast"),
             Self::Shed => Some("loadshed"),
             Self::Connect | Self::Refused | Self::Reset => Some("i/o"),
             Self::Local => Some("unexpected"),
         }
     }
+}
+
+/// What kept a call from a response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// A limit, a breaker or a queue refused it.
+    Shed,
+    /// Its caller may not do this.
+    Denied,
+    /// A time limit passed.
+    Late,
+    /// There was no endpoint, or none that took it.
+    Unreached,
 }
 
 /// How a call or an attempt ended, as far as series differ by it. One word, so that it is found by one comparison.
@@ -180,6 +196,19 @@ impl Ending {
     /// Whether the caller went away before the end was known.
     pub fn is_cancelled(self) -> bool {
         self.0 & CANCELLED != 0
+    }
+
+    /// Which of the mesh's own reasons ended it; `None` for what a peer answered or broke off.
+    pub fn why(self) -> Option<Why> {
+        match self.word() {
+            Word::FailFast | Word::Shed => Some(Why::Shed),
+            Word::Denied => Some(Why::Denied),
+            Word::RequestTimeout | Word::HeadersTimeout | Word::StreamTimeout | Word::IdleTimeout => {
+                Some(Why::Late)
+            }
+            Word::NoEndpoints | Word::Connect | Word::Refused => Some(Why::Unreached),
+            Word::None | Word::Reset | Word::Local | Word::Cancelled => None,
+        }
     }
 
     fn verdict(self) -> usize {

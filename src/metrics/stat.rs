@@ -2,6 +2,57 @@
 
 use crate::stdx::histogram::Counts;
 
+/// Calls that the mesh itself ended, by its reason; those of the first four are failures.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct Causes {
+    /// Refused by a limit, a breaker or a queue.
+    pub shed: u64,
+    /// Refused since the caller may not do this.
+    pub denied: u64,
+    /// A time limit passed before the response's headers came.
+    pub late: u64,
+    /// There was no endpoint, or no connection to it.
+    pub unreached: u64,
+    /// Broken or held up on purpose; a call that was both counts twice.
+    pub faults: u64,
+}
+
+impl Causes {
+    /// Both together.
+    #[must_use]
+    pub fn merge(&self, other: &Self) -> Self {
+        self.zip(other, u64::saturating_add)
+    }
+
+    fn zip(&self, b: &Self, f: impl Fn(u64, u64) -> u64) -> Self {
+        Self {
+            shed: f(self.shed, b.shed),
+            denied: f(self.denied, b.denied),
+            late: f(self.late, b.late),
+            unreached: f(self.unreached, b.unreached),
+            faults: f(self.faults, b.faults),
+        }
+    }
+}
+
+impl std::fmt::Display for Causes {
+    /// `12 shed, 5 late`; `-` without any.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let all = [
+            (self.shed, "shed"),
+            (self.denied, "denied"),
+            (self.late, "late"),
+            (self.unreached, "unreached"),
+            (self.faults, "faults"),
+        ];
+        let told = all.iter().filter(|(count, _)| *count > 0);
+        let told: Vec<String> = told.map(|(count, word)| format!("{count} {word}")).collect();
+        f.write_str(if told.is_empty() { "-" } else { "" })?;
+        f.write_str(&told.join(", "))
+    }
+}
+
 /// What a route did: totals, or the difference of two readings.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Reading {
@@ -21,6 +72,8 @@ pub struct Reading {
     pub attempt_failures: u64,
     /// Retries that the budget refused.
     pub no_budget: u64,
+    /// What the mesh itself ended.
+    pub causes: Causes,
     /// Latencies of the calls, to the first frame of the response's body.
     pub latency: Counts,
 }
@@ -48,6 +101,7 @@ impl Reading {
             attempt_successes: f(self.attempt_successes, b.attempt_successes),
             attempt_failures: f(self.attempt_failures, b.attempt_failures),
             no_budget: f(self.no_budget, b.no_budget),
+            causes: self.causes.zip(&b.causes, &f),
             latency: g(&self.latency, &b.latency),
         }
     }

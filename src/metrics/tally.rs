@@ -1,6 +1,7 @@
 //! Floor 2: what is counted of one set of calls or attempts: begun, ended how, and how soon.
 
-use crate::metrics::series::{Ending, Endings};
+use crate::metrics::series::{Ending, Endings, Why};
+use crate::metrics::stat::Causes;
 use crate::stdx::histogram::{Counts, Histogram};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -68,6 +69,18 @@ impl Told {
     /// Those whose caller went away before the end was known.
     pub fn cancelled(&self) -> u64 {
         self.sum(Ending::is_cancelled)
+    }
+
+    /// Those that the mesh itself ended, by its reason.
+    pub fn causes(&self) -> Causes {
+        let of = |why| self.sum(|ending| ending.why() == Some(why));
+        Causes {
+            shed: of(Why::Shed),
+            denied: of(Why::Denied),
+            late: of(Why::Late),
+            unreached: of(Why::Unreached),
+            faults: 0,
+        }
     }
 
     /// Those under way.

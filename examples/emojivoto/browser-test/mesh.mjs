@@ -192,6 +192,21 @@ await step("configuration: an update with what it changed, and a refusal that ch
   await says(row(page, "voting-svc.emojivoto:8080", "web-svc").locator("td"), "ratio 0.2, min per second 10, ttl 10s");
 });
 
+await step("routes: what a limit sheds is told, and why; else there is no such column", async () => {
+  await show(page, "routes");
+  await settle(page);
+  assert(await page.getByRole("columnheader", { name: "Why" }).isHidden());
+  const text = readFileSync(join(profiles, "voting.yaml"), "utf8");
+  write("voting.yaml", text.replace("  - name: Vote\n", "  - name: Vote\n    rateLimits: [{requests: 1, per: 1h, burst: 1}]\n"));
+  const limited = async () => Object.values((await ask("inspect")).inspections).some((it) => it.name.startsWith("web-svc") && JSON.stringify(it.updates).includes("rateLimits"));
+  while (!await limited()) await page.waitForTimeout(50);
+  await call("/api/vote?choice=:joy:", 5);
+  await says(cell(row(page, "Vote", "voting-svc", "sent"), "Why"), "4 shed");
+  await show(page, "overview");
+  await says(page.locator(".findings li"), "4 shed: limits, breakers or queues of its callers refused them");
+  write("voting.yaml", text);
+});
+
 await step("identity: each process's certificate and time to its end, and every connection", async () => {
   await show(page, "identity");
   const web = page.locator("section[aria-label=Certificates] tbody tr", { hasText: "emojivoto.example/ns/emojivoto/sa/web" });

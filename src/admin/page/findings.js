@@ -1,6 +1,6 @@
 // What stands out, in sentences: the answer to "what is wrong here, and why".
 
-import { millis, percent, rate, routeName, short, span } from "/page/dom.js";
+import { causes, millis, percent, rate, routeName, short, span } from "/page/dom.js";
 
 const ORDER = { bad: 0, warn: 1, good: 2 };
 
@@ -8,7 +8,7 @@ const ORDER = { bad: 0, warn: 1, good: 2 };
 export function findings({ stat, inspect, slo }) {
   const all = [
     ...processes(stat ?? inspect), ...(inspect?.processes ?? []).flatMap(configuration), ...breakers(inspect),
-    ...(inspect?.processes ?? []).flatMap(identity), ...(slo?.objectives ?? []).flatMap(objective), ...(stat?.rows ?? []).flatMap(route),
+    ...(inspect?.processes ?? []).flatMap(identity), ...(slo?.objectives ?? []).flatMap(objective), ...sides(stat).flatMap(route),
   ];
   const once = new Map(all.map((finding) => [finding.key, finding]));
   return [...once.values()].sort((a, b) => ORDER[a.level] - ORDER[b.level] || (b.weight ?? 0) - (a.weight ?? 0));
@@ -68,6 +68,20 @@ const objective = (it) => {
   }];
 };
 
+/** Of a route's two sides the one that knows why stands last: it is the one that is told. */
+const sides = (stat) => (stat?.rows ?? []).toSorted((a, b) => Boolean(causes(a)) - Boolean(causes(b)));
+
+/** What the mesh did to a route's calls, by what there is to do about it. */
+const WHY = {
+  shed: (row) => `limits, breakers or queues of ${row.direction === "outbound" ? "its callers" : "its server"} refused them`,
+  denied: () => "authorization refused them",
+  late: () => "they took longer than they may",
+  unreached: () => "no endpoint took them",
+  faults: () => "its profile breaks them on purpose",
+};
+
+const why = (row) => WHY[Object.keys(WHY).filter((cause) => row[cause]).sort((a, b) => row[b] - row[a])[0]](row);
+
 /** Outbound rows tell of attempts too; inbound ones of what comes from callers that nobody watches. */
 function route(row) {
   if (row.kind !== "route" || !row.requests) return [];
@@ -75,11 +89,14 @@ function route(row) {
   const link = `#routes?q=${encodeURIComponent(routeName(row.route))}`;
   const key = `route ${row.service} ${row.route}`;
   const told = [];
+  if (causes(row) && !(row.success_rate < 0.99)) {
+    told.push({ key: `${key} why`, level: "warn", weight: 4, text: `${name}: ${causes(row)}`, more: `of ${row.requests} requests; ${why(row)}`, href: link });
+  }
   if (row.success_rate !== null && row.success_rate < 0.99) {
     told.push({
       key, level: row.success_rate < 0.95 ? "bad" : "warn", weight: 4 + (1 - row.success_rate) * (row.rps ?? 0) / 1000,
       text: `${name} fails: ${percent(row.success_rate, 1)} success`,
-      more: `${row.failures} of ${row.requests} requests failed (${rate(row.rps)}/s)${row.no_budget ? `; ${row.no_budget} retries refused by the budget` : ""}`,
+      more: `${row.failures} of ${row.requests} requests failed (${rate(row.rps)}/s)${causes(row) && `; ${causes(row)}: ${why(row)}`}${row.no_budget ? `; ${row.no_budget} retries refused by the budget` : ""}`,
       href: link,
     });
   }

@@ -1,6 +1,6 @@
 // Every route: what callers saw (effective), what was really sent (actual), and the last five minutes of it.
 
-import { card, count, h, levelOf, millis, percent, rate, routeName, setText, short, SIGNS } from "/page/dom.js";
+import { card, causes, count, h, levelOf, millis, percent, rate, routeName, setText, short, SIGNS } from "/page/dom.js";
 import { chart, spark, times, traffic } from "/page/chart.js";
 import { table } from "/page/table.js";
 
@@ -19,6 +19,7 @@ const latency = (key) => ({
   key, label: key.toUpperCase(), num: true, sort: (row) => row.latency_ms?.[key], text: (row) => millis(row.latency_ms?.[key]),
 });
 const way = (row) => (row.direction === "outbound" ? "sent" : "received");
+const ended = (row) => row.shed + row.denied + row.late + row.unreached + row.faults;
 const perSecond = (row) => (row.elapsed_secs ? row.retries / row.elapsed_secs : null);
 
 export const routes = {
@@ -38,6 +39,7 @@ export const routes = {
         { key: "service", label: "Service", wide: true, sort: (row) => row.service, cell: service },
         { key: "success", label: "Success", title: "effective: what callers saw, after retries", ...success((row) => row.success_rate) },
         { key: "rps", label: "Req/s", num: true, sort: (row) => row.rps, text: (row) => rate(row.rps) },
+        { key: "why", label: "Why", wide: true, title: "what the mesh itself ended: shed by limits, breakers and queues; denied; late (timeouts); unreached (no endpoint, no connection); faults injected on purpose", sort: ended, text: (row) => causes(row) || "–", shown: (rows) => rows.some(ended) },
         latency("p50"), latency("p95"), latency("p99"),
         { key: "actual", label: "Actual success", short: "Actual", title: "of attempts, before retries", ...success((row) => row.actual?.success_rate) },
         { key: "arps", label: "Actual req/s", num: true, sort: (row) => row.actual?.rps, text: (row) => rate(row.actual?.rps) },
@@ -131,6 +133,7 @@ function settings(row, inspect) {
   const told = [
     ["p99.9", millis(row.latency_ms?.p999)], ["Requests in the window", `${count(row.requests)}: ${count(row.successes)} went well, ${count(row.failures)} failed, ${count(row.cancelled)} cancelled`],
   ];
+  if (causes(row)) told.push(["Ended by the mesh", causes(row)]);
   if (row.actual) told.push(["Attempts", `${count(row.actual.requests)}, ${count(row.retries)} of them retries; ${count(row.no_budget)} retries refused by the budget`]);
   if (!route) return told;
   const times = Object.entries(route.timeouts ?? {}).filter(([, time]) => time);

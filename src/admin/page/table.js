@@ -5,7 +5,7 @@ import { h, keyed, setText } from "/page/dom.js";
 /**
  * `columns`: `{ key, label, short, num, sort(row), cell(td, row), text(row), head, wide, wrap, title }`. `cell` is called again and again for the
  * same element; `text` is enough where the cell is a text. `head` makes the cell the row's name. A column without
- * `sort` does not sort.
+ * `sort` does not sort. One with `shown(rows)` is there only while that holds.
  */
 export function table({ caption, columns, keyOf, sortBy, rowClass, empty = "nothing yet" }) {
   let order = sortBy ?? null;
@@ -50,12 +50,14 @@ export function table({ caption, columns, keyOf, sortBy, rowClass, empty = "noth
       if (column.cell) column.cell(cell, row);
       else setText(cell, column.text(row));
       cell.classList.toggle("void", cell.textContent === "–");
+      cell.hidden = heads[at].hidden;
     });
   }
 
   function draw() {
     const column = columns.find((it) => it.key === order?.key);
     columns.forEach((it, at) => {
+      if (it.shown) heads[at].hidden = !it.shown(rows);
       if (it.sort) heads[at].setAttribute("aria-sort", it === column ? order.dir : "none");
     });
     // Of equals the order stays: figures change, and rows should not dance.

@@ -234,6 +234,9 @@ impl Shown for Routes {
         let mut headings = vec!["ROUTE", "SERVICE"];
         headings.extend(success);
         headings.extend(["LATENCY_P50", "LATENCY_P95", "LATENCY_P99"]);
+        if wide {
+            headings.push("ENDED_BY_MESH");
+        }
         // The default route stands last, and is shown only where something met it.
         let services: BTreeSet<&str> = self.rows.iter().map(|row| &*row.key.service).collect();
         let is_default = |row: &&Row| row.key.route.as_deref() == Some("");
@@ -252,6 +255,9 @@ impl Shown for Routes {
                 cells.push(some.map_or_else(|| "-".to_owned(), |actual| format!("{:.1}rps", actual.rps)));
             }
             cells.extend([p50, p95, p99]);
+            if wide {
+                cells.push(row.causes.to_string());
+            }
             cells
         });
         table(&headings, &cells.collect::<Vec<_>>())
