@@ -51,6 +51,18 @@ impl Latency {
         Self { secs: f32::from_bits((word >> 32) as u32), stamp: word as u32, assumed: false }
     }
 
+    /// A share as one word: above the stamp how its bits differ from those of 1, so that to see a whole one is cheap.
+    #[inline]
+    pub(crate) fn pack_share(self) -> u64 {
+        self.pack() ^ WHOLE
+    }
+
+    /// From such a word.
+    #[inline(always)]
+    pub(crate) fn unpack_share(word: u64) -> Self {
+        Self::unpack_measured(word ^ WHOLE)
+    }
+
     /// Whether it is 1: a share of everything.
     #[inline(always)]
     fn is_whole(self) -> bool {
@@ -65,6 +77,8 @@ impl Latency {
     }
 }
 
+/// The bits of a whole share, above a stamp.
+const WHOLE: u64 = (1.0f32.to_bits() as u64) << 32;
 /// The bits of the word of waiting requests that count them.
 const COUNT_BITS: u32 = 20;
 
@@ -93,6 +107,12 @@ impl View {
     #[inline(always)]
     pub fn streams(&self) -> u32 {
         self.streams as u32
+    }
+
+    /// Whether somebody measured the latency, of a view that takes it for measured.
+    #[inline(always)]
+    pub(crate) fn is_measured(&self) -> bool {
+        self.latency.secs.is_sign_positive()
     }
 
     /// How many wait for headers.
@@ -336,7 +356,15 @@ impl Formula {
         self.loaded(power, view, at, load)
     }
 
-    /// The same, and what the endpoint reports of others' requests counts if `at` says so.
+    /// [`Formula::weighed`] of an endpoint of usual share as it mostly is: measured, well, and its latency remembered. That
+    /// takes no call; `None` of any other.
+    #[inline(always)]
+    pub(crate) fn usual(&self, power: Power, view: &View, at: Glance) -> Option<f32> {
+        let fresh = at.millis.wrapping_sub(view.latency.stamp) <= self.grace_ms || power == Power::None;
+        (view.is_measured() && fresh && view.health.is_whole()).then(|| self.weighed(power, view, at, 1.0))
+    }
+
+    /// The cost, and what the endpoint reports of others' requests counts if `at` says so.
     pub(crate) fn weighed_among(&self, view: &View, at: Glance, load_factor: f32) -> f32 {
         let mut load = (view.count() + view.streams()) as f32 * load_factor + 1.0;
         if at.others >= 0.0 {
@@ -424,6 +452,25 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn the_usual_cost_is_the_cost(
+            secs in 1e-6f32..100.0, age in 0u64..3_000, waiting in 0u64..5, streams in 0u64..5, well in any::<bool>(),
+        ) {
+            let now = Moment::from_micros(10_000_000);
+            let stamp = now.millis() - age as u32;
+            let mut view = view(Latency { secs, stamp, assumed: false });
+            view.waiting = waiting * waiting_since(Moment::from_micros(9_000_000));
+            view.streams = streams;
+            view.health.secs = if well { 1.0 } else { 0.9 };
+            prop_assert_eq!(Latency::unpack_share(view.health.pack_share()), view.health);
+            for power in [Power::None, Power::One, Power::ThreeHalves] {
+                let formula = Formula { power, ..Formula::default() };
+                let is_usual = well && (age <= 1000 || power == Power::None);
+                let score = is_usual.then(|| formula.score(&view, now));
+                prop_assert_eq!(formula.usual(power, &view, now.into()), score);
+            }
+        }
+
         #[test]
         fn estimates_follow_the_definition(
             steps in proptest::collection::vec((0u32..20_000, 1u32..10_000), 0..50),

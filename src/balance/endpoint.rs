@@ -38,7 +38,7 @@ impl Cell {
         Self {
             waiting: AtomicU64::new(0),
             latency: AtomicU64::new(Latency::assumed(assumed, now).pack()),
-            health: AtomicU64::new(Latency { secs: 1.0, stamp: now.millis(), assumed: false }.pack()),
+            health: AtomicU64::new(Latency { secs: 1.0, stamp: now.millis(), assumed: false }.pack_share()),
             streams: AtomicU64::new(0),
             gate: AtomicU32::new(0),
             born_ms: now.millis(),
@@ -179,12 +179,12 @@ impl Cell {
     #[inline]
     pub fn judge(&self, went_well: bool, now: impl FnOnce() -> Moment) {
         let mut old = self.health.load(Relaxed);
-        if went_well && Latency::unpack(old).secs >= 1.0 {
+        if went_well && Latency::unpack_share(old).secs >= 1.0 {
             return;
         }
         let now = now();
         for _ in 0..2 {
-            let new = Formula::judged(Latency::unpack(old), now, went_well).pack();
+            let new = Formula::judged(Latency::unpack_share(old), now, went_well).pack_share();
             match self.health.compare_exchange_weak(old, new, Relaxed, Relaxed) {
                 Ok(_) => return,
                 Err(seen) => old = seen,
@@ -200,21 +200,26 @@ impl Cell {
 
     /// The share of requests that went well lately, 0 to 1.
     pub fn health(&self, now: Moment) -> f32 {
-        Formula::forgiven(Latency::unpack(self.health.load(Relaxed)), now)
+        Formula::forgiven(Latency::unpack_share(self.health.load(Relaxed)), now)
     }
 
     /// All that a score is made of, of an endpoint that was measured: a little cheaper, and of no meaning otherwise.
     #[inline(always)]
     pub fn measured_view(&self) -> View {
-        View { latency: Latency::unpack_measured(self.latency.load(Relaxed)), ..self.view() }
+        self.view_of(Latency::unpack_measured(self.latency.load(Relaxed)))
     }
 
     /// All that a score is made of.
     #[inline(always)]
     pub fn view(&self) -> View {
+        self.view_of(self.latency())
+    }
+
+    #[inline(always)]
+    fn view_of(&self, latency: Latency) -> View {
         View {
-            latency: Latency::unpack(self.latency.load(Relaxed)),
-            health: Latency::unpack_measured(self.health.load(Relaxed)),
+            latency,
+            health: Latency::unpack_share(self.health.load(Relaxed)),
             waiting: self.waiting.load(Relaxed),
             streams: self.streams.load(Relaxed),
         }

@@ -86,7 +86,7 @@ impl Picker {
     #[inline]
     pub fn pick<'s, T, F: Fn(u32) -> bool>(&self, set: &'s Set<T>, ask: &Ask<'_, F>) -> Option<&'s Slot<T>> {
         let (index, tier) = self.tier(set, ask)?;
-        if let Some(only) = tier.only().filter(|slot| set.tiers().len() == 1 && ask.allows(&slot.cell)) {
+        if let Some(only) = tier.only().filter(|slot| set.sole().is_some() && ask.allows(&slot.cell)) {
             return Some(only);
         }
         self.pick_in(set, (index, tier), ask).or_else(|| self.pick_anywhere(set, ask))
@@ -104,17 +104,17 @@ impl Picker {
     /// The tier of one request: the nearest, but for what its lack of usable endpoints makes overflow.
     #[inline]
     fn tier<'s, T, F>(&self, set: &'s Set<T>, ask: &Ask<'_, F>) -> Option<(usize, &'s Tier<T>)> {
-        let mut tiers = set.tiers();
-        if tiers.len() <= 1 {
-            return Some((0, tiers.next()?));
+        match set.sole() {
+            Some(tier) => Some((0, tier)),
+            None => self.overflow(set, ask),
         }
-        self.overflow(set, ask)
     }
 
     /// Envoy's priority levels: each tier takes what its usable share over the threshold is of the traffic, the
     /// next the rest; when all together take less than everything, in proportion.
     fn overflow<'s, T, F>(&self, set: &'s Set<T>, ask: &Ask<'_, F>) -> Option<(usize, &'s Tier<T>)> {
         let takes = |tier: &Tier<T>| (tier.usable_share() / self.overflow_below.max(0.01)).min(1.0);
+        let first = set.first()?;
         let all: f32 = set.tiers().map(takes).sum::<f32>().min(1.0);
         let mut left = ask.rng.unit() as f32 * all;
         for (index, tier) in set.tiers().enumerate() {
@@ -123,7 +123,7 @@ impl Picker {
                 return Some((index, tier));
             }
         }
-        Some((0, set.first()?))
+        Some((0, first))
     }
 
     #[inline]
@@ -134,16 +134,29 @@ impl Picker {
         ask: &Ask<'_, F>,
     ) -> Option<&'s Slot<T>> {
         match &self.rule {
-            Rule::Freed => self.freed(set, tier, ask),
             Rule::Choices(choices) => self.choices(tier, usize::from(*choices), ask),
+            Rule::Freed => self.freed(set, tier, ask),
+            _ => self.pick_alone(set, (index, tier), ask),
+        }
+    }
+
+    /// By the rules that compare nothing.
+    #[inline(never)]
+    fn pick_alone<'s, T, F: Fn(u32) -> bool>(
+        &self,
+        set: &'s Set<T>,
+        (index, tier): (usize, &'s Tier<T>),
+        ask: &Ask<'_, F>,
+    ) -> Option<&'s Slot<T>> {
+        match &self.rule {
             Rule::Turn(turn) => self.draw_by(ask, |_| tier.turn(turn.fetch_add(1, Relaxed))),
-            Rule::Random => self.draw(tier, ask),
             Rule::Hash(tables) => match (ask.hash, tables.get(index)) {
                 (Some(hash), Some(table)) => {
                     table.find(hash, |place| set.get(place).filter(|slot| ask.allows(&slot.cell)))
                 }
                 _ => self.draw(tier, ask),
             },
+            Rule::Random | Rule::Freed | Rule::Choices(_) => self.draw(tier, ask),
         }
     }
 
@@ -212,6 +225,7 @@ impl Picker {
     }
 
     /// One usable endpoint at random by weight that `again` does not know, as luck has it.
+    #[inline(never)]
     fn explore_other<'s, T, F: Fn(u32) -> bool>(
         &self,
         tier: &'s Tier<T>,
@@ -255,6 +269,17 @@ impl Picker {
             };
             return self.cheaper(tier, ask.now, first, second);
         }
+        self.choices_of_many(tier, choices, ask, first)
+    }
+
+    #[inline(never)]
+    fn choices_of_many<'s, T, F: Fn(u32) -> bool>(
+        &self,
+        tier: &'s Tier<T>,
+        choices: usize,
+        ask: &Ask<'_, F>,
+        first: &'s Slot<T>,
+    ) -> Option<&'s Slot<T>> {
         let mut contest = Contest::new(self, tier, ask.now);
         let mut drawn = [first; CHOICES_MAX as usize];
         let mut count = 1;
@@ -277,22 +302,57 @@ impl Picker {
         first: &'s Slot<T>,
         second: &'s Slot<T>,
     ) -> Option<&'s Slot<T>> {
-        let measured = !first.cell.latency().assumed && !second.cell.latency().assumed;
-        if tier.is_even() && self.slow_start.is_none() && self.others.is_none() && measured {
+        if tier.is_even() && self.slow_start.is_none() && self.others.is_none() {
             let at = Glance::from(now);
-            let cost =
-                |slot: &Slot<T>| self.formula.weighed(self.formula.power(), &slot.cell.view(), at, 1.0);
-            return Some(if cost(second) < cost(first) { second } else { first });
+            let second_is = match self.formula.power() {
+                Power::None => self.second_is_cheaper(Power::None, at, first, second),
+                Power::One => self.second_is_cheaper(Power::One, at, first, second),
+                Power::ThreeHalves => self.second_is_cheaper(Power::ThreeHalves, at, first, second),
+            };
+            if let Some(second_is) = second_is {
+                return Some(if second_is { second } else { first });
+            }
         }
+        self.cheaper_of_any(tier, now, [first, second])
+    }
+
+    /// Whether the second is cheaper, of two that are as endpoints mostly are.
+    #[inline(always)]
+    fn second_is_cheaper<T>(
+        &self,
+        power: Power,
+        at: Glance,
+        first: &Slot<T>,
+        second: &Slot<T>,
+    ) -> Option<bool> {
+        let first = self.formula.usual(power, &first.cell.measured_view(), at)?;
+        let second = self.formula.usual(power, &second.cell.measured_view(), at)?;
+        Some(second < first)
+    }
+
+    /// The same, whatever is known of them.
+    #[inline(never)]
+    fn cheaper_of_any<'s, T>(
+        &self,
+        tier: &'s Tier<T>,
+        now: Moment,
+        two: [&'s Slot<T>; 2],
+    ) -> Option<&'s Slot<T>> {
         let mut contest = Contest::new(self, tier, now);
-        contest.enter_all(self.formula.power(), &[first, second], false);
+        contest.enter_all(self.formula.power(), &two, false);
         contest.end()
+    }
+
+    /// What one costs that is not as endpoints mostly are, apart so that the others need no registers saved.
+    #[inline(never)]
+    fn unusual(&self, cell: &Cell, at: Glance) -> f32 {
+        self.formula.weighed(OWN_POWER, &cell.measured_view(), at, 1.0)
     }
 
     /// The cheapest of the recently freed and a random one; of four random ones when none was freed.
     ///
     /// Of equals the one freed longest ago is taken, and one in five times the random one.
-    #[inline]
+    #[inline(never)]
     fn freed<'s, T, F: Fn(u32) -> bool>(
         &self,
         set: &'s Set<T>,
@@ -300,10 +360,11 @@ impl Picker {
         ask: &Ask<'_, F>,
     ) -> Option<&'s Slot<T>> {
         let mut contest = Contest::new(self, tier, ask.now);
-        if contest.plain && set.tiers().len() == 1 {
+        if contest.plain && set.sole().is_some() {
             let (mut best, mut cost) = (None, f32::INFINITY);
             for cell in ask.ring.cells() {
-                let own = self.formula.weighed(OWN_POWER, &cell.measured_view(), contest.at, 1.0);
+                let usual = self.formula.usual(OWN_POWER, &cell.measured_view(), contest.at);
+                let own = usual.unwrap_or_else(|| self.unusual(cell, contest.at));
                 if own <= cost && ask.allows(cell) {
                     (best, cost) = (Some(cell), own);
                 }

@@ -73,7 +73,12 @@ pub struct Set<T> {
     tiers: Vec<Arc<Tier<T>>>,
     /// The tiers that have endpoints, by rank.
     order: Vec<usize>,
+    /// The only tier that has endpoints, or `NO_TIER`.
+    sole: usize,
 }
+
+/// A number that no tier has.
+const NO_TIER: usize = usize::MAX;
 
 /// The endpoints of one rank.
 #[derive(Debug)]
@@ -94,6 +99,8 @@ pub struct Tier<T> {
 struct Leaf<T> {
     slots: Vec<Option<Slot<T>>>,
     held: usize,
+    /// All slots are held and weigh the same, so that each is drawn as its table would draw it: by number.
+    uniform: bool,
     alias: Alias,
     until: Box<[u64]>,
     weights: Weights,
@@ -131,13 +138,13 @@ impl Weights {
 
 impl<T> Default for Set<T> {
     fn default() -> Self {
-        Self { tiers: Vec::new(), order: Vec::new() }
+        Self { tiers: Vec::new(), order: Vec::new(), sole: NO_TIER }
     }
 }
 
 impl<T> Clone for Set<T> {
     fn clone(&self) -> Self {
-        Self { tiers: self.tiers.clone(), order: self.order.clone() }
+        Self { tiers: self.tiers.clone(), order: self.order.clone(), sole: self.sole }
     }
 }
 
@@ -161,6 +168,7 @@ impl<T: Clone> Clone for Leaf<T> {
         Self {
             slots: self.slots.clone(),
             held: self.held,
+            uniform: self.uniform,
             alias: self.alias.clone(),
             until: self.until.clone(),
             weights: self.weights,
@@ -180,6 +188,12 @@ impl<T> Set<T> {
     #[inline]
     pub fn first(&self) -> Option<&Tier<T>> {
         self.order.first().map(|index| &*self.tiers[*index])
+    }
+
+    /// The tier that has endpoints, if there is but one.
+    #[inline]
+    pub(crate) fn sole(&self) -> Option<&Tier<T>> {
+        self.tiers.get(self.sole).map(|tier| &**tier)
     }
 
     /// How many endpoints may get something new.
@@ -259,6 +273,7 @@ impl<T: Clone> Set<T> {
         }
         self.order = (0..self.tiers.len()).filter(|index| self.tiers[*index].weights.count > 0).collect();
         self.order.sort_by_key(|index| self.tiers[*index].rank);
+        self.sole = if let [only] = self.order.as_slice() { *only } else { NO_TIER };
     }
 
     /// The tier of `rank`, made if there is none: a new one, one that is empty, or the last in rank.
@@ -357,7 +372,7 @@ impl<T> Tier<T> {
             [only] => only,
             leaves => leaves.get(self.alias.draw((random >> 32) as u32)?)?,
         };
-        leaf.slots.get(leaf.alias.draw(random as u32)?)?.as_ref()
+        leaf.draw(random as u32)
     }
 
     /// The endpoint whose weight covers `point`, a number below [`Tier::weight`], in the order of places.
@@ -419,6 +434,7 @@ impl<T> Default for Leaf<T> {
         Self {
             slots: Vec::new(),
             held: 0,
+            uniform: false,
             alias: Alias::default(),
             until: Box::default(),
             weights: Weights::NONE,
@@ -428,6 +444,16 @@ impl<T> Default for Leaf<T> {
 }
 
 impl<T> Leaf<T> {
+    #[inline(always)]
+    fn draw(&self, random: u32) -> Option<&Slot<T>> {
+        let index = if self.uniform {
+            (u64::from(random) * self.slots.len() as u64 >> 32) as usize
+        } else {
+            self.alias.draw(random)?
+        };
+        self.slots.get(index)?.as_ref()
+    }
+
     fn seal(&mut self) {
         while self.slots.last().is_some_and(Option::is_none) {
             self.slots.pop();
@@ -438,6 +464,8 @@ impl<T> Leaf<T> {
         self.alias = Alias::new(&wide);
         self.until = running(&wide);
         self.weights = weights.iter().fold(Weights::NONE, |all, weight| all.and(Weights::of(*weight)));
+        self.uniform =
+            self.weights.count as usize == self.slots.len() && self.weights.least == self.weights.most;
         self.changed = false;
     }
 }
@@ -509,6 +537,29 @@ mod tests {
                 }
                 prop_assert_eq!(sum, tier.weight());
                 prop_assert!(tier.draw(rng.next_u64()).is_some_and(|slot| slot.weight > 0));
+            }
+        }
+    }
+
+    #[test]
+    fn a_uniform_leaf_is_drawn_from_as_its_table_says() {
+        let rng = Rng::seeded(5);
+        for (count, hole) in (1..=LEAF as u32).map(|count| (count, None)).chain([(9, Some(3))]) {
+            let mut set = Set::default();
+            let places: Vec<Place> = (0..count)
+                .map(|id| {
+                    let place = set.vacancy(NEAR);
+                    set.put(place, slot(id, 700));
+                    place
+                })
+                .collect();
+            hole.map(|at: usize| set.remove(places[at]));
+            set.seal();
+            let leaf = &set.tiers[0].leaves[0];
+            assert_eq!(leaf.uniform, hole.is_none());
+            for random in (0..200).map(|_| rng.next_u64() as u32).chain([0, u32::MAX]) {
+                let told = leaf.alias.draw(random).and_then(|index| leaf.slots[index].as_ref());
+                assert_eq!(leaf.draw(random).map(|slot| slot.item), told.map(|slot| slot.item));
             }
         }
     }
