@@ -447,7 +447,7 @@ impl<T> Leaf<T> {
     #[inline(always)]
     fn draw(&self, random: u32) -> Option<&Slot<T>> {
         let index = if self.uniform {
-            (u64::from(random) * self.slots.len() as u64 >> 32) as usize
+            ((u64::from(random) * self.slots.len() as u64) >> 32) as usize
         } else {
             self.alias.draw(random)?
         };
