@@ -3,7 +3,7 @@
 use crate::balance::body::Served;
 use crate::balance::layer::Balance;
 use crate::balance::ticket::Ticket;
-use crate::classify::classifier::Classifier;
+use crate::classify::classifier::{self, Classifier};
 use crate::error::{Error, Scope};
 use crate::metrics::series::Ending;
 use crate::policy::call::{EndpointId, Judged, MeshRequest};
@@ -291,10 +291,7 @@ fn finish<B: Body>(
     match result {
         Ok(mut response) => {
             let (status, headers) = (response.status(), response.headers());
-            let head = match classifier {
-                Some(classifier) => classifier.head(status, headers, clock::wall_secs),
-                None => Classifier::default().head(status, headers, clock::wall_secs),
-            };
+            let head = classifier::head(classifier, status, headers, clock::wall_secs);
             let judged = Judged { head, at: clock::now() };
             ticket.head(judged.at, head, status.as_u16());
             ticket.told(Some(response.headers()));

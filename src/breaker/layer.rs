@@ -4,7 +4,7 @@ use crate::breaker::detect::Chart;
 use crate::breaker::event::Event;
 use crate::breaker::ward::{BedState, Patient, Ward};
 use crate::classify::body::{End, Watch, Watched};
-use crate::classify::classifier::{Classifier, Head, trailers};
+use crate::classify::classifier::{self, Classifier, Head, trailers};
 use crate::classify::outcome::{Cause, Outcome, Verdict};
 use crate::error::{BoxError, Error};
 use crate::policy::call::MeshRequest;
@@ -216,9 +216,8 @@ where
         let Some(mut pass) = this.pass.take() else { return Poll::Ready(Err(Error::Closed)) };
         Poll::Ready(match result {
             Ok(response) => {
-                let default = Classifier::default();
-                let classifier = this.classifier.as_deref().unwrap_or(&default);
-                let head = classifier.head(response.status(), response.headers(), clock::wall_secs);
+                let (status, headers) = (response.status(), response.headers());
+                let head = classifier::head(this.classifier.as_deref(), status, headers, clock::wall_secs);
                 if head.outcome().is_failure() {
                     pass.record(&head.outcome());
                 }

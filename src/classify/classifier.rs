@@ -76,6 +76,20 @@ impl Classifier {
     }
 }
 
+/// Judges a response's head by its route's classifier, or by the default one where there is none.
+#[inline]
+pub(crate) fn head(
+    classifier: Option<&Classifier>,
+    status: StatusCode,
+    headers: &HeaderMap,
+    wall_secs: impl FnOnce() -> u64,
+) -> Head {
+    match classifier {
+        Some(classifier) => classifier.head(status, headers, wall_secs),
+        None => Classifier::default().head(status, headers, wall_secs),
+    }
+}
+
 /// Judges trailers after a head that did not decide.
 pub fn trailers(head: Outcome, trailers: Option<&HeaderMap>) -> Outcome {
     match trailers.and_then(grpc_code) {

@@ -1,7 +1,7 @@
 //! Floor 4: counts each call from its beginning to the end of its response's body.
 
 use crate::classify::body::{End, Watch, Watched};
-use crate::classify::classifier::{Classifier, Head, trailers};
+use crate::classify::classifier::{self, Head, trailers};
 use crate::classify::outcome::{Cause, Outcome, Verdict};
 use crate::error::{BoxError, Error};
 use crate::metrics::client::Clients;
@@ -190,10 +190,8 @@ impl Meter {
     pub(crate) fn head<B>(&mut self, response: &Response<B>, judged: Option<Judged>) {
         let (status, headers) = (response.status(), response.headers());
         let judge = || {
-            let head = match self.route() {
-                Some(route) => route.classifier.head(status, headers, clock::wall_secs),
-                None => Classifier::default().head(status, headers, clock::wall_secs),
-            };
+            let classifier = self.route().map(|route| &*route.classifier);
+            let head = classifier::head(classifier, status, headers, clock::wall_secs);
             Judged { head, at: clock::now() }
         };
         let Judged { head, at } = judged.unwrap_or_else(judge);

@@ -1,6 +1,6 @@
 //! Floor 4: what is kept of a request to send it again, and what is decided about an ended attempt.
 
-use crate::classify::classifier::{Classifier, Head};
+use crate::classify::classifier::{self, Head};
 use crate::classify::outcome::{Cause, Outcome, Verdict as Judged};
 use crate::error::Error;
 use crate::metrics::route::Hedge;
@@ -101,9 +101,9 @@ impl<S, R: MeshRequest> Again<S, R> {
         };
         let (status, headers) = (response.status(), response.headers());
         let judged = W::judged(response.body().inner()).map(|judged| judged.head);
-        let head = judged.unwrap_or_else(|| match self.head.route() {
-            Some(route) => route.classifier.head(status, headers, clock::wall_secs),
-            None => Classifier::default().head(status, headers, clock::wall_secs),
+        let head = judged.unwrap_or_else(|| {
+            let classifier = self.head.route().map(|route| &*route.classifier);
+            classifier::head(classifier, status, headers, clock::wall_secs)
         });
         match head {
             Head::Unless(outcome) if self.may_peek(response) => Judgement::Peek(outcome),
