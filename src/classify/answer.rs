@@ -3,22 +3,19 @@
 use crate::error::{BoxError, Error};
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use http::{HeaderValue, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use pin_project::pin_project;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+
+pub use crate::classify::grpc::is_grpc;
 
 /// The response header that names what went wrong: one of the words of [`Error::kind`].
 pub const ERROR_HEADER: &str = "x-enmesh-error";
 
 /// The longest pushback that is written: what gRPC reads is a signed word of 32 bits.
 const PUSHBACK_MS_MAX: u64 = i32::MAX as u64;
-
-/// Whether a request is gRPC's, by its content type.
-pub fn is_grpc(headers: &HeaderMap) -> bool {
-    headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
-}
 
 /// The response that stands for `error`.
 pub fn response<B: Default>(error: &Error, grpc: bool) -> Response<B> {

@@ -3,6 +3,7 @@
 pub mod answer;
 pub mod body;
 pub mod classifier;
+pub mod grpc;
 pub mod outcome;
 pub mod peek;
 pub mod respond;

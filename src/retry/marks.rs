@@ -4,8 +4,9 @@
 //! repeat again, so of a chain of hops only the one nearest to the failure does, and a chain of three at full failure
 //! sends little more than one hop alone (reliability.md §4.2).
 
-use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue};
+
+pub use crate::classify::grpc::is_grpc;
 
 /// On a repeated attempt: its number from 1, and `;last` when its sender will not send another.
 pub const ATTEMPT: HeaderName = HeaderName::from_static("x-enmesh-attempt");
@@ -57,14 +58,10 @@ pub fn strip(headers: &mut HeaderMap) {
     headers.remove(IN_VAIN);
 }
 
-/// Whether headers are those of a gRPC message.
-pub fn is_grpc(headers: &HeaderMap) -> bool {
-    headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::header::CONTENT_TYPE;
 
     fn check(name: HeaderName, value: &'static str, reads: fn(&HeaderMap) -> bool, expected: bool) {
         let headers = HeaderMap::from_iter([(name, HeaderValue::from_static(value))]);

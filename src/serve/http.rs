@@ -1,5 +1,6 @@
 //! Floor 5: one request at a server: checked, handed to the app, and answered whatever the app does.
 
+use crate::classify::grpc::is_grpc;
 use crate::error::BoxError;
 use crate::serve::body::InFlight;
 use crate::serve::body::RequestBody;
@@ -92,8 +93,7 @@ impl<S, I> PerConnection<S, I> {
     fn limits(&self, request: &Request<Incoming>) -> (usize, Option<Duration>) {
         // gRPC is spoken over HTTP/2 alone: elsewhere its name buys nothing.
         let http2 = request.version() == Version::HTTP_2;
-        let content_type = request.headers().get(header::CONTENT_TYPE).filter(|_| http2);
-        if content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc")) {
+        if http2 && is_grpc(request.headers()) {
             return (usize::MAX, None);
         }
         let settings = &self.shared.settings;

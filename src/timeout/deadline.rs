@@ -3,7 +3,7 @@
 //! A deadline travels as the time that is left, because clocks differ: gRPC callers send `grpc-timeout`, others
 //! [`HEADER`]. Who receives it counts from the request's arrival.
 
-use http::header::CONTENT_TYPE;
+use crate::classify::grpc::is_grpc;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use std::time::{Duration, Instant};
 
@@ -90,10 +90,6 @@ fn number(digits: &[u8], max: usize) -> Option<u64> {
 /// Whether [`write()`] would write into these headers.
 pub fn is_written(headers: &HeaderMap, is_told: bool) -> bool {
     is_told || is_grpc(headers)
-}
-
-fn is_grpc(headers: &HeaderMap) -> bool {
-    headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// Writes the time that is left, rounded down to what the form can hold: for what says that it is gRPC as gRPC does,
