@@ -4,7 +4,7 @@ use crate::error::{BoxError, Error, Scope};
 use crate::policy::call::{CallState, MeshRequest};
 use crate::stdx::clock::{self, Duration};
 use crate::timeout::body::{Sending, TimedBody};
-use crate::timeout::deadline;
+use crate::timeout::deadline::Form;
 use crate::timeout::plan::{Bound, Pace, PaceLimits};
 use crate::timeout::timed::Timed;
 use http::{Request, Response};
@@ -26,8 +26,9 @@ use tower_service::Service;
 /// than the attempt it arms no timer of its own: one suffices.
 ///
 /// An attempt for which no time is left is not begun. A gRPC request with a deadline tells the peer what is left of it by
-/// `grpc-timeout`; another one by [`deadline::HEADER`] if the deadline is the caller's or was handed down. A route's own
-/// limit it does not tell: the peer has it from the same profile, and a first header costs two allocations.
+/// `grpc-timeout`; another one by [`HEADER`](crate::timeout::deadline::HEADER) if the deadline is the caller's or was
+/// handed down. A route's own limit it does not tell: the peer has it from the same profile, and a first header costs two
+/// allocations.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct AttemptLayer {
     own: Option<Duration>,
@@ -58,16 +59,16 @@ impl AttemptLayer {
         else {
             return Ok(());
         };
-        let is_written = deadline::is_written(request.http().headers(), is_deadline_told);
+        let form = Form::of(request.http().headers(), is_deadline_told);
         // A first attempt that tells nobody spares a look at the clock; should it begin late, the call's own timer ends it.
-        let now = if attempt == 0 && !is_written { started } else { clock::now() };
+        let now = if attempt == 0 && form.is_none() { started } else { clock::now() };
         let left = at.saturating_duration_since(now).saturating_sub(self.margin);
         if left.is_zero() {
             let after = at.saturating_duration_since(started);
             return Err(Error::Timeout { scope: Scope::Request, after });
         }
-        if is_written {
-            deadline::write(request.http_mut().headers_mut(), left, is_deadline_told);
+        if let Some(form) = form {
+            form.write(request.http_mut().headers_mut(), left);
         }
         Ok(())
     }

@@ -87,9 +87,35 @@ fn number(digits: &[u8], max: usize) -> Option<u64> {
     })
 }
 
-/// Whether [`write()`] would write into these headers.
-pub fn is_written(headers: &HeaderMap, is_told: bool) -> bool {
-    is_told || is_grpc(headers)
+/// The header by which a request tells the time that is left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// [`GRPC_HEADER`].
+    Grpc,
+    /// [`HEADER`].
+    Plain,
+}
+
+impl Form {
+    /// For what says that it is gRPC as gRPC does, else by [`HEADER`] if it `is_told`; `None`: it tells nobody.
+    #[inline]
+    pub(crate) fn of(headers: &HeaderMap, is_told: bool) -> Option<Self> {
+        if is_grpc(headers) { Some(Self::Grpc) } else { is_told.then_some(Self::Plain) }
+    }
+
+    /// Writes the time that is left, rounded down to what the form can hold.
+    ///
+    /// Its one allocation is the header's value.
+    pub(crate) fn write(self, headers: &mut HeaderMap, left: Duration) {
+        match self {
+            Self::Grpc => headers.insert(GRPC_HEADER.clone(), format_grpc(left)),
+            Self::Plain => {
+                let ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+                let ms = ms.min(10u64.pow(MS_DIGITS_MAX as u32) - 1);
+                headers.insert(HEADER.clone(), HeaderValue::from(ms))
+            }
+        };
+    }
 }
 
 /// Writes the time that is left, rounded down to what the form can hold: for what says that it is gRPC as gRPC does,
@@ -97,11 +123,8 @@ pub fn is_written(headers: &HeaderMap, is_told: bool) -> bool {
 ///
 /// Its one allocation is the header's value.
 pub fn write(headers: &mut HeaderMap, left: Duration, is_told: bool) {
-    if is_grpc(headers) {
-        headers.insert(GRPC_HEADER.clone(), format_grpc(left));
-    } else if is_told {
-        let ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).min(10u64.pow(MS_DIGITS_MAX as u32) - 1);
-        headers.insert(HEADER.clone(), HeaderValue::from(ms));
+    if let Some(form) = Form::of(headers, is_told) {
+        form.write(headers, left);
     }
 }
 
