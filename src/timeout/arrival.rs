@@ -10,7 +10,7 @@ use crate::stdx::clock::{self, Duration, Instant};
 use crate::timeout::body::TimedBody;
 use crate::timeout::deadline;
 use crate::timeout::inherited::{self, Inherited};
-use crate::timeout::layer::TimeoutFuture;
+use crate::timeout::layer::{TimeoutFuture, whole};
 use crate::timeout::plan::Bound;
 use crate::trace::current;
 use http::Response;
@@ -125,10 +125,7 @@ where
         let priority = Priority::read(request.http().headers()).map(Priority::level);
         let deadline = limit.map(|(at, _)| at);
         let mut inherited = Inherited { deadline, priority, repeated, in_vain: false };
-        let whole = limit.map(|(at, started)| {
-            let after = at.saturating_duration_since(started);
-            Bound { at, after, scope: Scope::Request }
-        });
+        let whole = limit.and_then(|(at, started)| whole(started, Some(at)));
         if let Some(Bound { at, after, .. }) = whole
             && (after.is_zero() || clock::now() >= at)
         {
