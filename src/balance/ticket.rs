@@ -205,10 +205,8 @@ impl Ticket {
     pub(crate) fn head(&mut self, now: Instant, head: Head, status: u16) {
         let Some(member) = &self.member else { return };
         self.status = NonZeroU16::new(status);
-        self.tallies(member, |tally| {
-            tally.latency(Moment::since(member.rules.epoch, now).since_moment(self.started));
-        });
         let at = Moment::since(member.rules.epoch, now);
+        self.tallies(member, |tally| tally.latency(at.since_moment(self.started)));
         member.cell.headers(self.started);
         member.cell.stream_begins();
         let (outcome, judged) = match head {
