@@ -192,7 +192,7 @@ impl<S: Clone> Balance<S> {
     ) -> Pick<S> {
         let state = request.state();
         let tried = state.map_or_else(Tried::default, |state| state.tried);
-        let due = state.and_then(|state| Some(Due { at: state.deadline?, told: state.is_deadline_told }));
+        let due = state.and_then(Due::of);
         let rules = &*snapshot.rules;
         let now = Moment::since(self.core.epoch, started);
         let mut panic = false;

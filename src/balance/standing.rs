@@ -54,7 +54,6 @@ impl<S: Clone> Snapshot<S> {
         request.route()?.session()?;
         let state = request.state().filter(|state| state.attempt == 0)?;
         let slot = self.of_session(state.hash?)?;
-        let due = state.deadline.map(|at| Due { at, told: state.is_deadline_told });
-        Some(Pick::Sent(slot.item.service.clone(), Ticket::take(&slot.item.member, now, due)))
+        Some(Pick::Sent(slot.item.service.clone(), Ticket::take(&slot.item.member, now, Due::of(state))))
     }
 }

@@ -15,7 +15,7 @@ use crate::error::{Error, Scope};
 use crate::metrics::route::{BackendMetrics, EndpointMetrics};
 use crate::metrics::series::Ending;
 use crate::metrics::tally::Tally;
-use crate::policy::call::{EndpointId, MeshRequest};
+use crate::policy::call::{CallState, EndpointId, MeshRequest};
 use crate::policy::observe::{Attempting, Observed};
 use crate::stdx::clock;
 use crate::stdx::clock::Instant;
@@ -73,6 +73,14 @@ pub(crate) struct Due {
     pub(crate) at: Instant,
     /// Whether the caller said so, and not the route.
     pub(crate) told: bool,
+}
+
+impl Due {
+    /// That of a call; `None`: it has no deadline.
+    #[inline]
+    pub(crate) fn of(state: &CallState) -> Option<Self> {
+        state.deadline.map(|at| Self { at, told: state.is_deadline_told })
+    }
 }
 
 /// A caller's own deadline is held against an endpoint only if it left so many times what the endpoint usually
