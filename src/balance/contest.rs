@@ -42,11 +42,10 @@ pub(crate) struct Contest<'p, 's, T> {
 impl<'p, 's, T> Contest<'p, 's, T> {
     #[inline]
     pub(crate) fn new(picker: &'p Picker, tier: &'s Tier<T>, now: Moment) -> Self {
-        let plain = tier.is_even() && picker.slow_start.is_none() && picker.others.is_none();
         Self {
             picker,
             tier,
-            plain,
+            plain: picker.is_plain(tier),
             usual: None,
             at: picker.glance(now),
             now,

@@ -101,6 +101,12 @@ impl Picker {
         }
     }
 
+    /// Whether neither weights nor slow start nor reports matter in `tier`.
+    #[inline(always)]
+    pub(crate) fn is_plain<T>(&self, tier: &Tier<T>) -> bool {
+        tier.is_even() && self.slow_start.is_none() && self.others.is_none()
+    }
+
     /// The tier of one request: the nearest, but for what its lack of usable endpoints makes overflow.
     #[inline]
     fn tier<'s, T, F>(&self, set: &'s Set<T>, ask: &Ask<'_, F>) -> Option<(usize, &'s Tier<T>)> {
@@ -302,7 +308,7 @@ impl Picker {
         first: &'s Slot<T>,
         second: &'s Slot<T>,
     ) -> Option<&'s Slot<T>> {
-        if tier.is_even() && self.slow_start.is_none() && self.others.is_none() {
+        if self.is_plain(tier) {
             let at = Glance::from(now);
             let second_is = match self.formula.power() {
                 Power::None => self.second_is_cheaper(Power::None, at, first, second),
