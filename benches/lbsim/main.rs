@@ -129,14 +129,11 @@ fn tables(scenarios: &[Scenario], seeds: &[u64], players: impl Fn(&str) -> Vec<P
     }
     let results = Mutex::new(vec![None; jobs.len()]);
     let next = AtomicUsize::new(0);
-    let work = || {
-        while let Some((index, player, seed)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let job = jobs.iter().position(|job| job == &(*index, *player, *seed));
-            let measured = measure(&scenarios[*index], &all[*index][*player], *seed);
-            if let Some(job) = job {
-                results.lock().expect("no job panicked")[job] = Some(measured);
-            }
-        }
+    let work = || loop {
+        let job = next.fetch_add(1, Ordering::Relaxed);
+        let Some((index, player, seed)) = jobs.get(job) else { break };
+        let measured = measure(&scenarios[*index], &all[*index][*player], *seed);
+        results.lock().expect("no job panicked")[job] = Some(measured);
     };
     std::thread::scope(|scope| {
         scope.spawn(work);
