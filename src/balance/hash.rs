@@ -2,6 +2,7 @@
 
 use crate::balance::maglev::Maglev;
 use crate::balance::set::Place;
+use std::net::{IpAddr, SocketAddr};
 
 /// The most entries of a hash ring, 8 bytes of place and 8 of hash each: 16 MiB. Envoy allows 8 Mi.
 pub const RING_ENTRIES_MAX: u32 = 1 << 20;
@@ -59,6 +60,17 @@ pub fn hash_bytes(bytes: &[u8]) -> u64 {
         hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01B3);
     }
     mix(hash)
+}
+
+/// A hash of an address that is the same in every process.
+pub(crate) fn address_key(addr: SocketAddr) -> u64 {
+    let mut bytes = [0u8; 18];
+    match addr.ip() {
+        IpAddr::V4(ip) => bytes[..4].copy_from_slice(&ip.octets()),
+        IpAddr::V6(ip) => bytes[..16].copy_from_slice(&ip.octets()),
+    }
+    bytes[16..].copy_from_slice(&addr.port().to_be_bytes());
+    hash_bytes(&bytes)
 }
 
 /// Two hashes as one, in order.

@@ -3,12 +3,12 @@
 //! The token holds no address, only a hash of it, and no secret: whoever invents one gets an endpoint that balancing
 //! could have given anyway, or none, and then a new session.
 
-use crate::balance::hash::hash_bytes;
+use crate::balance::hash::address_key;
 use crate::balance::key;
 use crate::profile::route::Session;
 use http::header::SET_COOKIE;
 use http::{HeaderName, HeaderValue, Request};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 /// A session: which endpoint, since when, and when it was used last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,15 +21,9 @@ pub struct Token {
     pub used: u64,
 }
 
-/// What names an endpoint in a token.
+/// What names an endpoint in a token: the key of its cell.
 pub fn fingerprint(addr: &SocketAddr) -> u64 {
-    let mut bytes = [0u8; 18];
-    match addr.ip() {
-        IpAddr::V4(ip) => bytes[..4].copy_from_slice(&ip.octets()),
-        IpAddr::V6(ip) => bytes[..16].copy_from_slice(&ip.octets()),
-    }
-    bytes[16..].copy_from_slice(&addr.port().to_be_bytes());
-    hash_bytes(&bytes)
+    address_key(*addr)
 }
 
 impl Token {

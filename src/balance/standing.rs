@@ -4,7 +4,6 @@
 use crate::balance::future::Pick;
 use crate::balance::layer::{Balance, Snapshot};
 use crate::balance::rules::Breaker;
-use crate::balance::session::fingerprint;
 use crate::balance::set::Slot;
 use crate::balance::ticket::{Due, Ticket};
 use crate::balance::update::Item;
@@ -37,7 +36,7 @@ impl<S> Snapshot<S> {
     /// The endpoint of a session, unless it gets nothing new or is shut. Walks over all endpoints: only requests that bring
     /// a session come here.
     fn of_session(&self, session: u64) -> Option<&Slot<Item<S>>> {
-        let is_it = |slot: &&Slot<Item<S>>| fingerprint(&slot.item.member.endpoint.addr) == session;
+        let is_it = |slot: &&Slot<Item<S>>| slot.cell.key() == session;
         let slot = self.set.iter().map(|(_, slot)| slot).find(is_it).filter(|slot| slot.weight > 0)?;
         let shut = match &self.rules.breaker {
             Breaker::Whole(ward) => ward.shut() > 0 && ward.state(slot.cell.id()).is_some(),

@@ -1,7 +1,7 @@
 //! Floor 4: changes a balancer's endpoints and settings, off the path of requests; what is known stays.
 
 use crate::balance::endpoint::Cell;
-use crate::balance::hash::hash_bytes;
+use crate::balance::hash::address_key;
 use crate::balance::rules::{Breaker, Rules};
 use crate::balance::set::{Place, Set, Slot};
 use crate::balance::subset::{Shift, Subset};
@@ -10,7 +10,7 @@ use crate::breaker::detect::Chart;
 use crate::discover::endpoint::{Endpoint, EndpointSet};
 use crate::stdx::moment::Moment;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -41,17 +41,6 @@ struct Known<S> {
     service: S,
     /// Where it is in the set; nowhere if it is outside the subset.
     place: Option<Place>,
-}
-
-/// A hash of an address that is the same in every process.
-pub(crate) fn address_key(addr: SocketAddr) -> u64 {
-    let mut bytes = [0u8; 18];
-    match addr.ip() {
-        IpAddr::V4(ip) => bytes[..4].copy_from_slice(&ip.octets()),
-        IpAddr::V6(ip) => bytes[..16].copy_from_slice(&ip.octets()),
-    }
-    bytes[16..].copy_from_slice(&addr.port().to_be_bytes());
-    hash_bytes(&bytes)
 }
 
 impl<S> Roll<S> {
