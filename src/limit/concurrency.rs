@@ -5,6 +5,7 @@ use crate::limit::queue::{Ask, Pace, Place, Pop, Push, Queue, Shed};
 use crate::limit::sample::{Sample, Samples};
 use crate::limit::vegas::Vegas;
 use crate::profile::settings::Adaptive;
+use crate::stdx::gcra::nanos;
 use std::fmt;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
@@ -165,7 +166,7 @@ impl Limiter {
     pub fn answered(&self, latency: Duration, dropped: bool, now: Instant) {
         if !dropped {
             // What was refused at once says nothing of what serving takes.
-            let nanos = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX).max(1);
+            let nanos = nanos(latency).max(1);
             let before = self.typical.load(Ordering::Relaxed);
             let after = if before == 0 { nanos } else { before - before / 16 + nanos / 16 };
             self.typical.store(after.max(1), Ordering::Relaxed);

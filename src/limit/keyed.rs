@@ -1,6 +1,6 @@
 //! Floor 2: one rate for each of many keys, in a table that never grows.
 
-use crate::stdx::gcra::Rate;
+use crate::stdx::gcra::{Rate, nanos};
 use crate::stdx::sync::{AtomicU64, Ordering};
 use std::collections::hash_map::RandomState;
 use std::fmt;
@@ -65,9 +65,7 @@ impl KeyedRates {
     /// # Errors
     /// How long it is until there is one to take.
     pub fn admit(&self, key: impl Hash, now: Instant) -> Result<(), Duration> {
-        let begun = *self.begun.get_or_init(|| now);
-        let passed = now.saturating_duration_since(begun).as_nanos();
-        let at = u64::try_from(passed).unwrap_or(u64::MAX);
+        let at = nanos(now.saturating_duration_since(*self.begun.get_or_init(|| now)));
         let tag = self.hasher.hash_one(key).max(1);
         let tat = self.find(tag, at).map_or(&self.overflow, |cell| &cell.tat);
         self.rate.take(tat, at).map_err(Duration::from_nanos)
@@ -76,7 +74,7 @@ impl KeyedRates {
     /// How many keys have a bucket that is not full.
     pub fn busy(&self, now: Instant) -> usize {
         let Some(begun) = self.begun.get() else { return 0 };
-        let at = u64::try_from(now.saturating_duration_since(*begun).as_nanos()).unwrap_or(u64::MAX);
+        let at = nanos(now.saturating_duration_since(*begun));
         self.cells.iter().filter(|cell| cell.tat.load(Ordering::Relaxed) > at).count()
     }
 

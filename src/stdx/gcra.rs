@@ -100,7 +100,7 @@ impl Gcra {
 }
 
 /// Nanoseconds in a word: 584 years at most.
-fn nanos(time: Duration) -> u64 {
+pub(crate) fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
