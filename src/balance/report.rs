@@ -5,6 +5,7 @@
 //! [`write()`] makes the text form. What a report says comes from a peer: it is read up to a length, and believed within
 //! bounds.
 
+use crate::stdx::protobuf::{Value, fields};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use std::time::Duration;
 
@@ -133,16 +134,15 @@ fn from_json(text: &str) -> Option<LoadReport> {
 }
 
 /// `xds.data.orca.v3.OrcaLoadReport`.
-fn from_binary(mut message: &[u8]) -> Option<LoadReport> {
+fn from_binary(message: &[u8]) -> Option<LoadReport> {
     let mut report = LoadReport::default();
-    for _ in 0..METRICS_MAX {
-        let Some((field, value)) = next_field(&mut message)? else { break };
-        match (field, value) {
-            (1, Value::Fixed(bits)) => report.note("cpu_utilization", f64::from_bits(bits)),
+    for field in fields(message).take(METRICS_MAX) {
+        match field.ok()? {
+            (1, Value::Fixed64(bits)) => report.note("cpu_utilization", f64::from_bits(bits)),
             (3, Value::Number(rate)) => report.note("rps", rate as f64),
-            (6, Value::Fixed(bits)) => report.note("rps_fractional", f64::from_bits(bits)),
+            (6, Value::Fixed64(bits)) => report.note("rps_fractional", f64::from_bits(bits)),
             (8, Value::Bytes(entry)) => named_metric(&mut report, entry)?,
-            (9, Value::Fixed(bits)) => report.note("application_utilization", f64::from_bits(bits)),
+            (9, Value::Fixed64(bits)) => report.note("application_utilization", f64::from_bits(bits)),
             _ => {}
         }
     }
@@ -150,65 +150,17 @@ fn from_binary(mut message: &[u8]) -> Option<LoadReport> {
 }
 
 /// An entry of a map from names to doubles.
-fn named_metric(report: &mut LoadReport, mut entry: &[u8]) -> Option<()> {
+fn named_metric(report: &mut LoadReport, entry: &[u8]) -> Option<()> {
     let (mut name, mut number) = ("", 0.0);
-    while let Some((field, value)) = next_field(&mut entry)? {
-        match (field, value) {
+    for field in fields(entry) {
+        match field.ok()? {
             (1, Value::Bytes(text)) => name = std::str::from_utf8(text).ok()?,
-            (2, Value::Fixed(bits)) => number = f64::from_bits(bits),
+            (2, Value::Fixed64(bits)) => number = f64::from_bits(bits),
             _ => {}
         }
     }
     report.note(&format!("named_metrics.{name}"), number);
     Some(())
-}
-
-enum Value<'a> {
-    Number(u64),
-    Fixed(u64),
-    Bytes(&'a [u8]),
-    Short,
-}
-
-/// The next field of a protobuf message: `None` if it is broken, `Some(None)` at its end.
-fn next_field<'a>(message: &mut &'a [u8]) -> Option<Option<(u64, Value<'a>)>> {
-    if message.is_empty() {
-        return Some(None);
-    }
-    let tag = varint(message)?;
-    let value = match tag & 7 {
-        0 => Value::Number(varint(message)?),
-        1 => {
-            let (bits, rest) = message.split_first_chunk::<8>()?;
-            *message = rest;
-            Value::Fixed(u64::from_le_bytes(*bits))
-        }
-        2 => {
-            let length = usize::try_from(varint(message)?).ok()?;
-            let (bytes, rest) = message.split_at_checked(length)?;
-            *message = rest;
-            Value::Bytes(bytes)
-        }
-        5 => {
-            *message = message.get(4..)?;
-            Value::Short
-        }
-        _ => return None,
-    };
-    Some(Some((tag >> 3, value)))
-}
-
-fn varint(message: &mut &[u8]) -> Option<u64> {
-    let mut number = 0u64;
-    for shift in (0..64).step_by(7) {
-        let (byte, rest) = message.split_first()?;
-        *message = rest;
-        number |= u64::from(byte & 0x7F) << shift;
-        if byte & 0x80 == 0 {
-            return Some(number);
-        }
-    }
-    None
 }
 
 /// Base64 of either alphabet, with padding or without, as gRPC allows for binary metadata.

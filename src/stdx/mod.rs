@@ -8,6 +8,7 @@ pub mod histogram;
 pub mod history;
 pub mod moment;
 pub mod packed;
+pub mod protobuf;
 pub mod rng;
 pub mod sync;
 pub mod traffic;

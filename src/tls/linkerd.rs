@@ -3,6 +3,9 @@
 //! The key is made once and stays for all renewals; each request carries a signing request of it and the projected token of
 //! the service account, read anew. The service must prove itself by the trust anchors; we cannot yet, and need not.
 
+use crate::stdx::protobuf::Value;
+use crate::stdx::protobuf::fields;
+use crate::stdx::protobuf::put;
 use crate::tls::bundle::TrustBundles;
 use crate::tls::epoch::EpochSettings;
 use crate::tls::epoch::anonymous_client;
@@ -15,9 +18,6 @@ use crate::tls::material::BadMaterial;
 use crate::tls::material::Material;
 use crate::tls::material::PrivateKey;
 use crate::tls::material::certificates;
-use crate::tls::protobuf::Value;
-use crate::tls::protobuf::fields;
-use crate::tls::protobuf::put;
 use crate::tls::svid::Names;
 use crate::tls::verify::Expected;
 use crate::tls::verify::Verifier;

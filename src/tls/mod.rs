@@ -30,8 +30,6 @@ pub mod outside;
 #[cfg(any(feature = "tls", feature = "ring"))]
 pub mod prefixed;
 #[cfg(any(feature = "tls", feature = "ring"))]
-mod protobuf;
-#[cfg(any(feature = "tls", feature = "ring"))]
 pub mod provider;
 #[cfg(any(feature = "tls", feature = "ring"))]
 pub mod rotate;

@@ -3,6 +3,9 @@
 //! `FetchX509SVID` is one call whose answers never end: each is a whole identity. When it breaks, it is made again; the
 //! identity that is in use stays. Our copies of an answer's key are wiped; of the HTTP/2 library's buffers those that it lets go of.
 
+use crate::stdx::protobuf::NoMessage;
+use crate::stdx::protobuf::Value;
+use crate::stdx::protobuf::fields;
 use crate::stdx::rng::Rng;
 use crate::tls::bundle::TrustBundles;
 use crate::tls::grpc::Call;
@@ -13,9 +16,6 @@ use crate::tls::material::BadMaterial;
 use crate::tls::material::Material;
 use crate::tls::material::PrivateKey;
 use crate::tls::material::Source;
-use crate::tls::protobuf::NoMessage;
-use crate::tls::protobuf::Value;
-use crate::tls::protobuf::fields;
 use futures::future::BoxFuture;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::PrivatePkcs8KeyDer;

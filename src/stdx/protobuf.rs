@@ -1,23 +1,26 @@
-//! Floor 2: reads and writes the few protobuf messages that identity services speak.
+//! Floor 0: reads and writes protobuf's wire format (protobuf.dev/programming-guides/encoding).
 //!
-//! Two small messages do not justify a code generator and its runtime: this is the wire format
-//! (protobuf.dev/programming-guides/encoding), fields of length and integers alone.
+//! The few small messages of identity services and of load reports do not justify a code generator and its runtime.
 
 /// A field of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Value<'a> {
+pub enum Value<'a> {
     /// A text, bytes or a message.
     Bytes(&'a [u8]),
-    /// An integer, of any width.
+    /// An integer.
     Number(u64),
+    /// Eight bytes: an integer, or the bits of a double.
+    Fixed64(u64),
+    /// Four bytes: an integer, or the bits of a float.
+    Fixed32(u32),
 }
 
 /// Why bytes are no message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct NoMessage;
+pub struct NoMessage;
 
 /// The fields of a message in their order. After an error there is nothing more.
-pub(crate) fn fields(message: &[u8]) -> impl Iterator<Item = Result<(u32, Value<'_>), NoMessage>> {
+pub fn fields(message: &[u8]) -> impl Iterator<Item = Result<(u32, Value<'_>), NoMessage>> {
     let mut rest = message;
     std::iter::from_fn(move || {
         if rest.is_empty() {
@@ -36,12 +39,12 @@ fn field<'a>(rest: &mut &'a [u8]) -> Option<(u32, Value<'a>)> {
     let number = u32::try_from(tag >> 3).ok().filter(|number| *number > 0)?;
     let value = match tag & 7 {
         0 => Value::Number(varint(rest)?),
-        1 => Value::Number(u64::from_le_bytes(take(rest, 8)?.try_into().ok()?)),
+        1 => Value::Fixed64(u64::from_le_bytes(take(rest, 8)?.try_into().ok()?)),
         2 => {
             let length = usize::try_from(varint(rest)?).ok()?;
             Value::Bytes(take(rest, length)?)
         }
-        5 => Value::Number(u32::from_le_bytes(take(rest, 4)?.try_into().ok()?).into()),
+        5 => Value::Fixed32(u32::from_le_bytes(take(rest, 4)?.try_into().ok()?)),
         _ => return None,
     };
     Some((number, value))
@@ -70,7 +73,7 @@ fn varint(rest: &mut &[u8]) -> Option<u64> {
 }
 
 /// Adds a field of bytes to a message.
-pub(crate) fn put(message: &mut Vec<u8>, number: u32, bytes: &[u8]) {
+pub fn put(message: &mut Vec<u8>, number: u32, bytes: &[u8]) {
     put_varint(message, u64::from(number) << 3 | 2);
     put_varint(message, bytes.len() as u64);
     message.extend_from_slice(bytes);
@@ -112,8 +115,8 @@ mod tests {
                 }
                 (2, Value::Bytes(bytes)) => message.many.push(bytes.to_vec()),
                 (3, Value::Number(number)) => message.number = number as i64,
-                (4, Value::Number(number)) => message.eight = number,
-                (5000, Value::Number(number)) => message.four = number as u32,
+                (4, Value::Fixed64(number)) => message.eight = number,
+                (5000, Value::Fixed32(number)) => message.four = number,
                 _ => {}
             }
         }
