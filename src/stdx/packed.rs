@@ -1,6 +1,7 @@
 //! Floor 0: a reading of a histogram in few bytes, for keeping many.
 
 use crate::stdx::histogram::Counts;
+use crate::stdx::protobuf::{put_varint, varint};
 
 /// A [`Counts`] in two to three bytes a bucket instead of eight: gaps and counts as LEB128.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -10,31 +11,14 @@ impl Packed {
     /// Packs a reading.
     pub fn new(counts: &Counts) -> Self {
         let mut bytes = Vec::new();
-        for mut number in counts.gaps() {
-            while number >= 0x80 {
-                bytes.push(number as u8 | 0x80);
-                number >>= 7;
-            }
-            bytes.push(number as u8);
-        }
+        counts.gaps().for_each(|number| put_varint(&mut bytes, number));
         Self(bytes.into())
     }
 
     /// The reading.
     pub fn unpack(&self) -> Counts {
-        let mut bytes = self.0.iter();
-        let next = || {
-            let (mut number, mut shift) = (0u64, 0);
-            loop {
-                let byte = *bytes.next()?;
-                number |= u64::from(byte & 0x7f).checked_shl(shift)?;
-                shift += 7;
-                if byte < 0x80 {
-                    return Some(number);
-                }
-            }
-        };
-        Counts::from_gaps(std::iter::from_fn(next)).unwrap_or_default()
+        let mut rest = &*self.0;
+        Counts::from_gaps(std::iter::from_fn(|| varint(&mut rest))).unwrap_or_default()
     }
 }
 

@@ -56,7 +56,8 @@ fn take<'a>(rest: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
     Some(taken)
 }
 
-fn varint(rest: &mut &[u8]) -> Option<u64> {
+/// The next integer.
+pub(crate) fn varint(rest: &mut &[u8]) -> Option<u64> {
     let mut value = 0u64;
     for shift in (0..64).step_by(7) {
         let byte = *take(rest, 1)?.first()?;
@@ -79,7 +80,8 @@ pub fn put(message: &mut Vec<u8>, number: u32, bytes: &[u8]) {
     message.extend_from_slice(bytes);
 }
 
-fn put_varint(message: &mut Vec<u8>, mut value: u64) {
+/// Adds an integer alone.
+pub(crate) fn put_varint(message: &mut Vec<u8>, mut value: u64) {
     while value > 0x7f {
         message.push((value & 0x7f) as u8 | 0x80);
         value >>= 7;
