@@ -1,5 +1,8 @@
 //! SMI's access control: what its documents allow, version by version.
 
+#[path = "support/corpus.rs"]
+mod support;
+
 use enmesh::authz::client::Client;
 use enmesh::authz::rules::AuthzPolicy;
 use enmesh::authz::settings::Action;
@@ -8,7 +11,6 @@ use enmesh::profile::object;
 use enmesh::route::head::RequestHead;
 use enmesh::tls::identity::PeerIdentity;
 use http::Request;
-use std::path::Path;
 use std::time::SystemTime;
 
 const GROUP: &str = "
@@ -181,12 +183,9 @@ fn the_first_version_had_no_spec() {
 
 #[test]
 fn every_access_document_of_the_corpus_is_read() {
-    let Ok(root) = std::env::var("ENMESH_CORPUS") else {
-        eprintln!("skipped: ENMESH_CORPUS is not set");
-        return;
-    };
+    let Some(folder) = support::corpus("config/smi/extracted") else { return };
     let mut read = 0;
-    for entry in std::fs::read_dir(Path::new(&root).join("config/smi/extracted")).unwrap() {
+    for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if !path.to_string_lossy().contains("traffic-access") {
             continue;

@@ -1,8 +1,11 @@
 //! The authorization cases of the corpus: paths, and whom Linkerd lets in.
 
+#[path = "support/corpus.rs"]
+mod corpus;
 #[path = "support/authz.rs"]
 mod support;
 
+use corpus::vectors;
 use enmesh::authz::layer::Gate;
 use enmesh::authz::rules::AuthzPolicy;
 use enmesh::authz::settings::Action;
@@ -15,12 +18,7 @@ use support::*;
 
 #[tokio::test]
 async fn the_paths_of_the_corpus_get_their_answers() {
-    let Ok(root) = std::env::var("ENMESH_CORPUS") else {
-        eprintln!("skipped: ENMESH_CORPUS is not set");
-        return;
-    };
-    let text = std::fs::read_to_string(format!("{root}/vectors/security-cases.json")).unwrap();
-    let cases: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let Some(cases) = vectors("security-cases.json") else { return };
     let gate = Gate::new(by_paths());
     let (mut seen, mut of_the_server) = (0, Vec::new());
     for case in cases["cases"].as_array().unwrap() {
@@ -50,12 +48,7 @@ async fn the_paths_of_the_corpus_get_their_answers() {
 
 #[tokio::test]
 async fn linkerds_authorization_cases_hold() {
-    let Ok(root) = std::env::var("ENMESH_CORPUS") else {
-        eprintln!("skipped: ENMESH_CORPUS is not set");
-        return;
-    };
-    let text = std::fs::read_to_string(format!("{root}/vectors/linkerd-identity.json")).unwrap();
-    let cases: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let Some(cases) = vectors("linkerd-identity.json") else { return };
     let list = |value: &serde_json::Value| -> Vec<String> {
         value.as_array().unwrap().iter().map(|text| text.as_str().unwrap().to_owned()).collect()
     };
@@ -75,12 +68,7 @@ async fn linkerds_authorization_cases_hold() {
 
 #[tokio::test(start_paused = true)]
 async fn linkerds_timeline_of_rate_limits_holds() {
-    let Ok(root) = std::env::var("ENMESH_CORPUS") else {
-        eprintln!("skipped: ENMESH_CORPUS is not set");
-        return;
-    };
-    let text = std::fs::read_to_string(format!("{root}/vectors/linkerd-rate-limit.json")).unwrap();
-    let corpus: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let Some(corpus) = vectors("linkerd-rate-limit.json") else { return };
     let timeline = &corpus["timeline"];
     let rate = |value: &serde_json::Value| Some(u32::try_from(value.as_u64().unwrap()).unwrap());
     let name = |client: &str| format!("spiffe://mesh.example/{client}");

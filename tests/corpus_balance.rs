@@ -1,6 +1,9 @@
 //! Linkerd's vectors for balancing and circuit breaking, each deliberate difference named and asserted
 //! (docs/linkerd-differences.md).
 
+#[path = "support/corpus.rs"]
+mod support;
+
 use bytes::Bytes;
 use enmesh::balance::cost::{Estimator, Formula, Latency, Power, went_well};
 use enmesh::balance::endpoint::Cell;
@@ -24,20 +27,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
+use support::{cases, list, vectors};
 use tower::{Service, ServiceExt};
-
-/// A file of the corpus, or nothing when `ENMESH_CORPUS` is unset.
-fn corpus(file: &str) -> Option<Value> {
-    let Ok(root) = std::env::var("ENMESH_CORPUS") else {
-        eprintln!("skipped: ENMESH_CORPUS is not set");
-        return None;
-    };
-    Some(serde_json::from_str(&std::fs::read_to_string(format!("{root}/vectors/{file}")).unwrap()).unwrap())
-}
-
-fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
-    value[key].as_array().map(Vec::as_slice).unwrap_or_default()
-}
 
 fn millis(value: &Value) -> f64 {
     value.as_f64().unwrap()
@@ -77,9 +68,9 @@ impl Theirs {
 /// by the time since the read and we by the time since the first end; there the case is checked against that rule.
 #[test]
 fn peak_ewma_follows_linkerd() {
-    let Some(file) = corpus("linkerd-ewma.json") else { return };
+    let Some(file) = vectors("linkerd-ewma.json") else { return };
     let mut seen = 0;
-    for case in list(&file, "peak_ewma_cases") {
+    for case in cases(&file, "peak_ewma_cases") {
         let name = case["name"].as_str().unwrap();
         let (first, decay) = (millis(&case["default_rtt_ms"]), millis(&case["decay_ms"]));
         let decay_time = Duration::from_secs_f64(decay / 1000.0);
@@ -88,8 +79,8 @@ fn peak_ewma_follows_linkerd() {
         let mut theirs = Theirs { rtt: first, stamp: 0.0, decay, read_between: false };
         let mut differs = false;
         let mut started: Vec<(String, f64)> = Vec::new();
-        let mut loads = list(case, "loads").iter();
-        for op in list(case, "ops") {
+        let mut loads = list(&case["loads"]).iter();
+        for op in list(&case["ops"]) {
             let now = millis(&op[1]);
             match op[0].as_str().unwrap() {
                 "start" => {
@@ -134,10 +125,10 @@ fn peak_ewma_follows_linkerd() {
 /// last, or an earlier one, counts a little (at most a tenth) and is not ignored.
 #[test]
 fn averages_follow_linkerds_ewma() {
-    let Some(file) = corpus("linkerd-ewma.json") else { return };
+    let Some(file) = vectors("linkerd-ewma.json") else { return };
     let part = &file["ewma_crate"];
     let mut seen = 0;
-    for case in list(part, "cases") {
+    for case in cases(part, "cases") {
         let name = case["name"].as_str().unwrap();
         let decay = millis(case.get("decay_ms").unwrap_or(&part["decay_ms"]));
         let decay = Duration::from_secs_f64(decay / 1000.0);
@@ -145,7 +136,7 @@ fn averages_follow_linkerds_ewma() {
         let peak = Formula::new(Estimator::Peak, Power::One, decay, Duration::ZERO);
         let mut value = Latency::assumed(f32::MAX, at(0.0));
         let mut last = f64::NEG_INFINITY;
-        for op in list(case, "ops") {
+        for op in list(&case["ops"]) {
             let kind = op[0].as_str().unwrap();
             let now = millis(op.as_array().unwrap().last().unwrap());
             match kind {
@@ -191,9 +182,9 @@ fn averages_follow_linkerds_ewma() {
 /// endpoint's health instead, which raises its cost at once and is forgiven in seconds. What is penalised is the same.
 #[test]
 fn what_linkerd_penalises_lowers_the_health() {
-    let Some(file) = corpus("linkerd-load-biaser.json") else { return };
+    let Some(file) = vectors("linkerd-load-biaser.json") else { return };
     let mut seen = 0;
-    for case in list(&file, "cases") {
+    for case in cases(&file, "cases") {
         let (status, headers) = response(&case["response"]);
         let outcome = Classifier::default().head(status, &headers, || 0).outcome();
         let penalised = case["rtt"].is_number();
@@ -225,11 +216,11 @@ fn response(value: &Value) -> (StatusCode, HeaderMap) {
 
 #[test]
 fn hints_when_to_come_back_are_read_as_linkerd_reads_them() {
-    let Some(file) = corpus("linkerd-load-biaser.json") else { return };
+    let Some(file) = vectors("linkerd-load-biaser.json") else { return };
     // Past dates are zero, so the present is far after them.
     let present = || 4_000_000_000;
     let mut seen = 0;
-    for case in list(&file["retry_after"], "cases") {
+    for case in cases(&file["retry_after"], "cases") {
         let status = StatusCode::from_u16(case["status"].as_u64().unwrap() as u16).unwrap();
         let mut headers = HeaderMap::new();
         if let Some(value) = case["value"].as_str() {
@@ -239,7 +230,7 @@ fn hints_when_to_come_back_are_read_as_linkerd_reads_them() {
         assert_eq!(found.map(|wait| wait.as_secs()), case["s"].as_u64(), "{case}");
         seen += 1;
     }
-    for case in list(&file["grpc_retry_pushback_ms"], "cases") {
+    for case in cases(&file["grpc_retry_pushback_ms"], "cases") {
         let mut headers = HeaderMap::new();
         if let Some(value) = case["value"].as_str() {
             headers.insert("grpc-retry-pushback-ms", HeaderValue::try_from(value).unwrap());
@@ -361,7 +352,7 @@ fn class(text: &str) -> Outcome {
 /// ejection has failed. The vectors' timelines hold as they are.
 #[test]
 fn failure_accrual_follows_linkerd() {
-    let Some(file) = corpus("linkerd-failure-accrual.json") else { return };
+    let Some(file) = vectors("linkerd-failure-accrual.json") else { return };
     let mut seen = 0;
     let consecutive = |case: &Value| Detector::Consecutive {
         class: FailureClass::Any,
@@ -370,7 +361,7 @@ fn failure_accrual_follows_linkerd() {
     let mut run = |case: &Value, detectors: Vec<Detector>| {
         let backoff = case.get("backoff").unwrap_or(&file["backoff"]);
         let mut endpoint = Endpoint::new(detectors, backoff);
-        for event in list(case, "events") {
+        for event in list(&case["events"]) {
             let event = event.as_str().unwrap();
             let name = case["name"].as_str().unwrap();
             let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| endpoint.event(event)));
@@ -378,10 +369,10 @@ fn failure_accrual_follows_linkerd() {
         }
         seen += 1;
     };
-    for case in list(&file, "consecutive") {
+    for case in cases(&file, "consecutive") {
         run(case, vec![consecutive(case)]);
     }
-    for case in list(&file, "unified") {
+    for case in cases(&file, "unified") {
         let rate = Detector::SuccessRate {
             threshold: case["threshold"].as_f64().unwrap(),
             window: ms(&case["window_ms"]),
@@ -394,12 +385,12 @@ fn failure_accrual_follows_linkerd() {
 
 #[test]
 fn windows_count_as_linkerds_do() {
-    let Some(file) = corpus("linkerd-success-rate-window.json") else { return };
+    let Some(file) = vectors("linkerd-success-rate-window.json") else { return };
     let mut seen = 0;
-    for case in list(&file, "cases") {
+    for case in cases(&file, "cases") {
         let window = Window::new(ms(&case["window_ms"]));
         let mut now = at(0.0);
-        for record in list(case, "records") {
+        for record in list(&case["records"]) {
             now = Moment::from_micros((millis(&record[1]) * 1000.0) as u64);
             window.record(now, record[0].as_bool().unwrap());
         }
@@ -407,7 +398,7 @@ fn windows_count_as_linkerds_do() {
         assert_eq!(window.counts(now), expected, "{case}");
         seen += 1;
     }
-    for case in list(&file, "trip_cases") {
+    for case in cases(&file, "trip_cases") {
         let min = case["min"].as_u64().unwrap() as u32;
         let detector = SuccessRate::new(case["threshold"].as_f64().unwrap(), Duration::from_secs(10), min);
         let words: Vec<&str> = case["records"].as_str().unwrap().split_whitespace().collect();
@@ -430,7 +421,7 @@ fn windows_count_as_linkerds_do() {
 /// Deliberate: the jitter is uniform over its whole interval; Linkerd drops the part below a second.
 #[test]
 fn backoffs_double_as_linkerds_do_and_jitter_really() {
-    let Some(file) = corpus("linkerd-backoff.json") else { return };
+    let Some(file) = vectors("linkerd-backoff.json") else { return };
     let duration = |text: &str| match text.strip_suffix("ms") {
         Some(number) => Duration::from_millis(number.parse().unwrap()),
         None => Duration::from_secs(text.strip_suffix('s').unwrap().parse().unwrap()),
@@ -449,14 +440,14 @@ fn backoffs_double_as_linkerds_do_and_jitter_really() {
         }
         seen += 1;
     }
-    for case in list(&file, "validity") {
+    for case in cases(&file, "validity") {
         let jitter = case["jitter"].as_f64().unwrap_or(f64::NAN);
         let made = Backoff::new(ms(&case["min_ms"]), ms(&case["max_ms"]), jitter);
         assert_eq!(made.is_ok(), case["ok"].as_bool().unwrap(), "{case}");
         seen += 1;
     }
     let rng = Rng::seeded(1);
-    for case in list(&file["linkerd_defect"], "consequence") {
+    for case in cases(&file["linkerd_defect"], "consequence") {
         let (base, jitter) = (ms(&case["base_ms"]), case["jitter"].as_f64().unwrap());
         let backoff = Backoff::new(base, base * 10, jitter).unwrap();
         let waits: Vec<Duration> = (0..200).map(|_| backoff.above(0, &rng)).collect();
@@ -517,7 +508,7 @@ async fn ask(balance: &Balance<Replica>) -> Result<u16, Error> {
 /// wait for three seconds.
 #[tokio::test(start_paused = true)]
 async fn a_lone_endpoint_is_shut_probed_and_opened() {
-    let Some(file) = corpus("linkerd-failure-accrual.json") else { return };
+    let Some(file) = vectors("linkerd-failure-accrual.json") else { return };
     let case = &file["end_to_end"];
     let (balance, status) = balance(&file, "end_to_end", case["endpoints"].as_u64().unwrap() as u16);
     let base = ms(&case["min_backoff_ms"]);
@@ -543,7 +534,7 @@ async fn a_lone_endpoint_is_shut_probed_and_opened() {
 
 #[tokio::test(start_paused = true)]
 async fn with_one_of_two_shut_all_go_to_the_other() {
-    let Some(file) = corpus("linkerd-failure-accrual.json") else { return };
+    let Some(file) = vectors("linkerd-failure-accrual.json") else { return };
     let (balance, status) = balance(&file, "two_endpoints", 2);
     status.store(500, Relaxed);
     while balance.inspect().shut == 0 {

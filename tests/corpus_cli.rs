@@ -2,18 +2,14 @@
 //! `ENMESH_CORPUS=…/shared/data`.
 #![cfg(feature = "cli")]
 
+#[path = "support/corpus.rs"]
+mod support;
+
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-
-fn corpus() -> Option<PathBuf> {
-    let root = std::env::var_os("ENMESH_CORPUS");
-    if root.is_none() {
-        eprintln!("skipped: ENMESH_CORPUS is not set");
-    }
-    root.map(PathBuf::from)
-}
+use support::{cases, corpus, files, json_of, list};
 
 /// Exit status, standard output and standard error.
 fn enmesh(args: &[&str], input: &str) -> (i32, String, String) {
@@ -30,26 +26,11 @@ fn enmesh(args: &[&str], input: &str) -> (i32, String, String) {
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
 
-fn read(path: &Path) -> Value {
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
-}
-
-fn list(value: &Value) -> &[Value] {
-    value.as_array().map_or(&[], Vec::as_slice)
-}
-
 fn sorted(folder: &Path) -> Vec<PathBuf> {
     let mut paths: Vec<PathBuf> =
         std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.sort();
     paths
-}
-
-/// The tables below a folder.
-fn tables(folder: &Path) -> Vec<PathBuf> {
-    let below = |path: PathBuf| if path.is_dir() { tables(&path) } else { vec![path] };
-    let files = sorted(folder).into_iter().flat_map(below);
-    files.filter(|path| path.extension().is_some_and(|end| end == "json")).collect()
 }
 
 /// A row of a table as a request of `explain`.
@@ -128,12 +109,12 @@ fn check(case: &Value, answer: &Value) {
 
 #[test]
 fn explain_decides_every_row_of_gateway_apis_tables() {
-    let Some(root) = corpus().map(|root| root.join("config/gateway-api")) else { return };
+    let Some(root) = corpus("config/gateway-api") else { return };
     let mut rows = 0;
-    for file in tables(&root.join("cases")) {
-        let table = read(&file);
+    for file in files(&root.join("cases"), &["json"]) {
+        let table = json_of(file);
         for case in
-            list(&table["cases"]).iter().filter(|case| !case["expect"]["contradicts_manifest"].is_string())
+            cases(&table, "cases").iter().filter(|case| !case["expect"]["contradicts_manifest"].is_string())
         {
             let own = || {
                 table["route_file"]
@@ -163,7 +144,7 @@ fn explain_decides_every_row_of_gateway_apis_tables() {
 
 #[test]
 fn profile_writes_what_the_reference_writes() {
-    let Some(root) = corpus().map(|root| root.join("profile")) else { return };
+    let Some(root) = corpus("profile") else { return };
     let yaml = |text: &str| {
         let profiles = enmesh::profile::parse::parse(text, "text").into_profiles();
         assert_eq!(profiles.len(), 1, "{text}");
@@ -175,7 +156,7 @@ fn profile_writes_what_the_reference_writes() {
     for (kind, flag, input) in [("openapi", "--open-api", "input.yaml"), ("proto", "--proto", "input.proto")]
     {
         for folder in sorted(&root.join(kind)) {
-            let args = read(&folder.join("args.json"));
+            let args = json_of(folder.join("args.json"));
             let input = folder.join(input);
             if !input.exists() {
                 continue;

@@ -4,6 +4,9 @@
 //! route, backends, redirect, changes of the request, retries and timeouts. What needs bytes on a wire (TLS
 //! handshakes, CORS answers) is checked as far as it is a decision.
 
+#[path = "support/corpus.rs"]
+mod support;
+
 use enmesh::profile::import::cluster::ImportSettings;
 use enmesh::profile::import::load::{Imported, load};
 use enmesh::profile::invalid::Severity;
@@ -17,39 +20,14 @@ use enmesh::route::matcher::Matcher;
 use enmesh::route::redirect::Redirection;
 use http::{HeaderName, HeaderValue, Request, Uri};
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
-
-fn root() -> Option<PathBuf> {
-    let Ok(root) = std::env::var("ENMESH_CORPUS") else {
-        eprintln!("skipped: ENMESH_CORPUS is not set");
-        return None;
-    };
-    Some(PathBuf::from(root).join("config"))
-}
-
-fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            found.extend(files(&path, extension));
-        } else if path.extension().is_some_and(|own| own == extension) {
-            found.push(path);
-        }
-    }
-    found.sort();
-    found
-}
-
-fn list(value: &Value) -> &[Value] {
-    value.as_array().map_or(&[], Vec::as_slice)
-}
+use support::{cases, check_location, corpus, files, json_of, list};
 
 fn imported(root: &Path, names: &[&str]) -> Imported {
     let mut objects = Vec::new();
     for name in names {
-        let text = std::fs::read_to_string(root.join("gateway-api").join(name)).unwrap();
+        let text = std::fs::read_to_string(root.join(name)).unwrap();
         objects.extend(object::read(&text, name));
     }
     load(objects, &ImportSettings::default())
@@ -300,21 +278,7 @@ impl Row<'_> {
         assert_eq!(list(self.expect("status")), [u64::from(redirect.status)], "{}", self.id);
         let redirection = Redirection::compile(redirect, &route.unwrap().condition).unwrap();
         let location: Uri = redirection.location(&RequestHead::of_request(http)).parse().unwrap();
-        let expected = self.expect("redirect");
-        let check = |key: &str, seen: Option<&str>| {
-            if let Some(wanted) = expected[key].as_str() {
-                assert_eq!(seen, Some(wanted), "{}: {location}", self.id);
-            }
-        };
-        check("scheme", location.scheme_str());
-        check("host", location.host());
-        check("path", Some(location.path()));
-        let own = if location.scheme_str() == Some("https") { "443" } else { "80" };
-        let port = location.port_u16().map(|port| port.to_string());
-        check("port", Some(port.as_deref().unwrap_or(own)));
-        if expected["port"].is_null() && expected["scheme"].is_string() {
-            assert_eq!(port, None, "{}: {location}", self.id);
-        }
+        check_location(self.id, self.expect("redirect"), &location);
     }
 
     fn check_shares(&self, route: Option<&Route>) {
@@ -364,11 +328,11 @@ impl Row<'_> {
 
 #[test]
 fn every_row_of_the_tables_gets_its_decision() {
-    let Some(root) = root() else { return };
+    let Some(root) = corpus("config/gateway-api") else { return };
     let (mut checked, mut contradictory) = (0, 0);
-    for file in files(&root.join("gateway-api/cases"), "json") {
-        let table: Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
-        for case in list(&table["cases"]) {
+    for file in files(&root.join("cases"), &["json"]) {
+        let table = json_of(file);
+        for case in cases(&table, "cases") {
             let id = case["id"].as_str().unwrap();
             if case["expect"]["contradicts_manifest"].is_string() {
                 contradictory += 1;
@@ -394,9 +358,9 @@ fn every_row_of_the_tables_gets_its_decision() {
 
 #[test]
 fn every_manifest_loads() {
-    let Some(root) = root() else { return };
-    for file in files(&root.join("gateway-api/conformance"), "yaml") {
-        let name = file.strip_prefix(root.join("gateway-api")).unwrap().to_str().unwrap().to_owned();
+    let Some(root) = corpus("config/gateway-api") else { return };
+    for file in files(&root.join("conformance"), &["yaml"]) {
+        let name = file.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
         let imported = imported(&root, &[&name]);
         let faults = imported.notes.iter().flat_map(|notes| &notes.faults);
         let refused: Vec<_> = faults.filter(|fault| fault.severity == Severity::Rejected).collect();

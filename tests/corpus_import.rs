@@ -1,5 +1,8 @@
 //! Documents of SMI, Flagger and Linkerd's vectors through the importers: run with `ENMESH_CORPUS=…/shared/data`.
 
+#[path = "support/corpus.rs"]
+mod support;
+
 use enmesh::profile::import::cluster::ImportSettings;
 use enmesh::profile::import::load::{Imported, load_text};
 use enmesh::profile::invalid::Severity;
@@ -9,38 +12,9 @@ use enmesh::route::matcher::Matcher;
 use enmesh::stdx::rng::Rng;
 use http::Request;
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use support::{cases, corpus, files, list, vectors};
 
-fn root() -> Option<PathBuf> {
-    let Ok(root) = std::env::var("ENMESH_CORPUS") else {
-        eprintln!("skipped: ENMESH_CORPUS is not set");
-        return None;
-    };
-    Some(root.into())
-}
-
-fn vectors(file: &str) -> Option<Value> {
-    let text = std::fs::read_to_string(root()?.join("vectors").join(file)).unwrap();
-    Some(serde_json::from_str(&text).unwrap())
-}
-
-fn files(folder: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            found.extend(files(&path));
-        } else if path.extension().is_some_and(|own| own == "yaml" || own == "yml") {
-            found.push(path);
-        }
-    }
-    found.sort();
-    found
-}
-
-fn list(value: &Value) -> &[Value] {
-    value.as_array().map_or(&[], Vec::as_slice)
-}
+const YAML: [&str; 2] = ["yaml", "yml"];
 
 fn imported(text: &str) -> Imported {
     load_text(text, "f", &ImportSettings::default())
@@ -53,9 +27,9 @@ fn refused(imported: &Imported) -> Vec<String> {
 
 #[test]
 fn every_document_of_smi_and_flagger_loads_or_says_why_not() {
-    let Some(root) = root() else { return };
+    let Some(root) = corpus("config") else { return };
     let (mut loaded, mut why) = (0, Vec::new());
-    for file in files(&root.join("config/smi")).iter().chain(&files(&root.join("config/flagger"))) {
+    for file in files(&root.join("smi"), &YAML).iter().chain(&files(&root.join("flagger"), &YAML)) {
         let imported = imported(&std::fs::read_to_string(file).unwrap());
         let name = file.file_name().unwrap().to_str().unwrap();
         match refused(&imported).first() {
@@ -76,10 +50,10 @@ fn every_document_of_smi_and_flagger_loads_or_says_why_not() {
 
 #[test]
 fn changed_documents_never_make_it_panic() {
-    let Some(root) = root() else { return };
+    let Some(root) = corpus("config") else { return };
     let rng = Rng::seeded(1);
     for file in
-        files(&root.join("config/gateway-api/conformance")).iter().chain(&files(&root.join("config/smi")))
+        files(&root.join("gateway-api/conformance"), &YAML).iter().chain(&files(&root.join("smi"), &YAML))
     {
         let text = std::fs::read_to_string(file).unwrap();
         for _ in 0..10 {
@@ -115,18 +89,18 @@ fn annotations_are_read_as_linkerd_reads_them() {
     let Some(vectors) = vectors("linkerd-annotations.json") else { return };
     let retry =
         |key: &str, value: &Value| annotated(&json!({ key: value })).profiles.pop().and_then(|p| p.retry);
-    for case in list(&vectors["retry_http"]) {
+    for case in cases(&vectors, "retry_http") {
         let statuses = retry("retry.linkerd.io/http", &case[0]).map(|retry| {
             let pair = |range: &std::ops::RangeInclusive<u16>| json!([range.start(), range.end()]);
             Value::from(retry.on.statuses.iter().map(pair).collect::<Vec<_>>())
         });
         assert_eq!(statuses.unwrap_or_else(|| json!("invalid")), case[1], "{case}");
     }
-    for case in list(&vectors["retry_grpc"]) {
+    for case in cases(&vectors, "retry_grpc") {
         let codes = retry("retry.linkerd.io/grpc", &case[0]).map(|retry| json!(retry.on.grpc));
         assert_eq!(codes.unwrap_or_else(|| json!("invalid")), case[1], "{case}");
     }
-    for case in list(&vectors["duration"]) {
+    for case in cases(&vectors, "duration") {
         let all = annotated(&json!({"timeout.linkerd.io/request": case[0]}));
         let bad = !all.notes[0].faults.is_empty();
         assert_eq!(bad, case[1] == "invalid", "{case}");
@@ -140,7 +114,7 @@ fn annotations_are_read_as_linkerd_reads_them() {
 #[test]
 fn failure_accrual_is_read_as_linkerd_reads_it() {
     let Some(vectors) = vectors("linkerd-annotations.json") else { return };
-    for case in list(&vectors["accrual"]) {
+    for case in cases(&vectors, "accrual") {
         let mut annotations = case["a"].as_object().cloned().unwrap_or_default();
         for (key, name) in [
             ("mode", "balancer.linkerd.io/failure-accrual"),
@@ -199,7 +173,7 @@ fn failure_accrual_is_read_as_linkerd_reads_it() {
 #[test]
 fn routes_rank_as_linkerd_ranks_them_but_for_regexes() {
     let Some(vectors) = vectors("linkerd-route-match.json") else { return };
-    for case in list(&vectors["precedence"]) {
+    for case in cases(&vectors, "precedence") {
         let documents = list(&case["routes"]).iter().enumerate().map(|(index, route)| {
             let mut one = json!({});
             if let Some(path) = route["path"].as_str() {

@@ -1,10 +1,12 @@
 //! The limits against the shared cases of Linkerd's `HTTPLocalRateLimitPolicy`. Run with `ENMESH_CORPUS` set.
 
+#[path = "support/corpus.rs"]
+mod support;
+
 use enmesh::limit::rate::RateLimits;
 use enmesh::profile::settings::{RateLimit, RateScope};
 use enmesh::stdx::clock;
 use serde_json::Value;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 fn per_second(scope: RateScope, requests: &Value) -> RateLimit {
@@ -22,12 +24,7 @@ fn asked(limits: &RateLimits, client: &str, now: Instant) -> String {
 
 #[test]
 fn local_rate_limits_decide_as_linkerds() {
-    let Some(corpus) = std::env::var_os("ENMESH_CORPUS") else {
-        eprintln!("skipped: ENMESH_CORPUS is not set");
-        return;
-    };
-    let text = std::fs::read_to_string(Path::new(&corpus).join("vectors/linkerd-rate-limit.json")).unwrap();
-    let cases: Value = serde_json::from_str(&text).unwrap();
+    let Some(cases) = support::vectors("linkerd-rate-limit.json") else { return };
     let timeline = &cases["timeline"];
     let mut settings = vec![
         per_second(RateScope::Total, &timeline["total"]),

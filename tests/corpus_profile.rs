@@ -1,5 +1,8 @@
 //! The corpus of ServiceProfiles (`ENMESH_CORPUS`): what loads, what does not, and what it means.
 
+#[path = "support/corpus.rs"]
+mod support;
+
 use enmesh::profile::duration;
 use enmesh::profile::generate::draft::Generated;
 use enmesh::profile::generate::openapi::from_openapi;
@@ -22,19 +25,8 @@ use enmesh::profile::settings::BudgetSettings;
 use enmesh::profile::settings::Limit;
 use serde_json::Value;
 use serde_json::json;
-use std::path::PathBuf;
-
-fn corpus(below: &str) -> Option<PathBuf> {
-    let Some(root) = std::env::var_os("ENMESH_CORPUS") else {
-        eprintln!("skipped: ENMESH_CORPUS is not set");
-        return None;
-    };
-    Some(PathBuf::from(root).join(below))
-}
-
-fn json_of(path: PathBuf) -> Value {
-    serde_json::from_str(&std::fs::read_to_string(&path).expect("readable")).expect("JSON")
-}
+use support::corpus;
+use support::json_of;
 
 /// What the reference's refusal must be called here.
 fn gist(error: &str) -> &str {

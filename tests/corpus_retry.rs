@@ -5,6 +5,9 @@
 #[path = "support/upstream.rs"]
 mod upstream;
 
+#[path = "support/corpus.rs"]
+mod support;
+
 use bytes::Bytes;
 use enmesh::error::{BoxError, Error};
 use enmesh::fault::decide::FaultSwitch;
@@ -36,23 +39,11 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll, Waker};
+use support::{cases, list, vectors};
 use tower::{ServiceBuilder, ServiceExt};
 use upstream::{Reply, Sent, Upstream};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
-
-/// A file of the corpus, or nothing when `ENMESH_CORPUS` is unset.
-fn corpus(file: &str) -> Option<Value> {
-    let Ok(root) = std::env::var("ENMESH_CORPUS") else {
-        eprintln!("skipped: ENMESH_CORPUS is not set");
-        return None;
-    };
-    Some(serde_json::from_str(&std::fs::read_to_string(format!("{root}/vectors/{file}")).unwrap()).unwrap())
-}
-
-fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
-    value[key].as_array().map(Vec::as_slice).unwrap_or_default()
-}
 
 fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value[key].as_str().unwrap_or_default()
@@ -64,9 +55,9 @@ fn text<'a>(value: &'a Value, key: &str) -> &'a str {
 /// its real ratio is another one.
 #[test]
 fn budgets_grant_what_linkerds_grant_but_for_ratios_that_it_truncates() {
-    let Some(file) = corpus("linkerd-retry-budget.json") else { return };
+    let Some(file) = vectors("linkerd-retry-budget.json") else { return };
     let (mut seen, mut exact) = (0, 0);
-    for case in list(&file, "cases") {
+    for case in cases(&file, "cases") {
         let name = text(case, "name");
         let ratio = case["retry_ratio"].as_f64().unwrap();
         let ppm = (ratio * 1e6).round() as u32;
@@ -77,7 +68,7 @@ fn budgets_grant_what_linkerds_grant_but_for_ratios_that_it_truncates() {
             case["derived"]["deposit"].as_f64().unwrap() / case["derived"]["withdraw"].as_f64().unwrap();
         let truncated = ratio > 0.0 && (theirs - ratio).abs() > 1e-9;
         let (start, mut at, mut deposits, mut grants) = (clock::now(), 0, 0.0, Vec::new());
-        for op in list(case, "ops") {
+        for op in list(&case["ops"]) {
             let times = op[1].as_u64().unwrap_or(1);
             match op[0].as_str().unwrap() {
                 "deposit" => (0..times).for_each(|_| {
@@ -92,7 +83,7 @@ fn budgets_grant_what_linkerds_grant_but_for_ratios_that_it_truncates() {
                 other => panic!("{name}: {other}"),
             }
         }
-        let results = list(case, "withdraw_results").iter();
+        let results = list(&case["withdraw_results"]).iter();
         let results =
             results.map(|it| (it["at_ms"].as_u64(), it["attempts"].as_u64(), it["granted"].as_u64()));
         for (result, (at, times, granted)) in results.zip(&grants) {
@@ -114,8 +105,8 @@ fn budgets_grant_what_linkerds_grant_but_for_ratios_that_it_truncates() {
 /// Deliberate: any number of retries a second is a number; Linkerd's proxy takes it for none beyond 2^31 - 1.
 #[test]
 fn budgets_that_are_of_no_use_retry_nothing() {
-    let Some(file) = corpus("linkerd-retry-budget.json") else { return };
-    for case in list(&file, "acceptance_by_proxy") {
+    let Some(file) = vectors("linkerd-retry-budget.json") else { return };
+    for case in cases(&file, "acceptance_by_proxy") {
         let (ratio, min) = (&case["retry_ratio"], case["min"].as_u64().unwrap());
         let ratio = ratio.as_f64().map_or(".nan".to_owned(), |ratio| ratio.to_string());
         let budget = format!(
@@ -311,9 +302,9 @@ fn one_request(name: &str) -> Option<(&'static str, &'static str, Request<Conten
 
 #[tokio::test(start_paused = true)]
 async fn profiles_retry_as_linkerds_do() {
-    let Some(file) = corpus("linkerd-retry-timeout-scenarios.json") else { return };
+    let Some(file) = vectors("linkerd-retry-timeout-scenarios.json") else { return };
     let mut seen = 0;
-    for case in list(&file["profile_retries"], "cases") {
+    for case in cases(&file["profile_retries"], "cases") {
         let name = text(case, "name");
         seen += 1;
         if name.starts_with("grpc ") {
@@ -433,9 +424,9 @@ fn reply(value: &Value, grpc: bool) -> Reply {
 
 #[tokio::test(start_paused = true)]
 async fn policies_retry_as_linkerds_do() {
-    let Some(file) = corpus("linkerd-retry-timeout-scenarios.json") else { return };
+    let Some(file) = vectors("linkerd-retry-timeout-scenarios.json") else { return };
     let mut seen = 0;
-    for case in list(&file, "policy_retries") {
+    for case in cases(&file, "policy_retries") {
         let name = text(case, "name");
         if name == "request headers need opt-in" {
             // Nobody can opt in here: a caller's own limit is `CallOptions`, in the program.
@@ -470,7 +461,7 @@ async fn policies_retry_as_linkerds_do() {
                 let found = names.iter().find(|(number, _)| code.as_u64() == Some(*number));
                 found.map_or("unavailable", |(_, name)| *name)
             };
-            let codes: Vec<&str> = list(case, "codes").iter().map(name).collect();
+            let codes: Vec<&str> = list(&case["codes"]).iter().map(name).collect();
             if !codes.is_empty() {
                 annotations["retry.linkerd.io/grpc"] = json!(codes.join(","));
             }
@@ -484,17 +475,17 @@ async fn policies_retry_as_linkerds_do() {
             }
         }
         let one = [json!({"attempts": case["attempts"], "expect": case["expect"]})];
-        let runs = if case.get("runs").is_some() { list(case, "runs") } else { &one[..] };
+        let runs = if case.get("runs").is_some() { list(&case["runs"]) } else { &one[..] };
         for run in runs {
             let world =
-                World::annotated(&annotations, list(run, "attempts").iter().map(|it| reply(it, grpc)));
+                World::annotated(&annotations, list(&run["attempts"]).iter().map(|it| reply(it, grpc)));
             let ended = world.get("/").await;
             match run["expect"].as_u64() {
                 Some(code) if grpc => assert_eq!(ended.grpc.map(u64::from), Some(code), "{name}"),
                 Some(status) => assert_eq!(u64::from(ended.status), status, "{name}"),
                 None => assert_eq!((ended.status, ended.grpc), (504, Some(4)), "{name}: {run}"),
             }
-            assert_eq!(world.upstream.count(), list(run, "attempts").len(), "{name}");
+            assert_eq!(world.upstream.count(), list(&run["attempts"]).len(), "{name}");
         }
         seen += 1;
     }
@@ -503,8 +494,8 @@ async fn policies_retry_as_linkerds_do() {
 
 #[tokio::test(start_paused = true)]
 async fn timeouts_end_where_linkerds_end() {
-    let Some(file) = corpus("linkerd-retry-timeout-scenarios.json") else { return };
-    for case in list(&file, "timeouts") {
+    let Some(file) = vectors("linkerd-retry-timeout-scenarios.json") else { return };
+    for case in cases(&file, "timeouts") {
         let limit = |key: &str| case[key].as_u64();
         let mut annotations = json!({});
         for (key, name) in [("request_ms", "request"), ("response_ms", "response"), ("idle_ms", "idle")] {
@@ -532,7 +523,7 @@ async fn timeouts_end_where_linkerds_end() {
 
 #[test]
 fn bodies_are_replayed_as_linkerds_are() {
-    let Some(file) = corpus("linkerd-retry-timeout-scenarios.json") else { return };
+    let Some(file) = vectors("linkerd-retry-timeout-scenarios.json") else { return };
     let read = |body: &mut Replay<Content>| {
         let mut read = Vec::new();
         while let Poll::Ready(Some(frame)) =
@@ -547,13 +538,13 @@ fn bodies_are_replayed_as_linkerds_are() {
         read
     };
     let mut seen = 0;
-    for case in list(&file, "replay_body") {
+    for case in cases(&file, "replay_body") {
         let name = text(case, "name");
         let cap = case["cap"].as_u64().unwrap_or(8) as usize;
         match name {
             "cap" => {
                 let pieces =
-                    list(case, "chunks").iter().map(|chunk| chunk.as_str().unwrap().as_bytes().to_vec());
+                    list(&case["chunks"]).iter().map(|chunk| chunk.as_str().unwrap().as_bytes().to_vec());
                 let (mut body, keep) = Replay::record(chunks(pieces.collect::<Vec<_>>()), cap);
                 read(&mut body);
                 let gone = keep.as_ref().map(Keep::state) == Some(Replayable::Gone);
@@ -614,9 +605,9 @@ impl FrameOnce for std::pin::Pin<&mut Replay<Content>> {
 /// there a response's first data does not tell whether it went well; no frame is lost by it.
 #[tokio::test(start_paused = true)]
 async fn trailers_are_found_where_linkerd_finds_them() {
-    let Some(file) = corpus("linkerd-retry-timeout-scenarios.json") else { return };
+    let Some(file) = vectors("linkerd-retry-timeout-scenarios.json") else { return };
     let failed = || Sent::Trailers(vec![("grpc-status", "14")]);
-    for case in list(&file, "peek_trailers") {
+    for case in cases(&file, "peek_trailers") {
         let (script, attempts) = match &case["body"] {
             // No trailers, no code: it is what its head says, and that went well.
             Value::Array(frames) if frames.is_empty() => (Reply::grpc(vec![]), 1),
@@ -664,9 +655,9 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
 
 #[tokio::test(start_paused = true)]
 async fn security_cases_of_retries_and_deadlines_are_refused_or_bounded() {
-    let Some(file) = corpus("security-cases.json") else { return };
+    let Some(file) = vectors("security-cases.json") else { return };
     let (mut seen, mut unknown) = (0, Vec::new());
-    for case in list(&file, "cases") {
+    for case in cases(&file, "cases") {
         let id = text(case, "id");
         if !["deadline/", "retry/", "hedge/", "breaker/"].iter().any(|group| id.starts_with(group)) {
             continue;

@@ -1,5 +1,8 @@
 //! Linkerd's matching vectors, from `shared/data/vectors`: run with `ENMESH_CORPUS=…/shared/data`.
 
+#[path = "support/corpus.rs"]
+mod support;
+
 use enmesh::profile::matching::{
     Condition, GrpcMatch, HostMatch, KeyMatch, PathKind, PathMatch, TextMatch, ValueMatch,
 };
@@ -7,19 +10,7 @@ use enmesh::route::head::RequestHead;
 use enmesh::route::matcher::Matcher;
 use http::{HeaderName, HeaderValue, Method, Request};
 use serde_json::Value;
-
-fn corpus(file: &str) -> Option<Value> {
-    let Ok(root) = std::env::var("ENMESH_CORPUS") else {
-        eprintln!("skipped: ENMESH_CORPUS is not set");
-        return None;
-    };
-    let text = std::fs::read_to_string(format!("{root}/vectors/{file}")).unwrap();
-    Some(serde_json::from_str(&text).unwrap())
-}
-
-fn list(value: &Value) -> &[Value] {
-    value.as_array().map_or(&[], Vec::as_slice)
-}
+use support::{cases, list, vectors};
 
 fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_else(|| panic!("{value} is no text"))
@@ -66,9 +57,9 @@ fn profile_condition(value: &Value) -> Condition {
 
 #[test]
 fn profile_conditions_match_as_linkerd_matches_but_for_ungrouped_anchors() {
-    let Some(vectors) = corpus("linkerd-sp-match.json") else { return };
+    let Some(vectors) = vectors("linkerd-sp-match.json") else { return };
     let mut differing = Vec::new();
-    for case in list(&vectors["request"]) {
+    for case in cases(&vectors, "request") {
         let condition = profile_condition(&case["condition"]);
         for row in list(&case["requests"]) {
             let (method, uri) = (text(&row["method"]), text(&row["path"]));
@@ -85,8 +76,8 @@ fn profile_conditions_match_as_linkerd_matches_but_for_ungrouped_anchors() {
 
 #[test]
 fn a_bad_pattern_refuses_the_profile_and_widens_nothing() {
-    let Some(vectors) = corpus("linkerd-sp-match.json") else { return };
-    let cases = list(&vectors["invalid_regex"]);
+    let Some(vectors) = vectors("linkerd-sp-match.json") else { return };
+    let cases = cases(&vectors, "invalid_regex");
     assert_eq!(cases.len(), 3);
     for case in cases {
         let faults = Matcher::compile([&profile_condition(&case["condition"])]).unwrap_err();
@@ -96,8 +87,8 @@ fn a_bad_pattern_refuses_the_profile_and_widens_nothing() {
 
 #[test]
 fn the_first_of_a_profiles_routes_wins() {
-    let Some(vectors) = corpus("linkerd-sp-match.json") else { return };
-    for case in list(&vectors["first_match"]) {
+    let Some(vectors) = vectors("linkerd-sp-match.json") else { return };
+    for case in cases(&vectors, "first_match") {
         let routes: Vec<_> =
             list(&case["routes"]).iter().map(|regex| path(PathKind::Regex, text(regex))).collect();
         let expected = case["route"].as_u64().map(|route| route as usize);
@@ -114,8 +105,8 @@ fn host(pattern: &str) -> Condition {
 
 #[test]
 fn hosts_and_paths_match_as_linkerds_routes_do() {
-    let Some(vectors) = corpus("linkerd-route-match.json") else { return };
-    for case in list(&vectors["host"]) {
+    let Some(vectors) = vectors("linkerd-route-match.json") else { return };
+    for case in cases(&vectors, "host") {
         let condition = host(text(&case["match"]["host"]));
         for (name, expected) in case["cases"].as_object().unwrap() {
             let by_header = request("GET", "/", &[("host", name)]);
@@ -125,7 +116,7 @@ fn hosts_and_paths_match_as_linkerds_routes_do() {
             }
         }
     }
-    for case in list(&vectors["path"]) {
+    for case in cases(&vectors, "path") {
         let (kind, value) = case["match"].as_object().unwrap().iter().next().unwrap();
         let kind = match kind.as_str() {
             "exact" => PathKind::Exact,
@@ -157,8 +148,8 @@ fn key(value: &Value) -> KeyMatch {
 
 #[test]
 fn headers_and_parameters_match_as_linkerds_routes_do() {
-    let Some(vectors) = corpus("linkerd-route-match.json") else { return };
-    for case in list(&vectors["header"]) {
+    let Some(vectors) = vectors("linkerd-route-match.json") else { return };
+    for case in cases(&vectors, "header") {
         let condition = Condition::Header(key(&case["match"]));
         for (said, expected) in case["cases"].as_object().unwrap() {
             let values = said.split_once(": ").map_or("", |(_, values)| values);
@@ -171,7 +162,7 @@ fn headers_and_parameters_match_as_linkerds_routes_do() {
             );
         }
     }
-    for case in list(&vectors["query"]) {
+    for case in cases(&vectors, "query") {
         let condition = Condition::Query(key(&case["match"]));
         for (query, expected) in case["cases"].as_object().unwrap() {
             let request = request("GET", &format!("/{query}"), &[]);
@@ -182,8 +173,8 @@ fn headers_and_parameters_match_as_linkerds_routes_do() {
 
 #[test]
 fn all_parts_of_a_match_must_hold() {
-    let Some(vectors) = corpus("linkerd-route-match.json") else { return };
-    let cases = list(&vectors["combined"]);
+    let Some(vectors) = vectors("linkerd-route-match.json") else { return };
+    let cases = cases(&vectors, "combined");
     assert_eq!(cases.len(), 3);
     let condition = Condition::All(vec![
         path(PathKind::Exact, text(&cases[1]["match"]["path"]["exact"])),
@@ -199,8 +190,8 @@ fn all_parts_of_a_match_must_hold() {
 
 #[test]
 fn grpc_calls_match_by_service_and_method() {
-    let Some(vectors) = corpus("linkerd-route-match.json") else { return };
-    for case in list(&vectors["grpc"]) {
+    let Some(vectors) = vectors("linkerd-route-match.json") else { return };
+    for case in cases(&vectors, "grpc") {
         let name = |key: &str| case["match"][key].as_str().map(|name| TextMatch::Exact(name.into()));
         let condition = Condition::Grpc(GrpcMatch { service: name("service"), method: name("method") });
         let (method, uri) = text(&case["request"]).split_once(' ').unwrap();

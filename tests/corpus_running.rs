@@ -3,6 +3,9 @@
 #![cfg(feature = "http")]
 #![expect(clippy::disallowed_methods, reason = "a test is no library: it spawns")]
 
+#[path = "support/corpus.rs"]
+mod support;
+
 use bytes::Bytes;
 use enmesh::profile::import::cluster::ImportSettings;
 use enmesh::profile::import::load::load;
@@ -13,9 +16,10 @@ use http_body_util::{BodyExt, Full};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use support::{cases, check_location, corpus, files, json_of, list, vectors};
 use tokio::net::TcpListener;
 
 /// How backends behave at present, and whom they were: namespace and name of each call.
@@ -73,32 +77,6 @@ fn answer<B>(
     let seen = json!({"name": name, "namespace": namespace, "path": path, "headers": headers});
     let response = Response::builder().header("grpc-status", "0").body(Full::from(seen.to_string()));
     Ok(response.unwrap())
-}
-
-fn corpus() -> Option<PathBuf> {
-    let Ok(root) = std::env::var("ENMESH_CORPUS") else {
-        eprintln!("skipped: ENMESH_CORPUS is not set");
-        return None;
-    };
-    Some(PathBuf::from(root).join("config/gateway-api"))
-}
-
-fn tables(folder: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            found.extend(tables(&path));
-        } else if path.extension().is_some_and(|end| end == "json") {
-            found.push(path);
-        }
-    }
-    found.sort();
-    found
-}
-
-fn list(value: &Value) -> &[Value] {
-    value.as_array().map_or(&[], Vec::as_slice)
 }
 
 /// All backends there are, started when they are first named.
@@ -328,17 +306,7 @@ impl Row<'_> {
     fn check_redirect(&self, came: &Came) {
         assert!(list(self.expect("status")).contains(&came.status.into()), "{}: {}", self.id, came.status);
         let location: Uri = came.headers["location"].to_str().unwrap().parse().unwrap();
-        let expected = self.expect("redirect");
-        let check = |key: &str, seen: Option<&str>| {
-            if let Some(wanted) = expected[key].as_str() {
-                assert_eq!(seen, Some(wanted), "{}: {location}", self.id);
-            }
-        };
-        check("scheme", location.scheme_str());
-        check("host", location.host());
-        check("path", Some(location.path()));
-        let own = if location.scheme_str() == Some("https") { "443" } else { "80" };
-        check("port", Some(location.port().map_or(own.to_owned(), |port| port.to_string()).as_str()));
+        check_location(self.id, self.expect("redirect"), &location);
     }
 
     async fn check_shares(&self) {
@@ -361,14 +329,14 @@ fn who(echo: &Value) -> String {
 
 #[tokio::test]
 async fn every_row_of_the_tables_is_so_with_real_backends() {
-    let Some(root) = corpus() else { return };
+    let Some(root) = corpus("config/gateway-api") else { return };
     let mut world = World::default();
     let stage = Arc::clone(&world.stage);
     let mut checked: BTreeMap<String, usize> = BTreeMap::new();
-    for file in tables(&root.join("cases")) {
-        let table: Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    for file in files(&root.join("cases"), &["json"]) {
+        let table = json_of(file);
         let mut meshes: BTreeMap<String, Mesh> = BTreeMap::new();
-        for case in list(&table["cases"]) {
+        for case in cases(&table, "cases") {
             let id = case["id"].as_str().unwrap();
             if case["expect"]["contradicts_manifest"].is_string() {
                 continue;
@@ -442,11 +410,11 @@ async fn asked(
 
 #[tokio::test]
 async fn splits_of_smi_are_so_with_real_backends() {
-    let Some(root) = corpus() else { return };
+    let Some(root) = corpus("config/smi") else { return };
     let stage = Shared::default();
     let mut checked = 0;
     for folder in ["extracted", "emojivoto/training/traffic-split"] {
-        for entry in std::fs::read_dir(root.parent().unwrap().join("smi").join(folder)).unwrap() {
+        for entry in std::fs::read_dir(root.join(folder)).unwrap() {
             let path = entry.unwrap().path();
             let text = std::fs::read_to_string(&path).unwrap();
             let profiles = load(object::read(&text, "f"), &ImportSettings::default()).profiles;
@@ -476,11 +444,9 @@ async fn splits_of_smi_are_so_with_real_backends() {
 
 #[tokio::test]
 async fn failover_goes_where_linkerds_controller_would_send_it() {
-    let Some(root) = corpus() else { return };
-    let path = root.parent().unwrap().parent().unwrap().join("vectors/linkerd-failover.json");
-    let vectors: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let Some(vectors) = vectors("linkerd-failover.json") else { return };
     let (label, annotation) = (vectors["label"].as_str().unwrap(), vectors["annotation"].as_str().unwrap());
-    for case in list(&vectors["cases"]) {
+    for case in cases(&vectors, "cases") {
         let ready = case["ready"].as_object().unwrap();
         let weights = &case["in"];
         let backends: Vec<String> =

@@ -2,10 +2,13 @@
 #![cfg(any(feature = "tls", feature = "ring"))]
 #![expect(clippy::disallowed_methods, reason = "servers of tests end with the test")]
 
+#[path = "support/corpus.rs"]
+mod corpus;
 #[path = "support/authz.rs"]
 mod support;
 
 use bytes::Bytes;
+use corpus::vectors;
 use enmesh::authz::layer::AuthzLayer;
 use enmesh::authz::layer::Gate;
 use enmesh::classify::respond::RespondLayer;
@@ -32,13 +35,7 @@ use tower::Layer;
 
 /// The cases, or nothing when `ENMESH_CORPUS` is unset.
 fn cases() -> Vec<Value> {
-    let Ok(root) = std::env::var("ENMESH_CORPUS") else {
-        eprintln!("skipped: ENMESH_CORPUS is not set");
-        return Vec::new();
-    };
-    let text = std::fs::read_to_string(format!("{root}/vectors/security-cases.json")).unwrap();
-    let corpus: Value = serde_json::from_str(&text).unwrap();
-    corpus["cases"].as_array().unwrap().clone()
+    vectors("security-cases.json").map_or_else(Vec::new, |file| corpus::cases(&file, "cases").to_vec())
 }
 
 /// Which test holds a case, or all cases that begin so: `case`, `file` under the root, `test`.

@@ -1,9 +1,12 @@
 //! The identity corpus: every SPIFFE ID and certificate case, by verifier and by handshake.
 #![cfg(any(feature = "tls", feature = "ring"))]
 
+#[path = "support/corpus.rs"]
+mod corpus;
 #[path = "support/tls.rs"]
 mod support;
 
+use corpus::vectors;
 use enmesh::tls::acceptor::Mode;
 use enmesh::tls::bundle::TrustBundles;
 use enmesh::tls::connector::ExpectedPeer;
@@ -29,18 +32,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use support::*;
 
-/// A file of the corpus, or nothing when `ENMESH_CORPUS` is unset.
-fn corpus(file: &str) -> Option<Value> {
-    let Ok(root) = std::env::var("ENMESH_CORPUS") else {
-        eprintln!("skipped: ENMESH_CORPUS is not set");
-        return None;
-    };
-    Some(serde_json::from_str(&std::fs::read_to_string(format!("{root}/vectors/{file}")).unwrap()).unwrap())
-}
-
 #[test]
 fn spiffe_ids_of_the_corpus_are_judged_right() {
-    let Some(cases) = corpus("security-cases.json") else { return };
+    let Some(cases) = vectors("security-cases.json") else { return };
     let mut seen = 0;
     for case in cases["cases"].as_array().unwrap() {
         let id = case["id"].as_str().unwrap();
@@ -94,7 +88,7 @@ fn seconds(time: &str) -> i64 {
 }
 
 fn cases() -> Vec<Case> {
-    let Some(corpus) = corpus("svid-corpus.json") else { return Vec::new() };
+    let Some(corpus) = vectors("svid-corpus.json") else { return Vec::new() };
     let list = |value: &Value| value.as_array().unwrap().iter().map(certificate).collect::<Vec<_>>();
     let case = |case: &Value| Case {
         id: case["id"].as_str().unwrap().to_owned(),
@@ -286,7 +280,7 @@ fn linkerd_name(sans: &Value, expected: Option<&str>, side: Side) -> Option<Stri
 
 #[test]
 fn linkerds_rules_of_names_and_renewal_hold() {
-    let Some(cases) = corpus("linkerd-identity.json") else { return };
+    let Some(cases) = vectors("linkerd-identity.json") else { return };
     for case in cases["server_id_check"].as_array().unwrap() {
         let mut expected = case["expected"].as_str().unwrap().to_owned();
         if expected.ends_with("...") {

@@ -1,20 +1,14 @@
 //! Traces and taps against the corpus: contexts in headers, and the lines of `linkerd viz tap`.
 
+#[path = "support/corpus.rs"]
+mod support;
+
 use enmesh::tap::event::Event;
 use enmesh::tap::text::{Width, lines};
 use enmesh::trace::context::TraceContext;
 use http::{HeaderMap, HeaderName, HeaderValue};
-use serde_json::{Value, json};
-
-/// A file of the corpus; `None` without it.
-fn corpus(path: &str) -> Option<Value> {
-    let Some(root) = std::env::var_os("ENMESH_CORPUS") else {
-        eprintln!("skipped: ENMESH_CORPUS is not set");
-        return None;
-    };
-    let text = std::fs::read_to_string(std::path::Path::new(&root).join(path)).expect("the file");
-    Some(serde_json::from_str(&text).expect("JSON"))
-}
+use serde_json::json;
+use support::{cases, vectors};
 
 fn read(name: &'static str, value: &str) -> Option<TraceContext> {
     let mut headers = HeaderMap::new();
@@ -24,16 +18,15 @@ fn read(name: &'static str, value: &str) -> Option<TraceContext> {
 
 #[test]
 fn traceparents_are_read_as_linkerd_reads_them_and_its_quirks_are_refused() {
-    let Some(cases) = corpus("vectors/linkerd-tracing.json") else { return };
-    let of = |key: &str| cases[key].as_array().expect("cases").clone();
-    for case in of("traceparent") {
+    let Some(file) = vectors("linkerd-tracing.json") else { return };
+    for case in cases(&file, "traceparent") {
         let context = read("traceparent", case["v"].as_str().expect("a value"));
         assert_eq!(context.is_some(), case["ok"] == true, "{case}");
         if let (Some(context), Some(sampled)) = (context, case["sampled"].as_bool()) {
             assert_eq!(context.sampled, Some(sampled), "{case}");
         }
     }
-    for case in of("traceparent_quirks") {
+    for case in cases(&file, "traceparent_quirks") {
         assert_eq!(case["w3c"], "reject", "{case}");
         assert_eq!(read("traceparent", case["v"].as_str().expect("a value")), None, "{case}");
     }
@@ -41,8 +34,8 @@ fn traceparents_are_read_as_linkerd_reads_them_and_its_quirks_are_refused() {
 
 #[test]
 fn formats_have_linkerds_precedence() {
-    let Some(cases) = corpus("vectors/linkerd-tracing.json") else { return };
-    assert_eq!(cases["precedence"], json!(["traceparent", "grpc-trace-bin", "x-b3-*"]));
+    let Some(file) = vectors("linkerd-tracing.json") else { return };
+    assert_eq!(file["precedence"], json!(["traceparent", "grpc-trace-bin", "x-b3-*"]));
     let id = |digit: &str| digit.repeat(32);
     let mut headers = HeaderMap::new();
     let mut insert = |name: &'static str, value: String| {
@@ -104,10 +97,8 @@ fn event(line: &str) -> Event {
 
 #[test]
 fn events_are_the_lines_of_linkerds_tap() {
-    let Some(cases) = corpus("vectors/linkerd-viz.json") else { return };
-    let told = cases["tap"]["lines"].as_array().expect("lines");
-    assert!(!told.is_empty());
-    for line in told {
+    let Some(file) = vectors("linkerd-viz.json") else { return };
+    for line in cases(&file["tap"], "lines") {
         let line = line.as_str().expect("a line");
         // Linkerd pads the direction to three letters.
         let padded = line.replace("proxy=in src", "proxy=in  src");
