@@ -67,6 +67,14 @@ browser:
 interop:
     .ci/step interop
 
+# A real Prometheus scrapes emojivoto and is asked Linkerd's questions
+prometheus:
+    .ci/step prometheus
+
+# Spans reach OpenTelemetry's own collector
+collector:
+    .ci/step collector
+
 # Benches compile and run once
 benches:
     .ci/step benches
