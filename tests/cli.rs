@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use tower::ServiceExt;
+use tower::{Layer, ServiceExt};
 
 /// What a run of the tool gave.
 struct Ran {
@@ -136,6 +136,37 @@ fn the_tutorial_s_description_becomes_its_profile() {
     assert_eq!((checked.status, checked.err.as_str()), (0, ""));
     let template = enmesh(&["profile", "--template", "-n", "emojivoto", "web-svc"], "");
     assert_eq!((template.status, enmesh(&["check", "-"], &template.out).status), (0, 0));
+}
+
+/// The block of the README in `language` that follows the heading about profiles.
+fn of_readme(language: &str) -> &'static str {
+    let readme = include_str!("../README.md");
+    let part = readme.split_once("## From an API description to a profile").unwrap().1;
+    let block = part.split_once(&format!("```{language}\n")).unwrap().1;
+    block.split_once("```").unwrap().0
+}
+
+#[tokio::test]
+async fn the_readme_s_description_gives_what_it_says_and_a_mesh_takes_it() {
+    let folder = Folder::new("readme");
+    let description = folder.file("web.yaml", of_readme("yaml"));
+    let (command, expected) = of_readme("console").split_once('\n').unwrap();
+    assert_eq!(command, "$ enmesh profile --open-api web.yaml -n emojivoto web-svc");
+    let ran = enmesh(&["profile", "--open-api", &description, "-n", "emojivoto", "web-svc"], "");
+    assert_eq!((ran.status, ran.out.as_str()), (0, expected));
+    let mesh = Mesh::builder().profile_yaml(&ran.out).dns(false).build().unwrap();
+    let answers =
+        tower::service_fn(|_: Request<_>| async { Ok::<_, Error>(Response::new(Full::<Bytes>::default())) });
+    let layered = mesh.layer().layer(answers);
+    for path in ["/api/list", "/api/vote", "/api/vote", "/other"] {
+        let request = Request::get(format!("http://web-svc.emojivoto{path}")).body(Full::<Bytes>::default());
+        layered.clone().oneshot(request.unwrap()).await.unwrap();
+    }
+    let counted = |name: &str| {
+        let routes = mesh.stats().routes.into_iter().filter(|row| row.route == name);
+        routes.map(|row| row.reading.requests).sum::<u64>()
+    };
+    assert_eq!(["GET /api/list", "GET /api/vote", ""].map(counted), [1, 2, 1]);
 }
 
 #[test]
