@@ -167,3 +167,33 @@ async fn a_mesh_breaks_what_its_profiles_say_and_one_switch_ends_it() {
     assert_eq!((ask("/slow").await, ask("/broken").await), ((200, MS(0)), (200, MS(0))));
     assert!(!build(false).faults().is_on());
 }
+
+#[cfg(feature = "http")]
+const BY_CALLER: &str = "
+apiVersion: enmesh.dev/v1
+kind: ServiceProfile
+metadata: {name: web.shop}
+spec:
+  routes:
+  - name: tried
+    condition: {caller: {namespaces: [test]}}
+    fault: {abort: {httpStatus: 503}}
+  - name: header
+    condition: {headers: [{name: x-try, value: '1'}]}
+    fault: {abort: {httpStatus: 504}}
+";
+
+#[cfg(feature = "http")]
+#[tokio::test(start_paused = true)]
+async fn faults_are_by_caller_and_by_header_for_a_running_mesh_too() {
+    let ask = async |name: &str, tried: &str| {
+        let mesh = enmesh::Mesh::builder().name(name).profile_yaml(BY_CALLER);
+        let mesh = mesh.endpoints("web.shop:80", ["127.0.0.1:1"]).dns(false).build().unwrap();
+        let client = mesh.layer().layer(upstream());
+        let request = Request::get("http://web.shop/").header("x-try", tried).body(Empty::<Bytes>::new());
+        client.oneshot(request.unwrap()).await.unwrap().status().as_u16()
+    };
+    assert_eq!(ask("bot.test:80", "0").await, 503, "this process lives in the namespace");
+    assert_eq!(ask("bot.shop:80", "0").await, 200, "that one does not");
+    assert_eq!(ask("bot.shop:80", "1").await, 504);
+}

@@ -37,6 +37,8 @@ use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use tokio::net::TcpStream;
+use tower::Layer;
+use tower::ServiceExt;
 use tower::service_fn;
 
 fn authority() -> Authority {
@@ -365,4 +367,38 @@ async fn identity_handshakes_and_decisions_are_counted_where_the_mesh_counts() {
     }
     assert!(shown(&server.mesh, "control_identity_cert_expiration_timestamp_seconds").unwrap() > 1.7e9);
     assert!(shown(&server.mesh, "control_identity_cert_seconds_left").unwrap() > 3000.0);
+}
+
+#[tokio::test]
+async fn routes_know_the_proven_caller_of_what_arrives_and_no_other() {
+    const BY_CALLER: &str = "
+apiVersion: enmesh.dev/v1
+kind: ServiceProfile
+metadata: {name: api.ns}
+spec:
+  routes:
+  - name: theirs
+    condition: {caller: {identities: ['spiffe://mesh.example/ns/test/sa/bot'], namespaces: [test]}}
+";
+    let mesh = Mesh::builder().name("api.ns:80").profile_yaml(BY_CALLER).dns(false).build().unwrap();
+    let app =
+        service_fn(|_: Request<()>| async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())) });
+    let counted = || {
+        let theirs = mesh.stats().routes.into_iter().find(|row| row.route == "theirs");
+        theirs.map_or(0, |row| row.reading.requests)
+    };
+    let callers =
+        [Some("spiffe://mesh.example/ns/test/sa/bot"), Some("spiffe://mesh.example/ns/test/sa/web"), None];
+    for caller in callers {
+        let mut request = Request::get("http://api.ns/").body(()).unwrap();
+        if let Some(caller) = caller {
+            request.extensions_mut().insert(PeerIdentity {
+                identity: caller.parse().unwrap(),
+                trust_domain: "mesh.example".parse().unwrap(),
+                not_after: std::time::SystemTime::UNIX_EPOCH,
+            });
+        }
+        mesh.inbound().layer(app).oneshot(request).await.unwrap();
+        assert_eq!(counted(), 1, "{caller:?}");
+    }
 }

@@ -13,7 +13,7 @@ use crate::mesh::stack::{self, Outbound};
 use crate::metrics::names::Direction;
 use crate::policy::call::{Call, CallOptions, CallScope, CallState};
 use crate::policy::compile::Policy;
-use crate::route::head::RequestHead;
+use crate::route::head::{Caller, RequestHead};
 use crate::split::layer::Split;
 use crate::stdx::clock;
 use crate::stdx::rng::Rng;
@@ -127,8 +127,23 @@ impl Client {
 ///
 /// # Errors
 /// [`Error::NoRoute`] when the profile says that what no route is for is not found.
+#[inline]
 pub fn enter<B, T>(policy: &Policy<T>, request: &mut Request<B>) -> Result<CallScope<T>, Error> {
-    let entry = match policy.find(&RequestHead::of_request(request)) {
+    enter_from(policy, request, None)
+}
+
+/// The same for a request of `caller`; of an unknown one, conditions on callers do not hold.
+///
+/// # Errors
+/// As [`enter`].
+pub fn enter_from<B, T>(
+    policy: &Policy<T>,
+    request: &mut Request<B>,
+    caller: Option<&Caller>,
+) -> Result<CallScope<T>, Error> {
+    let head = RequestHead::of_request(request);
+    let head = caller.into_iter().fold(head, RequestHead::from_caller);
+    let entry = match policy.find(&head) {
         Some(entry) => Arc::clone(entry),
         None => return Err(Error::NoRoute { service: Arc::clone(policy.service()) }),
     };

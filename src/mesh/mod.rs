@@ -8,6 +8,8 @@ pub mod body;
 #[cfg(feature = "http")]
 pub mod builder;
 #[cfg(feature = "http")]
+mod caller;
+#[cfg(feature = "http")]
 pub mod client;
 #[cfg(feature = "http")]
 pub mod directory;

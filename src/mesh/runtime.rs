@@ -16,6 +16,7 @@ use crate::mesh::api;
 use crate::mesh::builder::MeshBuilder;
 #[cfg(any(feature = "tls", feature = "ring"))]
 use crate::mesh::builder::OwnIdentity as Rotating;
+use crate::mesh::caller::Callers;
 use crate::mesh::client::Client;
 use crate::mesh::directory::{Connect, Connection, Directory, Parts};
 use crate::mesh::inbound::InboundLayer;
@@ -316,7 +317,12 @@ impl Made {
             endpoints: Box::new(endpoints),
         })
         .map_err(|invalid| Error::Config(Box::new(invalid)))?;
-        let (watch, lines) = watching::of(&mut builder, &own, &rng)?;
+        let (mut watch, lines) = watching::of(&mut builder, &own, &rng)?;
+        watch.callers = Callers {
+            home: builder.home(),
+            #[cfg(any(feature = "tls", feature = "ring"))]
+            identities: identities.clone(),
+        };
         let services = Arc::new(Services::new(directory, watch));
         let told: [Arc<dyn Collect>; 2] = [services.clone(), connections.clone()];
         told.iter().for_each(|source| metrics.add(source));

@@ -2,7 +2,8 @@
 
 use crate::classify::outcome::Outcome;
 use crate::error::Error;
-use crate::mesh::client::enter;
+use crate::mesh::caller::Callers;
+use crate::mesh::client::enter_from;
 use crate::metrics::names::Direction;
 use crate::policy::call::CallScope;
 use crate::policy::compile::Policy;
@@ -33,6 +34,8 @@ pub(crate) struct Watch {
     #[cfg(feature = "otel")]
     pub(crate) otel: Option<Otel>,
     pub(crate) rng: Rng,
+    /// Who calls, for routes that ask.
+    pub(crate) callers: Callers,
     /// Whether every call is looked at, whoever taps.
     always: bool,
 }
@@ -47,6 +50,7 @@ impl Watch {
             #[cfg(feature = "otel")]
             otel: None,
             rng,
+            callers: Callers::default(),
             always,
         }
     }
@@ -66,10 +70,10 @@ impl Watch {
         self.tap.is_idle() && !self.always && !span::is_wanted()
     }
 
-    /// Finds a request's route and begins its call ([`enter`]), and tells whoever observes it.
+    /// Finds a request's route and begins its call ([`enter_from`]), and tells whoever observes it.
     ///
     /// # Errors
-    /// As [`enter`].
+    /// As [`enter_from`].
     #[inline]
     pub(crate) fn enter<B, T>(
         &self,
@@ -77,7 +81,8 @@ impl Watch {
         policy: &Policy<T>,
         request: &mut Request<B>,
     ) -> Result<CallScope<T>, Error> {
-        let mut entered = enter(policy, request);
+        let caller = policy.asks_caller().then(|| self.callers.of(direction, request));
+        let mut entered = enter_from(policy, request, caller.as_ref());
         if !self.is_idle() {
             self.observe(direction, policy, request, &mut entered);
         }

@@ -41,6 +41,7 @@ pub struct Policy<T> {
     default: Option<Arc<RouteEntry<T>>>,
     budget: Arc<Budget>,
     limits: SharedLimits,
+    asks_caller: bool,
     profile: Arc<ServiceProfile>,
 }
 
@@ -68,6 +69,12 @@ impl<T> Policy<T> {
             Some(index) => self.routes.get(index),
             None => self.default.as_ref(),
         }
+    }
+
+    /// Whether a route speaks of who calls.
+    #[inline]
+    pub fn asks_caller(&self) -> bool {
+        self.asks_caller
     }
 
     /// The label `dst`.
@@ -153,7 +160,8 @@ impl Compiler<'_> {
             return Err(invalid(&profile.routes, faults));
         }
         let (service, limits) = (Arc::clone(&self.service), kept.limits);
-        Ok(Policy { service, matcher, routes, default, budget, limits, profile })
+        let asks_caller = profile.routes.iter().any(|route| route.condition.asks_caller(&|_| true));
+        Ok(Policy { service, matcher, routes, default, budget, limits, asks_caller, profile })
     }
 
     fn entry<T>(

@@ -20,6 +20,12 @@ pub fn unhonoured(profile: &ServiceProfile) -> Vec<Fault> {
 }
 
 fn of_route(route: &Route, at: &str, told: &mut Vec<Fault>) {
+    tell(
+        route.condition.asks_caller(&|caller| !caller.labels.is_empty()),
+        &format!("{at}.condition"),
+        "the labels of callers are not known while requests are served: a condition on them does not hold",
+        told,
+    );
     if let Action::Forward(forward) = &route.action {
         of_forward(forward, at, told);
     }
@@ -47,6 +53,7 @@ fn tell(is_said: bool, path: &str, problem: &str, told: &mut Vec<Fault>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::profile::matching::{CallerMatch, Condition};
     use crate::profile::route::WeightedBackend;
 
     #[test]
@@ -56,8 +63,15 @@ mod tests {
         let action = Action::Forward(Forward { backends, ..Forward::default() });
         let route = Route { action, ..Route::default() };
         let name = "web.ns".parse().unwrap();
-        let profile = ServiceProfile { routes: vec![Route::default(), route], ..ServiceProfile::new(name) };
+        let labels = CallerMatch { labels: vec![("app".into(), "web".into())], ..CallerMatch::default() };
+        let known = CallerMatch { namespaces: vec!["shop".into()], ..CallerMatch::default() };
+        let asking = |caller| Route {
+            condition: Condition::Not(Box::new(Condition::Caller(caller))),
+            ..Route::default()
+        };
+        let routes = vec![Route::default(), route, asking(labels), asking(known)];
+        let profile = ServiceProfile { routes, ..ServiceProfile::new(name) };
         let told: Vec<String> = unhonoured(&profile).into_iter().map(|fault| fault.path).collect();
-        assert_eq!(told, ["spec.routes[1].backends"]);
+        assert_eq!(told, ["spec.routes[1].backends", "spec.routes[2].condition"]);
     }
 }

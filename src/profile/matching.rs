@@ -38,6 +38,27 @@ pub enum Condition {
     Fraction(crate::profile::settings::Share),
 }
 
+impl Condition {
+    /// Whether some part of it is a condition on the caller for which `is_asked` holds.
+    pub fn asks_caller(&self, is_asked: &impl Fn(&CallerMatch) -> bool) -> bool {
+        match self {
+            Self::All(parts) | Self::Any(parts) => parts.iter().any(|part| part.asks_caller(is_asked)),
+            Self::Not(part) => part.asks_caller(is_asked),
+            Self::Caller(caller) => is_asked(caller),
+            Self::Always
+            | Self::Method(_)
+            | Self::Path(_)
+            | Self::Header(_)
+            | Self::Query(_)
+            | Self::Host(_)
+            | Self::Scheme(_)
+            | Self::Port(_)
+            | Self::Grpc(_)
+            | Self::Fraction(_) => false,
+        }
+    }
+}
+
 /// How a path is compared.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PathMatch {
