@@ -1,6 +1,6 @@
 //! Floor 7: `enmesh edges`.
 
-use crate::live::{Shown, Targets, figures, table};
+use crate::live::{Shown, Targets, Window, figures, table};
 use crate::output::Done;
 use enmesh::metrics::edges::{Edge, Edges};
 
@@ -10,16 +10,14 @@ use enmesh::metrics::edges::{Edge, Edges};
     after_help = "Examples:\n  enmesh edges\n  enmesh edges --admin http://web:4191 http://voting:4191 -o wide"
 )]
 pub(crate) struct Args {
-    /// How far back: 10s, 1m, 5m, 1h
-    #[arg(short = 't', long, value_name = "TIME", default_value = "1m")]
-    window: String,
+    #[command(flatten)]
+    window: Window,
     #[command(flatten)]
     targets: Targets,
 }
 
 pub(crate) fn run(args: &Args) -> Done {
-    let query = format!("window={}", args.window);
-    args.targets.run("/api/v1/edges", &query, |mut edges: Edges| {
+    args.targets.run("/api/v1/edges", &args.window.to_string(), |mut edges: Edges| {
         edges.strip();
         edges
     })

@@ -6,6 +6,7 @@ use enmesh::admin::fleet::{self, Fleet, Peer};
 use enmesh::admin::told::{self, Told};
 use enmesh::metrics::report::{Figures, Process};
 use serde::Serialize;
+use std::fmt;
 use std::io::{IsTerminal, stdout};
 use std::time::Duration;
 
@@ -22,6 +23,20 @@ pub(crate) struct Targets {
     /// How the result is written
     #[arg(short, long, value_enum, default_value = "table")]
     pub(crate) output: Format,
+}
+
+/// Of which time figures are asked for; shown, it is that part of a query.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Window {
+    /// How far back: 10s, 1m, 5m, 1h
+    #[arg(short = 't', long, value_name = "TIME", default_value = "1m")]
+    window: String,
+}
+
+impl fmt::Display for Window {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "window={}", self.window)
+    }
 }
 
 /// How live results are written.

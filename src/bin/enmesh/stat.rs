@@ -1,11 +1,26 @@
 //! Floor 7: `enmesh stat` and `enmesh routes`.
 
-use crate::live::{Shown, Targets, figures, percent, table};
+use crate::live::{Shown, Targets, Window, figures, percent, table};
 use crate::output::Done;
 use enmesh::metrics::names::Direction;
 use enmesh::metrics::report::{Kind, Process, Report, Row, RowKey};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
+
+/// What `stat` and `routes` are both asked.
+#[derive(Debug, clap::Args)]
+struct Asked {
+    /// Shows calls to this service, as their callers see them; any service if none is named. Without it: what arrives
+    #[arg(long, value_name = "SERVICE", num_args = 0..=1, default_missing_value = "")]
+    to: Option<String>,
+    /// Only of this process
+    #[arg(long, value_name = "NAME")]
+    from: Option<String>,
+    #[command(flatten)]
+    window: Window,
+    #[command(flatten)]
+    targets: Targets,
+}
 
 /// Shows the traffic of processes: success rate, requests a second, latencies.
 #[derive(Debug, clap::Args)]
@@ -16,17 +31,8 @@ pub(crate) struct Args {
     /// What a line stands for
     #[arg(long, value_enum, default_value = "service")]
     by: By,
-    /// Shows calls to this service, as their callers see them; any service if none is named. Without it: what arrives
-    #[arg(long, value_name = "SERVICE", num_args = 0..=1, default_missing_value = "")]
-    to: Option<String>,
-    /// Only of this process
-    #[arg(long, value_name = "NAME")]
-    from: Option<String>,
-    /// How far back: 10s, 1m, 5m, 1h
-    #[arg(short = 't', long, value_name = "TIME", default_value = "1m")]
-    window: String,
     #[command(flatten)]
-    targets: Targets,
+    asked: Asked,
 }
 
 /// What a line stands for.
@@ -47,17 +53,8 @@ enum By {
 #[command(after_help = "Examples:\n  enmesh routes\n  enmesh routes --to voting-svc -o wide\n  \
                         enmesh routes --admin http://web-admin:4191 -o json")]
 pub(crate) struct RoutesArgs {
-    /// Shows calls to this service, as their callers see them; any service if none is named. Without it: what arrives
-    #[arg(long, value_name = "SERVICE", num_args = 0..=1, default_missing_value = "")]
-    to: Option<String>,
-    /// Only of this process
-    #[arg(long, value_name = "NAME")]
-    from: Option<String>,
-    /// How far back: 10s, 1m, 5m, 1h
-    #[arg(short = 't', long, value_name = "TIME", default_value = "1m")]
-    window: String,
     #[command(flatten)]
-    targets: Targets,
+    asked: Asked,
 }
 
 /// Which rows are meant.
@@ -92,16 +89,17 @@ impl Meant<'_> {
 }
 
 pub(crate) fn run(args: &Args) -> Done {
+    let asked = &args.asked;
     let (kind, to) = match args.by {
-        By::Service => (Kind::Route, args.to.as_deref()),
-        By::Backend => (Kind::Backend, args.to.as_deref().or(Some(""))),
-        By::Endpoint => (Kind::Endpoint, args.to.as_deref().or(Some(""))),
+        By::Service => (Kind::Route, asked.to.as_deref()),
+        By::Backend => (Kind::Backend, asked.to.as_deref().or(Some(""))),
+        By::Endpoint => (Kind::Endpoint, asked.to.as_deref().or(Some(""))),
         By::Client => (Kind::Client, None),
     };
-    let query = format!("window={}&by=process", args.window);
-    args.targets.run("/api/v1/stat", &query, |report: Report| {
+    let query = format!("{}&by=process", asked.window);
+    asked.targets.run("/api/v1/stat", &query, |report: Report| {
         let processes = report.processes.clone();
-        let meant = Meant { kind, to, from: args.from.as_deref() };
+        let meant = Meant { kind, to, from: asked.from.as_deref() };
         let (window_secs, direction) = (report.window_secs, meant.direction());
         let rows = Row::grouped(meant.of(report), |row| match args.by {
             By::Service => (row.key.service.clone(), None),
@@ -199,11 +197,11 @@ impl Shown for Traffic {
     }
 }
 
-pub(crate) fn routes(args: &RoutesArgs) -> Done {
-    let query = format!("window={}&by=process&kind=route,backend", args.window);
-    args.targets.run("/api/v1/stat", &query, |report: Report| {
+pub(crate) fn routes(RoutesArgs { asked }: &RoutesArgs) -> Done {
+    let query = format!("{}&by=process&kind=route,backend", asked.window);
+    asked.targets.run("/api/v1/stat", &query, |report: Report| {
         let processes = report.processes.clone();
-        let meant = Meant { kind: Kind::Route, to: args.to.as_deref(), from: args.from.as_deref() };
+        let meant = Meant { kind: Kind::Route, to: asked.to.as_deref(), from: asked.from.as_deref() };
         let (window_secs, direction) = (report.window_secs, meant.direction());
         let rows = Row::grouped(meant.of(report), |row| row.key.clone());
         Routes { direction, window_secs, processes, rows: stripped(rows, false) }
