@@ -12,6 +12,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use std::time::Duration;
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 /// Where an admin server listens unless it is said: Linkerd's port.
@@ -22,6 +23,9 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 /// The longest line that is read: an event with all its headers is far below.
 const LINE_BYTES_MAX: usize = 1 << 20;
+
+/// Lines that wait to be shown.
+const LINES_MAX: usize = 64;
 
 /// One line of a stream.
 #[derive(Debug)]
@@ -125,6 +129,60 @@ impl Stream {
 
     fn told(&self, what: &str) -> Failure {
         Failure::Unreadable(format!("{}: {what}", self.from))
+    }
+}
+
+/// The live requests of several processes.
+pub(crate) struct Streams {
+    lines: mpsc::Receiver<Result<Line, Failure>>,
+    _reading: JoinSet<()>,
+}
+
+impl Streams {
+    /// Asks all of `admins` for what matches `query`; who of several is not reached is told, and left out.
+    ///
+    /// # Errors
+    /// When the query is refused, or when nobody is reached.
+    pub(crate) async fn open(admins: &[String], query: &Query) -> Result<Self, Failure> {
+        let (sender, lines) = mpsc::channel(LINES_MAX);
+        let (mut reading, mut failed) = (JoinSet::new(), None);
+        for admin in admins {
+            match Stream::open(admin, query.as_str()).await {
+                Ok(stream) => drop(reading.spawn(pass_on(stream, sender.clone()))),
+                Err(Failure::Unreadable(what)) if admins.len() > 1 => {
+                    eprintln!("{what}");
+                    failed = Some(Failure::Unreadable(what));
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+        match failed.filter(|_| reading.is_empty()) {
+            Some(failure) => Err(failure),
+            None => Ok(Self { lines, _reading: reading }),
+        }
+    }
+
+    /// The next event; how many were lost before it is told. `None` when all processes ended their streams.
+    pub(crate) async fn next(&mut self) -> Option<Result<Box<Event>, Failure>> {
+        loop {
+            match self.lines.recv().await? {
+                Ok(Line::Event(event)) => return Some(Ok(event)),
+                Ok(Line::Dropped(lost)) => {
+                    eprintln!("{lost} events were lost: they came faster than they were read");
+                }
+                Err(failure) => return Some(Err(failure)),
+            }
+        }
+    }
+}
+
+/// Passes a process's lines on until it or the command ends.
+async fn pass_on(mut stream: Stream, sender: mpsc::Sender<Result<Line, Failure>>) {
+    while let Some(line) = stream.next().await.transpose() {
+        let ends = line.is_err();
+        if sender.send(line).await.is_err() || ends {
+            return;
+        }
     }
 }
 

@@ -1,13 +1,11 @@
 //! Floor 7: `enmesh tap`.
 
 use crate::output::{self, Done, Failure, Verdict};
-use crate::stream::{self, Line, Query, Stream};
+use crate::stream::{self, Query, Streams};
 use enmesh::profile::duration;
 use enmesh::tap::event::Event;
 use enmesh::tap::text::{Width, lines};
 use std::time::Duration;
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 
 /// Shows live requests of running processes, a line for each begin, answer and end, as `linkerd viz tap` does.
 ///
@@ -137,55 +135,19 @@ pub(crate) fn run(args: &Args) -> Done {
 }
 
 async fn show(args: &Args) -> Done {
-    let query = args.query();
-    let (sender, mut lines) = mpsc::channel(64);
-    let (mut opened, mut last) = (0, None);
-    let mut tasks = JoinSet::new();
-    for admin in &args.admin {
-        match Stream::open(admin, query.as_str()).await {
-            Ok(stream) => {
-                opened += 1;
-                tasks.spawn(read(stream, sender.clone()));
-            }
-            Err(Failure::Usage(what)) => return Err(Failure::Usage(what)),
-            Err(failure) => {
-                if let Failure::Unreadable(what) = &failure {
-                    eprintln!("{what}");
-                }
-                last = Some(failure);
-            }
-        }
-    }
-    drop(sender);
-    if opened == 0 {
-        return last.map_or(Ok(Verdict::Good), Err);
-    }
+    let mut events = Streams::open(&args.admin, &args.query()).await?;
     let mut left = args.max;
-    while let Some(line) = lines.recv().await {
-        match line? {
-            Line::Dropped(lost) => eprintln!("{lost} events were lost: they came faster than they were read"),
-            Line::Event(event) => {
-                args.write(&event)?;
-                if event.response_end_event.is_some()
-                    && let Some(left) = &mut left
-                {
-                    *left = left.saturating_sub(1);
-                    if *left == 0 {
-                        break;
-                    }
-                }
+    while let Some(event) = events.next().await {
+        let event = event?;
+        args.write(&event)?;
+        if event.response_end_event.is_some()
+            && let Some(left) = &mut left
+        {
+            *left = left.saturating_sub(1);
+            if *left == 0 {
+                break;
             }
         }
     }
     Ok(Verdict::Good)
-}
-
-/// Passes a process's lines on until it or the command ends.
-async fn read(mut stream: Stream, sender: mpsc::Sender<Result<Line, Failure>>) {
-    while let Some(line) = stream.next().await.transpose() {
-        let ends = line.is_err();
-        if sender.send(line).await.is_err() || ends {
-            return;
-        }
-    }
 }

@@ -1,13 +1,12 @@
 //! Floor 7: `enmesh top`.
 
 use crate::live::{Shown, percent, table};
-use crate::output::{self, Done, Failure, Verdict};
-use crate::stream::{self, Line as Read, Query, Stream};
+use crate::output::{self, Done, Verdict};
+use crate::stream::{self, Query, Streams};
 use enmesh::tap::top::{Line, Top};
 use serde_json::json;
 use std::io::{IsTerminal, stdout};
 use std::time::Duration;
-use tokio::sync::mpsc;
 
 /// Shows who asks whom for what most, by path, from live requests.
 ///
@@ -60,7 +59,7 @@ async fn count(args: &Args) -> Done {
     args.method.iter().for_each(|method| query.add("method", method));
     args.direction.iter().for_each(|direction| query.add("direction", direction));
     query.add("rate", &args.rate.to_string());
-    let mut lines = open(args, &query).await?;
+    let mut events = Streams::open(&args.admin, &query).await?;
     let draws = stdout().is_terminal() && args.time.is_none() && args.output == "table";
     let mut top = Top::default();
     let mut end = std::pin::pin!(tokio::time::sleep(args.time.unwrap_or(USUAL)));
@@ -69,12 +68,9 @@ async fn count(args: &Args) -> Done {
         tokio::select! {
             () = end.as_mut(), if !draws => break,
             _ = drawn.tick(), if draws => output::write(&format!("\x1b[2J\x1b[H{}", Shows(&top, args.lines).table(false)))?,
-            line = lines.recv() => match line {
+            event = events.next() => match event {
                 None => break,
-                Some(line) => match line? {
-                    Read::Event(event) => top.take(&event),
-                    Read::Dropped(lost) => eprintln!("{lost} events were lost: they came faster than they were read"),
-                },
+                Some(event) => top.take(&*event?),
             },
         }
     }
@@ -87,41 +83,6 @@ async fn count(args: &Args) -> Done {
     };
     output::write(&text)?;
     Ok(Verdict::Good)
-}
-
-/// The streams of all processes that are reached; who is not is told.
-async fn open(args: &Args, query: &Query) -> Result<mpsc::Receiver<Result<Read, Failure>>, Failure> {
-    let (sender, lines) = mpsc::channel(64);
-    let mut failed = None;
-    let mut opened = 0;
-    for admin in &args.admin {
-        match Stream::open(admin, query.as_str()).await {
-            Ok(stream) => {
-                opened += 1;
-                let reading = read(stream, sender.clone());
-                #[expect(clippy::disallowed_methods, reason = "it ends with the command")]
-                tokio::spawn(reading);
-            }
-            Err(Failure::Unreadable(what)) if args.admin.len() > 1 => {
-                eprintln!("{what}");
-                failed = Some(Failure::Unreadable(what));
-            }
-            Err(failure) => return Err(failure),
-        }
-    }
-    match failed.filter(|_| opened == 0) {
-        Some(failure) => Err(failure),
-        None => Ok(lines),
-    }
-}
-
-async fn read(mut stream: Stream, lines: mpsc::Sender<Result<Read, Failure>>) {
-    while let Some(line) = stream.next().await.transpose() {
-        let is_last = line.is_err();
-        if lines.send(line).await.is_err() || is_last {
-            return;
-        }
-    }
 }
 
 fn told(line: &Line) -> serde_json::Value {
