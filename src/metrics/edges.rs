@@ -1,7 +1,7 @@
 //! Floor 2: who talks to whom, and whether mutual TLS holds between them.
 
 use crate::metrics::names::Direction;
-use crate::metrics::report::{Figures, Kind, Process, Row, take_processes};
+use crate::metrics::report::{Figures, Kind, Process, Row, grouped, take_processes};
 use crate::profile::name::ServiceName;
 use crate::tls::identity::Identity;
 use serde::{Deserialize, Serialize};
@@ -57,24 +57,16 @@ pub struct Told<'a> {
 
 /// The edges that one process's rows tell of: routes that are called, and callers.
 pub fn of(process: &Told<'_>, rows: &[Row]) -> Vec<Edge> {
-    let mut edges: BTreeMap<(String, Option<String>), Edge> = BTreeMap::new();
-    for row in rows {
+    let met = rows.iter().filter(|row| row.figures.requests > 0);
+    let edges = met.filter_map(|row| {
         let edge = match (row.key.kind, row.key.direction) {
             (Kind::Route, Direction::Outbound) => outbound(process, row),
             (Kind::Client, Direction::Inbound) => inbound(row),
-            _ => continue,
+            _ => return None,
         };
-        if row.figures.requests == 0 {
-            continue;
-        }
-        match edges.entry((row.key.service.clone(), row.key.client.clone())) {
-            std::collections::btree_map::Entry::Vacant(vacant) => drop(vacant.insert(edge)),
-            std::collections::btree_map::Entry::Occupied(mut known) => {
-                known.get_mut().figures.add(&row.figures)
-            }
-        }
-    }
-    edges.into_values().collect()
+        Some(((&row.key.service, &row.key.client), edge))
+    });
+    grouped(edges, Edge::add)
 }
 
 fn outbound(process: &Told<'_>, row: &Row) -> Edge {
@@ -160,22 +152,14 @@ impl Edges {
     /// prove nothing the called one cannot say which they are, so they are left out where a caller told of itself.
     pub fn merge(all: impl IntoIterator<Item = Self>) -> Self {
         let mut whole = Self::default();
-        let mut edges: BTreeMap<EdgeKey, Edge> = BTreeMap::new();
+        let mut edges = Vec::new();
         for report in all {
             whole.window_secs = whole.window_secs.max(report.window_secs);
-            if !take_processes(&mut whole.processes, report.processes) {
-                continue;
-            }
-            for edge in report.edges {
-                match edges.entry(edge.key()) {
-                    std::collections::btree_map::Entry::Vacant(vacant) => drop(vacant.insert(edge)),
-                    std::collections::btree_map::Entry::Occupied(mut known) => {
-                        known.get_mut().figures.add(&edge.figures);
-                    }
-                }
+            if take_processes(&mut whole.processes, report.processes) {
+                edges.extend(report.edges.into_iter().map(|edge| (edge.key(), edge)));
             }
         }
-        let all: Vec<Edge> = edges.into_values().collect();
+        let all = grouped(edges, Edge::add);
         let is_told = |edge: &Edge| {
             edge.direction == Direction::Inbound
                 && all.iter().any(|other| {
@@ -195,6 +179,10 @@ impl Edges {
 }
 
 impl Edge {
+    fn add(&mut self, other: &Self) {
+        self.figures.add(&other.figures);
+    }
+
     fn key(&self) -> EdgeKey {
         (
             self.src.clone(),

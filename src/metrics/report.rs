@@ -4,7 +4,7 @@
 //! quantiles, so the whole is as exact as its parts.
 
 use crate::metrics::names::Direction;
-use crate::metrics::stat::{Causes, Reading};
+use crate::metrics::stat::{Causes, Reading, rate};
 use crate::stdx::histogram::Counts;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -150,13 +150,9 @@ impl Figures {
         self.successes = self.successes.saturating_add(other.successes);
         self.failures = self.failures.saturating_add(other.failures);
         self.cancelled = self.cancelled.saturating_add(other.cancelled);
-        let ended = self.successes.saturating_add(self.failures);
-        self.success_rate = (ended > 0).then(|| self.successes as f64 / ended as f64);
+        self.success_rate = rate(self.successes, self.failures);
         self.rps += other.rps;
-        self.histogram = match (self.histogram.take(), &other.histogram) {
-            (Some(mine), Some(theirs)) => Some(mine.merge(theirs)),
-            (mine, theirs) => mine.or_else(|| theirs.clone()),
-        };
+        add_some(&mut self.histogram, other.histogram.as_ref(), |mine, theirs| *mine = mine.merge(theirs));
         self.latency_ms = self.histogram.as_ref().and_then(Quantiles::of);
     }
 }
@@ -239,26 +235,13 @@ impl Row {
         self.retries = self.retries.saturating_add(other.retries);
         self.no_budget = self.no_budget.saturating_add(other.no_budget);
         self.causes = self.causes.merge(&other.causes);
-        match (&mut self.actual, &other.actual) {
-            (Some(mine), Some(theirs)) => mine.add(theirs),
-            (mine, theirs) => *mine = mine.take().or_else(|| theirs.clone()),
-        }
-        match (&mut self.series, &other.series) {
-            (Some(mine), Some(theirs)) => mine.add(theirs),
-            (mine, theirs) => *mine = mine.take().or_else(|| theirs.clone()),
-        }
+        add_some(&mut self.actual, other.actual.as_ref(), Figures::add);
+        add_some(&mut self.series, other.series.as_ref(), Series::add);
     }
 
     /// Puts rows together that have what `group` says of them in common, in its order; the first one's key stays.
     pub fn grouped<K: Ord>(rows: impl IntoIterator<Item = Self>, group: impl Fn(&Self) -> K) -> Vec<Self> {
-        let mut groups: BTreeMap<K, Self> = BTreeMap::new();
-        for row in rows {
-            match groups.entry(group(&row)) {
-                Entry::Vacant(vacant) => drop(vacant.insert(row)),
-                Entry::Occupied(mut known) => known.get_mut().add(&row),
-            }
-        }
-        groups.into_values().collect()
+        grouped(rows.into_iter().map(|row| (group(&row), row)), Self::add)
     }
 
     /// Forgets the histograms.
@@ -268,6 +251,30 @@ impl Row {
             actual.histogram = None;
         }
     }
+}
+
+/// What there is of two, added up if it is both.
+fn add_some<T: Clone>(mine: &mut Option<T>, theirs: Option<&T>, add: impl FnOnce(&mut T, &T)) {
+    match (&mut *mine, theirs) {
+        (Some(mine), Some(theirs)) => add(mine, theirs),
+        (None, Some(theirs)) => *mine = Some(theirs.clone()),
+        (_, None) => {}
+    }
+}
+
+/// Adds up what has one key, in order of the keys.
+pub(crate) fn grouped<K: Ord, T>(
+    items: impl IntoIterator<Item = (K, T)>,
+    add: impl Fn(&mut T, &T),
+) -> Vec<T> {
+    let mut groups: BTreeMap<K, T> = BTreeMap::new();
+    for (key, item) in items {
+        match groups.entry(key) {
+            Entry::Vacant(vacant) => drop(vacant.insert(item)),
+            Entry::Occupied(mut known) => add(known.get_mut(), &item),
+        }
+    }
+    groups.into_values().collect()
 }
 
 /// A process that was asked.

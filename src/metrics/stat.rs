@@ -122,6 +122,8 @@ impl Reading {
     }
 }
 
-fn rate(good: u64, bad: u64) -> Option<f64> {
-    (good + bad > 0).then(|| good as f64 / (good + bad) as f64)
+/// The share of what ended that ended well; `None` when nothing ended.
+pub(crate) fn rate(good: u64, bad: u64) -> Option<f64> {
+    let ended = good.saturating_add(bad);
+    (ended > 0).then(|| good as f64 / ended as f64)
 }
