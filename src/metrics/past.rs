@@ -119,13 +119,13 @@ impl Past {
         let mut earlier = at(steps);
         for age in (0..steps).rev() {
             let later = if age == 0 { Some((now, total.reading.clone())) } else { at(age) };
-            let figures = earlier.zip(later.clone()).and_then(|((then, before), (until, after))| {
-                let length = until.saturating_duration_since(then);
-                (!length.is_zero()).then(|| Figures::of(&difference(&before, &after), length))
-            });
-            let share = |figures: &Figures| figures.success_rate;
+            let figures =
+                earlier.as_ref().zip(later.as_ref()).and_then(|((then, before), (until, after))| {
+                    let length = until.saturating_duration_since(*then);
+                    (!length.is_zero()).then(|| Figures::of(&difference(before, after), length))
+                });
             series.rps.push(figures.as_ref().map(|figures| figures.rps));
-            series.success_rate.push(figures.as_ref().and_then(share));
+            series.success_rate.push(figures.as_ref().and_then(|figures| figures.success_rate));
             series.p95_ms.push(figures.and_then(|figures| Some(figures.latency_ms?.p95)));
             earlier = later;
         }
