@@ -79,7 +79,7 @@ impl Live {
 
     /// Takes the counts of now into the past.
     fn sample(&self) {
-        let (now, totals) = (clock::now(), self.totals());
+        let (now, totals) = (clock::now(), self.totals(|_| true));
         self.past().push(now, &totals);
         let mut budgets = self.budgets();
         if now.saturating_duration_since(budgets.at) + STEP / 2 >= slo::STEP {
@@ -90,7 +90,8 @@ impl Live {
 
     /// How the objectives of profiles are kept.
     pub(crate) fn objectives(&self) -> Objectives {
-        let (now, counts) = (clock::now(), counts(&self.promises(), &self.totals()));
+        let (now, routes) = (clock::now(), self.totals(|kind| kind == Kind::Route));
+        let counts = counts(&self.promises(), &routes);
         let objectives = self.budgets().value.standing(now, &counts);
         Objectives { processes: vec![self.process()], objectives }
     }
@@ -114,10 +115,13 @@ impl Live {
 
     /// What was counted in the last `window`.
     pub(crate) fn report(&self, window: Duration, kinds: &[Kind], series: bool) -> Report {
-        let (now, totals) = (clock::now(), self.totals());
+        let is_asked = |kind| kinds.is_empty() || kinds.contains(&kind);
+        // A route's row tells the latencies of its backends' attempts too.
+        let is_needed = |kind| is_asked(kind) || kind == Kind::Backend && is_asked(Kind::Route);
+        let (now, totals) = (clock::now(), self.totals(is_needed));
         let past = self.past();
         let mut rows = past.window(now, window, &totals);
-        rows.retain(|row| kinds.is_empty() || kinds.contains(&row.key.kind));
+        rows.retain(|row| is_asked(row.key.kind));
         let by_key: BTreeMap<&RowKey, &Total> =
             totals.iter().filter(|_| series).map(|total| (&*total.key, total)).collect();
         for row in &mut rows {
@@ -152,19 +156,29 @@ impl Live {
         labels.into_iter().filter_map(|label| Some((label.clone(), of_service(&directory, label)?))).collect()
     }
 
-    fn totals(&self) -> Vec<Total> {
+    /// What is counted up to now, of the kinds that are needed: each row is read with its whole histogram.
+    fn totals(&self, is_needed: impl Fn(Kind) -> bool) -> Vec<Total> {
         let mut totals = Vec::new();
         for route in self.metrics.all() {
-            let key = RowKey::route(route.direction(), route.dst(), route.route());
-            totals.push(Total { key: Arc::new(key), facts: Facts::default(), reading: route.read() });
+            if is_needed(Kind::Route) {
+                let key = RowKey::route(route.direction(), route.dst(), route.route());
+                totals.push(Total { key: Arc::new(key), facts: Facts::default(), reading: route.read() });
+            }
+            if !is_needed(Kind::Backend) {
+                continue;
+            }
             for backend in route.backends().all() {
                 let key = RowKey::backend(route.dst(), route.route(), &backend.name);
                 let facts = Facts { overflow: &*backend.name == OTHER, ..Facts::default() };
                 totals.push(Total { key: Arc::new(key), facts, reading: reading(&backend.tally) });
             }
         }
-        totals.extend(self.metrics.endpoints().iter().map(|endpoint| of_endpoint(endpoint)));
-        totals.extend(self.callers());
+        if is_needed(Kind::Endpoint) {
+            totals.extend(self.metrics.endpoints().iter().map(|endpoint| of_endpoint(endpoint)));
+        }
+        if is_needed(Kind::Client) {
+            totals.extend(self.callers());
+        }
         totals
     }
 
