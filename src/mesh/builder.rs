@@ -31,9 +31,11 @@ use crate::trace::otel::{Otel, OtelSettings};
 use crate::trace::settings::TraceSettings;
 use http::HeaderName;
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::Arc;
 
 /// Where the certificates of a mesh come from.
@@ -147,7 +149,7 @@ impl MeshBuilder {
         I: IntoIterator,
         I::Item: AsRef<str>,
     {
-        let Some(name) = self.parsed("endpoints", service) else { return self };
+        let Some(name) = self.parsed::<ServiceName>("endpoints", service) else { return self };
         let mut found = Vec::new();
         for address in addresses {
             match address.as_ref().parse::<SocketAddr>() {
@@ -217,10 +219,8 @@ impl MeshBuilder {
         I::Item: AsRef<str>,
     {
         for url in urls {
-            match url.as_ref().parse() {
-                Ok(peer) => self.admin_peers.push(peer),
-                Err(why) => self.faults.push(Fault::rejected("admin_peers", why, "")),
-            }
+            let peer = self.parsed("admin_peers", url.as_ref());
+            self.admin_peers.extend(peer);
         }
         self
     }
@@ -235,10 +235,8 @@ impl MeshBuilder {
         I::Item: AsRef<str>,
     {
         for identity in identities {
-            match identity.as_ref().parse() {
-                Ok(identity) => self.admin_observers.push(identity),
-                Err(bad) => self.faults.push(Fault::rejected("admin_observers", format!("{bad}"), "")),
-            }
+            let identity = self.parsed("admin_observers", identity.as_ref());
+            self.admin_observers.extend(identity);
         }
         self
     }
@@ -423,9 +421,9 @@ impl MeshBuilder {
         (profiles, endpoints)
     }
 
-    fn parsed(&mut self, setting: &str, name: &str) -> Option<ServiceName> {
-        match name.parse() {
-            Ok(name) => Some(name),
+    fn parsed<T: FromStr<Err: Display>>(&mut self, setting: &str, text: &str) -> Option<T> {
+        match text.parse() {
+            Ok(parsed) => Some(parsed),
             Err(bad) => {
                 self.faults.push(Fault::rejected(setting, format!("{bad}"), ""));
                 None

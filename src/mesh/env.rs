@@ -169,8 +169,7 @@ fn tls(mut builder: MeshBuilder, key: &str, value: &str) -> MeshBuilder {
         ("ENMESH_ACCEPT", "permissive") => builder.accepting(Mode::Permissive),
         ("ENMESH_ACCEPT", "off") => builder.accepting(Mode::Off),
         ("ENMESH_ACCEPT", _) => {
-            let problem = format!("cannot be read (`{value}`)");
-            builder.faults.push(Fault::rejected(key, problem, "write strict, permissive or off"));
+            refuse(&mut builder.faults, key, value, "write strict, permissive or off");
             builder
         }
         _ if value.starts_with("unix:") => {
@@ -190,7 +189,7 @@ fn tls(mut builder: MeshBuilder, key: &str, _: &str) -> MeshBuilder {
 fn parsed<T: FromStr>(faults: &mut Vec<Fault>, key: &str, value: &str, remedy: &str) -> Option<T> {
     let parsed = value.trim().parse().ok();
     if parsed.is_none() {
-        faults.push(Fault::rejected(key, format!("cannot be read (`{value}`)"), remedy));
+        refuse(faults, key, value, remedy);
     }
     parsed
 }
