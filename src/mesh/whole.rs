@@ -161,9 +161,7 @@ impl<S: Clone, W> Whole<S, W> {
     {
         let Some(back) = route.guard.as_deref() else { return (Stage::Done, None) };
         match guard(back, answer, &mut self.inner, call) {
-            Entry::Passed(Passage::Free(place), call) => (Stage::Sent(self.inner.call(call)), place),
-            Entry::Passed(Passage::Answered(answer), _) => (Stage::Answered(Some(answer)), None),
-            Entry::Passed(Passage::Refused(error), _) => (Stage::Refused(Some(Box::new(error))), None),
+            Entry::Passed(passage, call) => passed_on(passage, || Some(self.inner.call(call))),
             Entry::Held(held) => (Stage::Held(held), None),
         }
     }
@@ -224,8 +222,9 @@ where
             let poll = match this.stage.as_mut().project() {
                 Step::Sent(sent) => sent.poll(cx),
                 Step::Held(held) => match held.as_mut().poll_pass(cx) {
-                    Poll::Ready(passed) => {
-                        let (stage, place) = passed_on(passed);
+                    Poll::Ready((passage, call)) => {
+                        let sent = || call.map(|(mut service, call)| service.call(call));
+                        let (stage, place) = passed_on(passage, sent);
                         this.stage.set(stage);
                         if let Some(keep) = this.keep {
                             keep.place = place;
@@ -285,16 +284,19 @@ where
     }
 }
 
-/// What follows when a call is no longer held back, and its place.
+/// What follows when nothing holds a call back any more, and its place; it is sent by `send`, if it is there.
 #[cold]
 fn passed_on<S: Service<C>, C, B: Body>(
-    (passage, call): (Passage<AnswerBody<B>>, Option<(S, C)>),
+    passage: Passage<AnswerBody<B>>,
+    send: impl FnOnce() -> Option<S::Future>,
 ) -> (Stage<S, C, B>, Option<Box<Lease>>) {
-    match (passage, call) {
-        (Passage::Free(place), Some((mut service, call))) => (Stage::Sent(service.call(call)), place),
-        (Passage::Free(_), None) => (Stage::Done, None),
-        (Passage::Answered(answer), _) => (Stage::Answered(Some(answer)), None),
-        (Passage::Refused(error), _) => (Stage::Refused(Some(Box::new(error))), None),
+    match passage {
+        Passage::Free(place) => match send() {
+            Some(sent) => (Stage::Sent(sent), place),
+            None => (Stage::Done, None),
+        },
+        Passage::Answered(answer) => (Stage::Answered(Some(answer)), None),
+        Passage::Refused(error) => (Stage::Refused(Some(Box::new(error))), None),
     }
 }
 
