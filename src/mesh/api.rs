@@ -81,7 +81,7 @@ impl Figures {
     }
 
     /// A handler that answers in JSON.
-    pub(crate) fn page<T, F>(
+    fn page<T, F>(
         &self,
         answer: fn(Self, Asked) -> F,
     ) -> impl Fn(Asked) -> BoxFuture<'static, Response<AdminBody>> + Send + Sync + 'static
@@ -92,15 +92,7 @@ impl Figures {
         let this = self.clone();
         move |asked| {
             let answering = answer(this.clone(), asked);
-            Box::pin(async move {
-                match answering.await.map(|answer| serde_json::to_value(&answer)) {
-                    Ok(Ok(value)) => server::json(StatusCode::OK, &value),
-                    Ok(Err(error)) => {
-                        server::text(StatusCode::INTERNAL_SERVER_ERROR, &format!("no JSON: {error}\n"))
-                    }
-                    Err(refusal) => refusal,
-                }
-            })
+            Box::pin(async move { json(answering.await) })
         }
     }
 
@@ -167,6 +159,15 @@ impl Figures {
             return Err(server::text(StatusCode::SERVICE_UNAVAILABLE, why));
         };
         Ok(self.fleet.ask(question).await)
+    }
+}
+
+/// An answer in JSON.
+pub(crate) fn json<T: Serialize>(answer: Answered<T>) -> Response<AdminBody> {
+    match answer.map(|answer| serde_json::to_value(&answer)) {
+        Ok(Ok(value)) => server::json(StatusCode::OK, &value),
+        Ok(Err(error)) => server::text(StatusCode::INTERNAL_SERVER_ERROR, &format!("no JSON: {error}\n")),
+        Err(refusal) => refusal,
     }
 }
 

@@ -4,14 +4,14 @@ use crate::admin::asked::Asked;
 use crate::admin::fleet::Question as Passed;
 use crate::admin::guard::Access;
 use crate::admin::page;
-use crate::admin::server::{self, Admin, AdminBody};
+use crate::admin::server::{self, Admin};
 use crate::admin::told::Told;
-use crate::mesh::api::{Answered, Figures};
+use crate::mesh::api::{Answered, Figures, json};
 use crate::mesh::look::Look;
 use crate::metrics::names::Direction;
 use crate::metrics::report::Process;
 use crate::policy::question::Question;
-use http::{Method, Response, StatusCode};
+use http::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -30,10 +30,6 @@ pub(crate) fn add(admin: Admin, figures: &Figures, look: Look) -> Admin {
             let (figures, look) = (asked_figures.clone(), asked_look.clone());
             Box::pin(async move { json(explain(figures, look, asked).await) })
         })
-}
-
-fn json(answer: Answered<Value>) -> Response<AdminBody> {
-    answer.map_or_else(|refusal| refusal, |value| server::json(StatusCode::OK, &value))
 }
 
 /// What processes know, by their ids.
@@ -68,13 +64,12 @@ impl Look {
     }
 }
 
-async fn inspect(figures: Figures, look: Look, asked: Asked) -> Answered<Value> {
+async fn inspect(figures: Figures, look: Look, asked: Asked) -> Answered<Inspections> {
     let process = figures.live.process();
     let inspection = figures.turn.take(move || look.value()).await?;
     let inspections = process.id.clone().zip(Some(inspection)).into_iter().collect();
     let own = Inspections { processes: vec![process], inspections };
-    let whole = figures.with_peers(own, "/api/v1/inspect", &asked, Inspections::merge).await?;
-    Ok(serde_json::to_value(whole).unwrap_or_default())
+    figures.with_peers(own, "/api/v1/inspect", &asked, Inspections::merge).await
 }
 
 /// A question with what only the page asks.
