@@ -1,6 +1,6 @@
 // Charts over time, by uPlot (vendor/uplot.min.js): small ones for tables, and one with axes.
 
-import { h } from "/page/dom.js";
+import { clock, h } from "/page/dom.js";
 
 /* global uPlot */
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -105,7 +105,7 @@ export function chart({ label, lines, unit, height = 170 }) {
   };
 }
 
-const hour = (seconds) => new Date(seconds * 1000).toLocaleTimeString("en-GB");
+const hour = (seconds) => clock(seconds * 1000);
 
 /** The times of a series that ends now. */
 export function times(series) {

@@ -1,6 +1,6 @@
 // What is set: generations with what each update changed, what was refused, retry budgets and limits.
 
-import { card, clock, count, h, keyed, setText, short } from "/page/dom.js";
+import { SIGNS, card, clock, count, h, keyed, setText, short } from "/page/dom.js";
 import { table } from "/page/table.js";
 
 export const config = {
@@ -50,7 +50,7 @@ export const config = {
           faults: new Set(it.inspection.services.flatMap((service) => service.faults)).size,
         })));
         const now = merged(seen.flatMap((it) => it.inspection.services.flatMap((service) => service.faults.map((fault) => ({ key: fault, fault, who: short(it.name) })))));
-        list(faults, now, (it) => h("li", {}, h("span", { class: severe(it.fault) ? "bad" : "warn", text: severe(it.fault) ? "✕ " : "▲ " }), h("span", { class: "mono" }), h("span", { class: "note" })), (li, it) => {
+        list(faults, now, (it) => h("li", {}, h("span", { class: severe(it.fault) ? "bad" : "warn", text: `${SIGNS[severe(it.fault) ? "bad" : "warn"]} ` }), h("span", { class: "mono" }), h("span", { class: "note" })), (li, it) => {
           setText(li.children[1], it.fault);
           setText(li.children[2], ` ${severe(it.fault) ? "— the last good one stays in use" : "— the rest is in use"} (${it.who})`);
         });

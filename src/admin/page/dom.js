@@ -64,6 +64,14 @@ export function mark(level, text) {
 }
 export const SIGNS = { good: "✓", warn: "▲", bad: "✕", muted: "·" };
 
+/** A cell's text over a bar of that share of its width. `level`: as of `mark`, or empty. */
+export function bar(cell, text, share, level) {
+  if (!cell.firstChild) cell.append(h("span"), h("span", { class: "bar", "aria-hidden": "true" }, h("i")));
+  setText(cell.firstChild, text);
+  setClass(cell.lastChild, `bar ${level}`);
+  cell.lastChild.firstChild.style.setProperty("--share", String(Math.max(0, Math.min(1, share))));
+}
+
 /** A card with a heading. */
 export function card(title, ...children) {
   const head = h("header", {}, h("h2", { text: title }));

@@ -1,6 +1,6 @@
 // Each service's replicas, as each caller's balancer sees them, and why it prefers one.
 
-import { card, clock, h, keyed, mark, millis, percent, rate, setText, short } from "/page/dom.js";
+import { bar, card, clock, count, h, keyed, mark, millis, percent, rate, setText, short } from "/page/dom.js";
 import { table } from "/page/table.js";
 
 export const endpoints = {
@@ -117,10 +117,8 @@ function state(cell, row) {
 }
 
 function cost(cell, row) {
-  if (!cell.firstChild) cell.append(h("span"), h("span", { class: "bar", "aria-hidden": "true" }, h("i")));
   const times = row.load / row.least;
-  setText(cell.firstChild, !Number.isFinite(times) ? "–" : times < 99.95 ? `${times.toFixed(1)}×` : `${times < 1e6 ? Math.round(times).toLocaleString("en") : ">1 million "}×`);
+  const level = usable(row) && row.load === row.least ? "good" : "";
+  bar(cell, !Number.isFinite(times) ? "–" : times < 99.95 ? `${times.toFixed(1)}×` : `${times < 1e6 ? count(Math.round(times)) : ">1 million "}×`, Math.max(0.02, row.load / row.most), level);
   cell.title = `cost ${row.load.toPrecision(3)}`;
-  cell.lastChild.firstChild.style.setProperty("--share", String(Math.max(0.02, row.load / row.most)));
-  cell.lastChild.className = usable(row) && row.load === row.least ? "bar good" : "bar";
 }

@@ -1,6 +1,6 @@
 // Who each process is, until when, and which connections are mutual TLS.
 
-import { card, h, mark, percent, rate, setText, span } from "/page/dom.js";
+import { bar, card, h, mark, percent, rate, span } from "/page/dom.js";
 import { table } from "/page/table.js";
 import { name } from "/page/config.js";
 
@@ -57,10 +57,8 @@ export const identities = {
 const when = (ms) => (ms === null ? "–" : new Date(ms).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" }));
 
 function left(cell, row) {
-  if (!cell.firstChild) cell.append(h("span"), h("span", { class: "bar", "aria-hidden": "true" }, h("i")));
-  setText(cell.firstChild, row.left !== null && row.left < 0 ? `ended ${span(-row.left)} ago` : span(row.left));
-  cell.lastChild.className = `bar ${LEVELS[row.alarm]?.[0] ?? ""}`;
-  cell.lastChild.firstChild.style.setProperty("--share", String(Math.max(0, Math.min(1, row.share))));
+  const text = row.left !== null && row.left < 0 ? `ended ${span(-row.left)} ago` : span(row.left);
+  bar(cell, text, row.share, LEVELS[row.alarm]?.[0] ?? "");
 }
 
 function tell(cell, level, text) {

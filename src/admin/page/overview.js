@@ -1,6 +1,6 @@
 // The first panel: the figures of all, the map, and what stands out.
 
-import { SIGNS, card, h, keyed, percent, rate, setClass, setText, span, millis } from "/page/dom.js";
+import { SIGNS, card, h, keyed, millis, percent, rate, routeName, setClass, setText, short, span } from "/page/dom.js";
 import { chart, times, traffic } from "/page/chart.js";
 import { findings } from "/page/findings.js";
 import { topology } from "/page/topology.js";
@@ -64,7 +64,7 @@ function figures(tiles, { stat, inspect }) {
     ["Calls", `${rate(sum((row) => row.rps))}/s`, `${sum((row) => row.in_flight)} in flight`],
     ["Success", percent(share), `${bad} of ${good + bad} failed`],
     ["Retries", percent(sum((row) => row.requests) ? sum((row) => row.retries) / sum((row) => row.requests) : null, 1), `${sum((row) => row.no_budget)} refused by budgets`],
-    ["Slowest p99", millis(slowest?.latency_ms.p99), slowest ? `${slowest.service.split(".")[0]} ${slowest.route || "[default]"}` : ""],
+    ["Slowest p99", millis(slowest?.latency_ms.p99), slowest ? `${short(slowest.service)} ${routeName(slowest.route)}` : ""],
     ["Replicas", `${endpoints.filter((it) => it.open && it.ready).length} of ${endpoints.length}`, "usable by their callers"],
     ["Certificates", ends.length ? span(Math.min(...ends)) : "–", ends.length ? "until the first one ends" : "no identity"],
     ["Configuration", faults.size ? `${faults.size} fault${faults.size > 1 ? "s" : ""}` : "in order", `${seen.length} process${seen.length === 1 ? "" : "es"}`],

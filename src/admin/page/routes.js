@@ -1,6 +1,6 @@
 // Every route: what callers saw (effective), what was really sent (actual), and the last five minutes of it.
 
-import { card, causes, count, h, levelOf, millis, percent, rate, routeName, setText, short, SIGNS } from "/page/dom.js";
+import { card, causes, count, h, levelOf, millis, percent, rate, routeName, setClass, setText, short, SIGNS } from "/page/dom.js";
 import { chart, spark, times, traffic } from "/page/chart.js";
 import { table } from "/page/table.js";
 
@@ -9,9 +9,9 @@ const success = (of) => ({
   cell(cell, row) {
     const share = of(row);
     const level = levelOf(share);
-    setText(cell, share === null || share === undefined ? "–" : `${level === "good" ? "" : `${SIGNS[level]} `}${percent(share)}`);
-    const name = level === "good" || level === "muted" ? "num" : `num ${level}`;
-    if (cell.className !== name) cell.className = name;
+    const calm = level === "good" || level === "muted";
+    setText(cell, `${calm ? "" : `${SIGNS[level]} `}${percent(share)}`);
+    setClass(cell, calm ? "num" : `num ${level}`);
   },
   sort: of, num: true,
 });

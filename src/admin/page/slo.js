@@ -1,6 +1,6 @@
 // Objectives: what was promised, what is left of the error budget, and how fast it burns.
 
-import { card, count, h, mark, percent, routeName, setText, short, span } from "/page/dom.js";
+import { bar, card, count, h, mark, percent, routeName, setText, short, span } from "/page/dom.js";
 import { table } from "/page/table.js";
 
 export const slo = {
@@ -39,13 +39,10 @@ function who(cell, row) {
 }
 
 function left(cell, row) {
-  if (!cell.firstChild) cell.append(h("span"), h("span", { class: "bar", "aria-hidden": "true" }, h("i")));
   const share = row.budget_left;
-  setText(cell.firstChild, share !== null && share < 0 ? `✕ overspent by ${percent(-share, 0)}` : percent(share, 1));
   const level = share === null ? "" : share <= 0 ? "bad" : share < 0.25 ? "warn" : "good";
+  bar(cell, share !== null && share < 0 ? `✕ overspent by ${percent(-share, 0)}` : percent(share, 1), share ?? 0, level);
   cell.firstChild.className = level === "good" ? "" : level;
-  cell.lastChild.className = `bar ${level}`;
-  cell.lastChild.firstChild.style.setProperty("--share", String(Math.max(0, Math.min(1, share ?? 0))));
 }
 
 function burn(cell, row) {

@@ -1,6 +1,6 @@
 // A table that sorts, and keeps its rows and cells while their figures change.
 
-import { h, keyed, setText } from "/page/dom.js";
+import { h, keyed, setClass, setText } from "/page/dom.js";
 
 /**
  * `columns`: `{ key, label, short, num, sort(row), cell(td, row), text(row), head, wide, wrap, title }`. `cell` is called again and again for the
@@ -43,8 +43,7 @@ export function table({ caption, columns, keyOf, sortBy, rowClass, empty = "noth
   }
 
   function fill(tr, row) {
-    const name = rowClass?.(row) ?? "";
-    if (tr.className !== name) tr.className = name;
+    setClass(tr, rowClass?.(row) ?? "");
     columns.forEach((column, at) => {
       const cell = tr.children[at];
       if (column.cell) column.cell(cell, row);

@@ -1,6 +1,6 @@
 // Live requests, as they are: one row for each attempt. Nothing is asked for until somebody presses Start.
 
-import { card, clock, h, mark, millis, routeName, setText, short } from "/page/dom.js";
+import { card, clock, count, h, mark, millis, routeName, setText, short } from "/page/dom.js";
 
 /** The rows that are kept: what was before is forgotten. */
 const ROWS_MAX = 200;
@@ -108,7 +108,7 @@ export const tap = {
     }
 
     function say() {
-      if (source) state.textContent = `${seen.toLocaleString("en")} requests seen${dropped ? `, ${dropped} events lost because this page was too slow` : ""}`;
+      if (source) state.textContent = `${count(seen)} requests seen${dropped ? `, ${dropped} events lost because this page was too slow` : ""}`;
     }
 
     return {
