@@ -1,5 +1,6 @@
 //! Floor 6: what a page of the admin server is asked.
 
+use crate::route::query;
 use bytes::Bytes;
 use http::Method;
 use std::net::IpAddr;
@@ -23,9 +24,8 @@ pub struct Asked {
 impl Asked {
     /// Names and values of the query, decoded; `+` is a space.
     pub fn pairs(&self) -> impl Iterator<Item = (String, String)> + '_ {
-        let pairs = self.query.split('&').filter(|pair| !pair.is_empty());
-        let pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-        pairs.map(|(key, value)| (decoded(key), decoded(value)))
+        let text = |part| String::from_utf8_lossy(&query::decoded(part)).into_owned();
+        query::pairs(Some(&self.query)).map(move |(key, value)| (text(key), text(value)))
     }
 
     /// The values that the query gives `name`.
@@ -42,25 +42,6 @@ impl Asked {
     pub fn flag(&self, name: &str) -> bool {
         self.value(name).is_some_and(|value| value != "0" && value != "false")
     }
-}
-
-/// A part of a query, decoded. What is no escape stands for itself.
-fn decoded(text: &str) -> String {
-    let mut out = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, tail @ ..] = rest {
-        let escaped = tail.first_chunk::<2>().filter(|_| *first == b'%').and_then(|hex| {
-            let digit = |byte: u8| char::from(byte).to_digit(16);
-            u8::try_from(digit(hex[0])? * 16 + digit(hex[1])?).ok()
-        });
-        match (escaped, first) {
-            (Some(byte), _) => out.push(byte),
-            (None, b'+') => out.push(b' '),
-            (None, byte) => out.push(*byte),
-        }
-        rest = if escaped.is_some() { &tail[2..] } else { tail };
-    }
-    String::from_utf8_lossy(&out).into_owned()
 }
 
 #[cfg(test)]

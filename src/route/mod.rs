@@ -15,7 +15,7 @@ mod index;
 pub mod layer;
 pub mod matcher;
 mod pattern;
-mod query;
+pub(crate) mod query;
 pub mod redirect;
 mod text;
 mod texts;

@@ -8,7 +8,8 @@ pub(crate) fn values<'a>(query: Option<&'a str>, name: &'a str) -> impl Iterator
     pairs(query).filter(move |(key, _)| same(key, name)).map(|(_, value)| decoded(value))
 }
 
-fn pairs(query: Option<&str>) -> impl Iterator<Item = (&str, &str)> {
+/// The parameters in order, still encoded.
+pub(crate) fn pairs(query: Option<&str>) -> impl Iterator<Item = (&str, &str)> {
     query
         .into_iter()
         .flat_map(|query| query.split('&'))
@@ -24,7 +25,8 @@ fn is_encoded(text: &str) -> bool {
     text.bytes().any(|byte| byte == b'%' || byte == b'+')
 }
 
-fn decoded(text: &str) -> Cow<'_, [u8]> {
+/// A name or a value, decoded. What is no escape stands for itself.
+pub(crate) fn decoded(text: &str) -> Cow<'_, [u8]> {
     if !is_encoded(text) {
         return Cow::Borrowed(text.as_bytes());
     }
