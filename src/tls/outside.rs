@@ -9,7 +9,11 @@ use crate::tls::provider::crypto;
 use crate::tls::session::Protocol;
 use crate::tls::session::TlsError;
 use crate::tls::svid::Refusal;
+use crate::tls::verify::NO_TLS12;
+use crate::tls::verify::check_count;
+use crate::tls::verify::check_signature;
 use crate::tls::verify::refusal_of;
+use crate::tls::verify::signature_schemes;
 use rustls::ClientConfig;
 use rustls::DigitallySignedStruct;
 use rustls::RootCertStore;
@@ -34,9 +38,6 @@ use webpki::KeyUsage;
 
 /// The most certificates of a bundle: the public ones are some 150.
 const ROOTS_MAX: usize = 1000;
-
-/// The most certificates that a server may send besides its own.
-const INTERMEDIATES_MAX: usize = 32;
 
 /// The authorities that servers outside the mesh are verified by. Cloning is a reference count.
 #[derive(Debug, Clone)]
@@ -189,9 +190,7 @@ impl Verifier {
         rest: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<(), Refusal> {
-        if rest.len() > INTERMEDIATES_MAX {
-            return Err(Refusal::Malformed("more than 32 intermediate certificates"));
-        }
+        check_count(rest)?;
         let cert = EndEntityCert::try_from(leaf).map_err(refusal_of)?;
         let algorithms = crypto().signature_verification_algorithms.all;
         let usage = KeyUsage::server_auth();
@@ -233,8 +232,7 @@ impl ServerCertVerifier for Verifier {
         _cert: &CertificateDer<'_>,
         _signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        // Never reached: the configuration speaks TLS 1.3 alone.
-        Err(rustls::Error::PeerIncompatible(rustls::PeerIncompatible::Tls12NotOffered))
+        Err(NO_TLS12)
     }
 
     fn verify_tls13_signature(
@@ -243,11 +241,10 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &crypto().signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, cert, signed, algorithms)
+        check_signature(message, cert, signed)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        crypto().signature_verification_algorithms.supported_schemes()
+        signature_schemes()
     }
 }

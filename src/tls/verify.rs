@@ -23,7 +23,6 @@ use rustls::SignatureScheme;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::client::danger::ServerCertVerified;
 use rustls::client::danger::ServerCertVerifier;
-use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::crypto::verify_tls13_signature;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::ServerName;
@@ -132,15 +131,13 @@ fn is_under(name: &Identity, prefix: &str) -> bool {
 pub struct Verifier {
     bundles: TrustBundles,
     settings: VerifySettings,
-    algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl Verifier {
     /// A verifier that believes these bundles.
     pub fn new(bundles: TrustBundles, settings: VerifySettings) -> Self {
-        let algorithms = crypto().signature_verification_algorithms;
         let clock_skew = settings.clock_skew.min(VerifySettings::SKEW_MAX);
-        Self { bundles, settings: VerifySettings { clock_skew, ..settings }, algorithms }
+        Self { bundles, settings: VerifySettings { clock_skew, ..settings } }
     }
 
     /// The bundles it believes.
@@ -167,9 +164,7 @@ impl Verifier {
         now: UnixTime,
         expected: Option<&Expected>,
     ) -> Result<PeerIdentity, Refusal> {
-        if intermediates.len() > INTERMEDIATES_MAX {
-            return Err(Refusal::Malformed("more than 32 intermediate certificates"));
-        }
+        check_count(intermediates)?;
         let leaf = read_leaf(leaf_der, self.settings.names)?;
         let domain = self.domain_of(&leaf)?;
         let bundle = self.bundles.of(&domain).filter(|bundle| !bundle.anchors().is_empty());
@@ -278,7 +273,7 @@ impl Verifier {
         };
         let cert = EndEntityCert::try_from(leaf).map_err(refusal_of)?;
         cert.verify_for_usage(
-            self.algorithms.all,
+            crypto().signature_verification_algorithms.all,
             bundle.anchors(),
             intermediates,
             now,
@@ -317,15 +312,28 @@ impl Verifier {
             None => Err(Refusal::UnknownIssuer),
         }
     }
+}
 
-    fn check_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, signed, &self.algorithms)
+/// Whether a peer sends no more certificates than are looked at.
+pub(crate) fn check_count(intermediates: &[CertificateDer<'_>]) -> Result<(), Refusal> {
+    match intermediates.len() > INTERMEDIATES_MAX {
+        true => Err(Refusal::Malformed("more than 32 intermediate certificates")),
+        false => Ok(()),
     }
+}
+
+/// Whether a handshake is signed with the key of its certificate.
+pub(crate) fn check_signature(
+    message: &[u8],
+    cert: &CertificateDer<'_>,
+    signed: &DigitallySignedStruct,
+) -> Result<HandshakeSignatureValid, rustls::Error> {
+    verify_tls13_signature(message, cert, signed, &crypto().signature_verification_algorithms)
+}
+
+/// The signatures that [`check_signature`] understands.
+pub(crate) fn signature_schemes() -> Vec<SignatureScheme> {
+    crypto().signature_verification_algorithms.supported_schemes()
 }
 
 pub(crate) fn refusal_of(error: webpki::Error) -> Refusal {
@@ -375,7 +383,8 @@ pub(crate) fn refusal_in(error: &rustls::Error) -> Option<Refusal> {
 }
 
 /// Never reached: the configurations speak TLS 1.3 alone.
-const NO_TLS12: rustls::Error = rustls::Error::PeerIncompatible(rustls::PeerIncompatible::Tls12NotOffered);
+pub(crate) const NO_TLS12: rustls::Error =
+    rustls::Error::PeerIncompatible(rustls::PeerIncompatible::Tls12NotOffered);
 
 /// Judges servers, for one connection: it knows who is expected.
 #[derive(Debug)]
@@ -412,11 +421,11 @@ impl ServerCertVerifier for ServerVerifier {
         cert: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.verifier.check_signature(message, cert, signed)
+        check_signature(message, cert, signed)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.verifier.algorithms.supported_schemes()
+        signature_schemes()
     }
 }
 
@@ -463,10 +472,10 @@ impl ClientCertVerifier for ClientVerifier {
         cert: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.verifier.check_signature(message, cert, signed)
+        check_signature(message, cert, signed)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.verifier.algorithms.supported_schemes()
+        signature_schemes()
     }
 }
