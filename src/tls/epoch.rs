@@ -20,9 +20,12 @@ use crate::tls::verify::Side;
 use crate::tls::verify::Verifier;
 use crate::tls::verify::VerifySettings;
 use rustls::ClientConfig;
+use rustls::ConfigBuilder;
 use rustls::ServerConfig;
 use rustls::client::ResolvesClientCert;
 use rustls::client::Resumption;
+use rustls::client::WantsClientCert;
+use rustls::client::danger::ServerCertVerifier;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::UnixTime;
 use rustls::server::NoServerSessionStorage;
@@ -230,33 +233,35 @@ fn client_config(
 ) -> Result<ClientConfig, BadMaterial> {
     // Nobody is expected until `client_for` says who.
     let nobody = ServerVerifier { verifier: Arc::clone(verifier), expected: Expected::OneOf(Arc::new([])) };
-    let builder = ClientConfig::builder_with_details(Arc::clone(crypto()), Arc::clone(&settings.wall));
-    let mut config = builder
-        .with_protocol_versions(&[&rustls::version::TLS13])
+    let mut config = client_builder(Arc::new(nobody), Arc::clone(&settings.wall))
         .map_err(|_| BadMaterial::BadKey)?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(nobody))
         .with_client_cert_resolver(Arc::clone(resolver) as Arc<dyn ResolvesClientCert>);
     config.resumption = Resumption::disabled();
     config.enable_early_data = false;
     Ok(config)
 }
 
-/// The configuration of a connection that we open without an identity: only to ask for one.
+/// The configuration of connections that we open without an identity: to ask for one, or out of the mesh.
+///
+/// # Errors
+/// The crypto provider cannot speak TLS 1.3.
 pub(crate) fn anonymous_client(
-    verifier: Arc<Verifier>,
-    expected: Expected,
-    settings: &EpochSettings,
-) -> Result<ClientConfig, BadMaterial> {
-    let builder = ClientConfig::builder_with_details(Arc::clone(crypto()), Arc::clone(&settings.wall));
-    let mut config = builder
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(|_| BadMaterial::BadKey)?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(ServerVerifier { verifier, expected }))
-        .with_no_client_auth();
+    verifier: Arc<dyn ServerCertVerifier>,
+    wall: Arc<dyn TimeProvider>,
+) -> Result<ClientConfig, rustls::Error> {
+    let mut config = client_builder(verifier, wall)?.with_no_client_auth();
     config.resumption = Resumption::disabled();
     Ok(config)
+}
+
+/// TLS 1.3 alone, with servers that `verifier` accepts.
+fn client_builder(
+    verifier: Arc<dyn ServerCertVerifier>,
+    wall: Arc<dyn TimeProvider>,
+) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, rustls::Error> {
+    let builder = ClientConfig::builder_with_details(Arc::clone(crypto()), wall)
+        .with_protocol_versions(&[&rustls::version::TLS13])?;
+    Ok(builder.dangerous().with_custom_certificate_verifier(verifier))
 }
 
 fn server_config(

@@ -7,8 +7,8 @@ use crate::stdx::protobuf::Value;
 use crate::stdx::protobuf::fields;
 use crate::stdx::protobuf::put;
 use crate::tls::bundle::TrustBundles;
-use crate::tls::epoch::EpochSettings;
 use crate::tls::epoch::anonymous_client;
+use crate::tls::epoch::system_wall;
 use crate::tls::grpc::Call;
 use crate::tls::identity::DnsIdentity;
 use crate::tls::identity::Identity;
@@ -20,6 +20,7 @@ use crate::tls::material::PrivateKey;
 use crate::tls::material::certificates;
 use crate::tls::svid::Names;
 use crate::tls::verify::Expected;
+use crate::tls::verify::ServerVerifier;
 use crate::tls::verify::Verifier;
 use crate::tls::verify::VerifySettings;
 use futures::future::BoxFuture;
@@ -128,7 +129,8 @@ impl LinkerdIdentity {
         let settings = VerifySettings { names: Names::Linkerd, ..VerifySettings::default() };
         let verifier = Arc::new(Verifier::new(self.bundles()?, settings));
         let expected = Expected::Is(Identity::Dns(self.settings.server.clone()));
-        let config = anonymous_client(verifier, expected, &EpochSettings::default())?;
+        let config = anonymous_client(Arc::new(ServerVerifier { verifier, expected }), system_wall())
+            .map_err(|_| BadMaterial::BadKey)?;
         let name =
             ServerName::try_from(self.settings.server.as_str().to_owned()).map_err(|error| at(&error))?;
         let stream =

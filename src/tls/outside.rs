@@ -2,6 +2,7 @@
 //!
 //! TLS 1.3 alone, no resumption, no way back to plaintext: as inside the mesh. Revocation is not asked for.
 
+use crate::tls::epoch::anonymous_client;
 use crate::tls::epoch::system_wall;
 use crate::tls::material::BadMaterial;
 use crate::tls::material::certificates;
@@ -18,7 +19,6 @@ use rustls::ClientConfig;
 use rustls::DigitallySignedStruct;
 use rustls::RootCertStore;
 use rustls::SignatureScheme;
-use rustls::client::Resumption;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::client::danger::ServerCertVerified;
 use rustls::client::danger::ServerCertVerifier;
@@ -142,13 +142,8 @@ impl OutsideConnector {
         handshake_max: Duration,
         wall: Arc<dyn TimeProvider>,
     ) -> Result<Self, TlsError> {
-        let mut config = ClientConfig::builder_with_details(Arc::clone(crypto()), wall)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(TlsError::Protocol)?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Verifier { roots, names }))
-            .with_no_client_auth();
-        config.resumption = Resumption::disabled();
+        let verifier = Arc::new(Verifier { roots, names });
+        let config = anonymous_client(verifier, wall).map_err(TlsError::Protocol)?;
         Ok(Self { config: Arc::new(config), server_name, handshake_max })
     }
 
