@@ -4,6 +4,7 @@ use crate::tls::prefixed::Prefixed;
 use crate::tls::rotate::Identities;
 use crate::tls::session::Session;
 use crate::tls::session::TlsError;
+use crate::tls::session::within;
 use crate::tls::verify::Side;
 use std::time::Duration;
 use tokio::io::AsyncRead;
@@ -81,10 +82,7 @@ impl Acceptor {
             (Some(identities), Mode::Strict | Mode::Permissive) => identities,
             _ => return Ok(Accepted::Plain(Prefixed::untouched(io))),
         };
-        let outcome = match tokio::time::timeout(self.handshake_max, self.detect(identities, io)).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(TlsError::Timeout(self.handshake_max)),
-        };
+        let outcome = within(self.handshake_max, self.detect(identities, io)).await;
         match &outcome {
             Ok(Accepted::Plain(_)) => {}
             Ok(Accepted::Tls(..)) => identities.count_handshake("inbound", None),

@@ -6,6 +6,7 @@ use crate::tls::identity::Identity;
 use crate::tls::rotate::Identities;
 use crate::tls::session::Session;
 use crate::tls::session::TlsError;
+use crate::tls::session::within;
 use crate::tls::verify::Expected;
 use crate::tls::verify::Side;
 use rustls::pki_types::IpAddr;
@@ -118,10 +119,7 @@ impl Connector {
         let unnamed = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::from([0, 0, 0, 0])));
         let name = expected.server_name.clone().unwrap_or(unnamed);
         let handshake = TlsConnector::from(config).connect(name, io);
-        let stream = match tokio::time::timeout(self.handshake_max, handshake).await {
-            Ok(stream) => stream?,
-            Err(_) => return Err(TlsError::Timeout(self.handshake_max)),
-        };
+        let stream = within(self.handshake_max, handshake).await?;
         let session = Session::new(stream.get_ref().1, Side::Server, Some(expected.identity.clone()), epoch)?;
         match session.peer() {
             Some(_) => Ok((stream, session)),

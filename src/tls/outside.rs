@@ -9,6 +9,7 @@ use crate::tls::material::certificates;
 use crate::tls::provider::crypto;
 use crate::tls::session::Protocol;
 use crate::tls::session::TlsError;
+use crate::tls::session::within;
 use crate::tls::svid::Refusal;
 use crate::tls::verify::NO_TLS12;
 use crate::tls::verify::check_count;
@@ -162,10 +163,7 @@ impl OutsideConnector {
         let mut config = ClientConfig::clone(&self.config);
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         let handshake = TlsConnector::from(Arc::new(config)).connect(self.server_name.clone(), io);
-        let stream = match tokio::time::timeout(self.handshake_max, handshake).await {
-            Ok(stream) => stream?,
-            Err(_) => return Err(TlsError::Timeout(self.handshake_max)),
-        };
+        let stream = within(self.handshake_max, handshake).await?;
         let protocol = Protocol::agreed(stream.get_ref().1);
         Ok((stream, protocol))
     }

@@ -7,10 +7,12 @@ use crate::tls::verify::Expected;
 use crate::tls::verify::Side;
 use crate::tls::verify::Verifier;
 use crate::tls::verify::refusal_in;
+use futures::FutureExt;
 use rustls::CommonState;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::UnixTime;
 use std::fmt;
+use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -102,6 +104,20 @@ pub enum TlsError {
     Protocol(rustls::Error),
     /// The transport failed.
     Io(io::Error),
+}
+
+/// Gives a handshake no more time than `max`.
+pub(crate) fn within<T, E>(
+    max: Duration,
+    handshake: impl Future<Output = Result<T, E>>,
+) -> impl Future<Output = Result<T, TlsError>>
+where
+    TlsError: From<E>,
+{
+    tokio::time::timeout(max, handshake).map(move |ended| match ended {
+        Ok(outcome) => Ok(outcome?),
+        Err(_) => Err(TlsError::Timeout(max)),
+    })
 }
 
 impl TlsError {
