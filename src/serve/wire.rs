@@ -176,6 +176,14 @@ impl<Io> Wire<Io> {
         Self { io, flow, before: first, read: 0, framing: (!http2).then(Framing::new), activity }
     }
 
+    /// Takes note of what was written, and hands it on.
+    fn note_write(&mut self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        self.activity.note_write(&polled);
+        let written = ready!(polled);
+        self.flow.wrote(written.as_ref().copied());
+        Poll::Ready(written)
+    }
+
     fn look(&mut self, buf: &mut ReadBuf<'_>, from: usize) {
         let Some(framing) = &mut self.framing else { return };
         let scan = framing.scan(buf.filled().get(from..).unwrap_or_default());
@@ -221,10 +229,7 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Wire<Io> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.io).poll_write(cx, buf);
-        this.activity.note_write(&polled);
-        let written = ready!(polled);
-        this.flow.wrote(written.as_ref().copied());
-        Poll::Ready(written)
+        this.note_write(polled)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -242,10 +247,7 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Wire<Io> {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.io).poll_write_vectored(cx, bufs);
-        this.activity.note_write(&polled);
-        let written = ready!(polled);
-        this.flow.wrote(written.as_ref().copied());
-        Poll::Ready(written)
+        this.note_write(polled)
     }
 
     fn is_write_vectored(&self) -> bool {
