@@ -9,6 +9,7 @@ use crate::serve::http::Remote;
 use crate::serve::http::Shared;
 use crate::serve::peers::Held;
 use crate::serve::peers::host_of;
+use crate::serve::settings::ServeSettings;
 use crate::serve::stats::Event;
 use crate::serve::wire;
 use crate::serve::wire::Activity;
@@ -60,12 +61,11 @@ pub(crate) async fn run<S: App, A: Accept>(
         _ = drain.changed() => None,
     };
     let Some((accepted, http2, first)) = ready else { return };
-    let place = accepted
+    let named = accepted
         .name
         .clone()
-        .map(|name| shared.peers.admit(Held::Named(name), shared.settings.connections_per_peer_max));
-    if matches!(place, Some(None)) {
-        shared.stats.count(Event::OverPeerLimit);
+        .map(|name| shared.place(Held::Named(name), shared.settings.connections_per_peer_max));
+    if matches!(named, Some(None)) {
         return;
     }
     let flow = Flow::begin(shared.stats.traffic(accepted.identity.is_some()));
@@ -98,7 +98,7 @@ pub(crate) async fn run<S: App, A: Accept>(
             .with_upgrades();
         drive(conn, |conn| conn.graceful_shutdown(), accepted.retired, &shared, &activity, drain).await;
     }
-    drop((open, place));
+    drop((open, named));
 }
 
 /// The handshake and the first bytes; `None` when there is nothing to serve.
@@ -113,10 +113,7 @@ async fn prepare<A: Accept>(
         tracing::debug!(%remote, %error, "handshake failed");
     };
     let host = Held::Handshake(host_of(remote.ip()));
-    let Some(place) = shared.peers.admit(host, shared.settings.handshakes_max.div_ceil(4)) else {
-        shared.stats.count(Event::OverPeerLimit);
-        return None;
-    };
+    let place = shared.place(host, shared.settings.handshakes_max.div_ceil(4))?;
     let handshake = async {
         // The semaphore is never closed.
         let _turn = shared.handshakes.acquire().await;
@@ -159,8 +156,7 @@ async fn drive<C: Future<Output = hyper::Result<()>>>(
 ) {
     let settings = &shared.settings;
     let mut conn = pin!(conn);
-    let first = settings.header_timeout.min(settings.idle);
-    let mut look = pin!(sleep(settings.response_stall.map_or(first, |stall| first.min(stall))));
+    let mut look = pin!(sleep(pause(settings)));
     let mut aged = pin!(sleep(lifetime(settings.age_max)));
     let mut retired = retired.unwrap_or_else(|| Box::pin(pending()));
     let mut cut = pin!(sleep(settings.drain));
@@ -215,6 +211,12 @@ async fn drive<C: Future<Output = hyper::Result<()>>>(
 /// together.
 fn lifetime(age_max: Option<Duration>) -> Duration {
     age_max.map_or(Duration::MAX, |age| age.mul_f64(1.0 - 0.1 * Rng::thread().unit()))
+}
+
+/// How long a connection may go without a look, whatever begins meanwhile: as long as its shortest limit.
+fn pause(settings: &ServeSettings) -> Duration {
+    let limits = [Some(settings.header_timeout), Some(settings.idle), settings.response_stall];
+    limits.into_iter().flatten().fold(Duration::MAX, Duration::min)
 }
 
 enum Look {
@@ -272,7 +274,6 @@ fn next_look(shared: &Shared, activity: &Activity, before: &mut Before, now: Ins
         return Look::Idle;
     }
     // A head may begin at once and a request end at once, so this is the soonest that either can be due.
-    let soonest = settings.header_timeout.min(settings.idle);
-    let soonest = now + settings.response_stall.map_or(soonest, |stall| soonest.min(stall));
+    let soonest = now + pause(settings);
     Look::At([head, idle.filter(|_| head.is_none())].into_iter().flatten().fold(soonest, Instant::min))
 }

@@ -5,7 +5,9 @@ use crate::error::BoxError;
 use crate::serve::body::InFlight;
 use crate::serve::body::RequestBody;
 use crate::serve::body::ResponseBody;
+use crate::serve::peers::Held;
 use crate::serve::peers::Peers;
+use crate::serve::peers::Place;
 use crate::serve::settings::ServeSettings;
 use crate::serve::stats::Event;
 use crate::serve::stats::ServeStats;
@@ -78,6 +80,17 @@ pub(crate) struct Shared {
     pub(crate) peers: Arc<Peers>,
     /// Places for handshakes.
     pub(crate) handshakes: Semaphore,
+}
+
+impl Shared {
+    /// A place for one more, if the peer has fewer than `max`; that it has not is counted.
+    pub(crate) fn place(&self, held: Held, max: usize) -> Option<Place> {
+        let place = self.peers.admit(held, max);
+        if place.is_none() {
+            self.stats.count(Event::OverPeerLimit);
+        }
+        place
+    }
 }
 
 /// The app as hyper sees it on one connection.

@@ -67,8 +67,7 @@ pub async fn serve_with<S: App, A: Accept>(
             Some(_) = connections.join_next() => {}
             (stream, remote, slot) = next(&listener, &slots, &shared) => {
                 let host = Held::Connection(host_of(remote.ip()));
-                let Some(place) = shared.peers.admit(host, shared.settings.connections_per_peer_max) else {
-                    shared.stats.count(Event::OverPeerLimit);
+                let Some(place) = shared.place(host, shared.settings.connections_per_peer_max) else {
                     continue;
                 };
                 let served = connection::run(
