@@ -11,6 +11,7 @@ use crate::control::source::Profiles;
 use crate::control::source::Rejections;
 use crate::control::source::SourceFault;
 use crate::control::source::by_name;
+use crate::control::source::said_twice;
 use crate::discover::endpoint::EndpointSet;
 use crate::profile::import::cluster::ImportSettings;
 use crate::profile::import::load;
@@ -246,9 +247,7 @@ impl Scanner {
             let Some(good) = &memory.good else { continue };
             let of_file = told.iter().filter(|(file, _)| file == name);
             faults.extend(of_file.map(|(_, fault)| SourceFault::new(Arc::clone(&origin), fault.clone())));
-            let endpoints = good.endpoints.iter().map(|(service, set)| (service, set));
-            let domain = &self.settings.cluster_domain;
-            let twice = add(&mut all.endpoints, endpoints, domain);
+            let twice = add(&mut all.endpoints, &good.endpoints, &self.settings.cluster_domain);
             faults.extend(twice.into_iter().map(|fault| SourceFault::new(Arc::clone(&origin), fault)));
         }
         all.faults = faults.into();
@@ -264,20 +263,17 @@ impl Scanner {
         let mut told: Vec<(String, Fault)> = Vec::new();
         let objects: Vec<Object> = good().flat_map(|(_, parsed)| parsed.objects.clone()).collect();
         let plain = || good().flat_map(|(name, parsed)| parsed.profiles.iter().map(move |one| (name, one)));
-        if objects.is_empty() {
-            let (profiles, unused) =
-                by_name(plain().map(|(name, one)| (name, Arc::clone(one))), home, domain);
-            told.extend(unused.into_iter().map(|(name, fault)| (name.clone(), fault)));
-            return (profiles, told);
-        }
-        let profiles = plain().map(|(_, one)| ServiceProfile::clone(one)).collect();
-        let settings = ImportSettings { cluster_domain: Arc::clone(domain), ..ImportSettings::default() };
-        let imported = load::load_beside(objects, profiles, &settings);
-        for notes in imported.notes {
-            told.extend(notes.faults.into_iter().map(|fault| (file_of(&notes.origin), fault)));
-        }
-        let found: Vec<(String, Arc<ServiceProfile>)> =
-            imported.profiles.into_iter().map(|one| (file_of(&one.origin), Arc::new(one))).collect();
+        let found: Vec<(String, Arc<ServiceProfile>)> = if objects.is_empty() {
+            plain().map(|(name, one)| (name.clone(), Arc::clone(one))).collect()
+        } else {
+            let profiles = plain().map(|(_, one)| ServiceProfile::clone(one)).collect();
+            let settings = ImportSettings { cluster_domain: Arc::clone(domain), ..ImportSettings::default() };
+            let imported = load::load_beside(objects, profiles, &settings);
+            for notes in imported.notes {
+                told.extend(notes.faults.into_iter().map(|fault| (file_of(&notes.origin), fault)));
+            }
+            imported.profiles.into_iter().map(|one| (file_of(&one.origin), Arc::new(one))).collect()
+        };
         let (profiles, unused) =
             by_name(found.iter().map(|(file, one)| (file, Arc::clone(one))), home, domain);
         told.extend(unused.into_iter().map(|(file, fault)| (file.clone(), fault)));
@@ -292,22 +288,16 @@ fn file_of(origin: &str) -> String {
 
 /// Adds what is not there yet; a fault for each service that is. Earlier files win, so the order of names decides
 /// and not the order of writing.
-fn add<'a, T: Clone + 'a>(
-    map: &mut BTreeMap<ServiceName, T>,
-    new: impl Iterator<Item = (&'a ServiceName, &'a T)>,
+fn add(
+    map: &mut BTreeMap<ServiceName, EndpointSet>,
+    new: &[(ServiceName, EndpointSet)],
     domain: &str,
 ) -> Vec<Fault> {
     let mut twice = Vec::new();
-    for (service, value) in new {
+    for (service, set) in new {
         match map.entry(service.short(domain)) {
-            Entry::Vacant(place) => {
-                place.insert(value.clone());
-            }
-            Entry::Occupied(_) => {
-                let problem =
-                    format!("says what an earlier document already says of {service}, and is not used");
-                twice.push(Fault::rejected("", problem, "keep one of the two"));
-            }
+            Entry::Vacant(place) => drop(place.insert(set.clone())),
+            Entry::Occupied(_) => twice.push(said_twice(service)),
         }
     }
     twice

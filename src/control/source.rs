@@ -127,9 +127,7 @@ pub fn by_name<'p, P>(
             match found.entry(name.short(domain)) {
                 Entry::Vacant(place) => drop(place.insert((scope, Arc::clone(&profile)))),
                 Entry::Occupied(place) if place.get().0 == scope => {
-                    let problem =
-                        format!("says what an earlier document already says of {name}, and is not used");
-                    unused.push((from, Fault::rejected("", problem, "keep one of the two")));
+                    unused.push((from, said_twice(name)));
                 }
                 // The callers' own comes before the service's: that is no mistake.
                 Entry::Occupied(_) => {}
@@ -137,6 +135,12 @@ pub fn by_name<'p, P>(
         }
     }
     (found.into_iter().map(|(name, (_, profile))| (name, profile)).collect(), unused)
+}
+
+/// What is wrong with a document about a service of which an earlier one speaks already.
+pub(crate) fn said_twice(service: &ServiceName) -> Fault {
+    let problem = format!("says what an earlier document already says of {service}, and is not used");
+    Fault::rejected("", problem, "keep one of the two")
 }
 
 /// How many inputs a source refused since it began.
