@@ -17,15 +17,9 @@ use std::time::Instant;
 pub struct ServerRates {
     settings: RateSettings,
     limits: RateLimits,
-    overrides: Vec<Override>,
+    /// The name under which the clients of each override are counted together.
+    counted_as: Vec<Arc<str>>,
     trust_domain: Option<TrustDomain>,
-}
-
-/// Whom an override means, and the name under which its clients are counted together.
-#[derive(Debug)]
-struct Override {
-    clients: Vec<IdentityMatch>,
-    counted_as: Arc<str>,
 }
 
 impl ServerRates {
@@ -35,18 +29,18 @@ impl ServerRates {
         let mut limits = Vec::new();
         limits.extend(settings.total.map(|rate| limit(RateScope::Total, rate)));
         limits.extend(settings.identity.map(|rate| limit(RateScope::Identity, rate)));
-        let mut overrides = Vec::new();
-        for (index, (rate, clients)) in settings.overrides.iter().enumerate() {
-            // A space stands in no identity, so nobody can claim this name.
-            let counted_as: Arc<str> = format!("override {index}").into();
-            limits.push(limit(RateScope::Override(vec![Arc::clone(&counted_as)]), *rate));
-            overrides.push(Override { clients: clients.clone(), counted_as });
-        }
+        // A space stands in no identity, so nobody can claim these names.
+        let counted_as: Vec<Arc<str>> =
+            (0..settings.overrides.len()).map(|index| format!("override {index}").into()).collect();
+        let overrides = settings.overrides.iter().zip(&counted_as);
+        limits.extend(
+            overrides.map(|((rate, _), name)| limit(RateScope::Override(vec![Arc::clone(name)]), *rate)),
+        );
         let trust_domain = trust_domain.cloned();
         (!limits.is_empty()).then(|| Self {
             settings: settings.clone(),
             limits: RateLimits::new(&limits),
-            overrides,
+            counted_as,
             trust_domain,
         })
     }
@@ -70,8 +64,9 @@ impl ServerRates {
             let local = self.trust_domain.as_ref();
             client.peer.is_some_and(|peer| clients.iter().any(|test| test.matches(peer, local)))
         };
-        let counted_as = match self.overrides.iter().find(|special| means(&special.clients)) {
-            Some(special) => Some(&*special.counted_as),
+        let mut overrides = self.settings.overrides.iter().zip(&self.counted_as);
+        let counted_as = match overrides.find(|((_, clients), _)| means(clients)) {
+            Some((_, name)) => Some(&**name),
             None => client.peer.map(|peer| peer.identity.as_str()),
         };
         self.limits.admit(counted_as, |_| None, now)
