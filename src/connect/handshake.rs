@@ -8,6 +8,7 @@ use std::pin::Pin;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 
 /// The two versions of HTTP that are spoken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -31,6 +32,18 @@ pub enum Offer {
 
 /// Ready when a connection must not be used any longer, as when its peer's identity lost its trust.
 pub type Retired = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Waits until what is `shown` is over; never, if nobody shows anything any longer.
+pub(crate) fn retired_once<T: Send + Sync + 'static>(
+    mut shown: watch::Receiver<T>,
+    is_over: impl FnMut(&T) -> bool + Send + 'static,
+) -> Retired {
+    Box::pin(async move {
+        if shown.wait_for(is_over).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    })
+}
 
 /// A stream ready for HTTP.
 pub struct Established<Io> {

@@ -4,6 +4,7 @@ use crate::connect::handshake::Established;
 use crate::connect::handshake::Handshake;
 use crate::connect::handshake::Offer;
 use crate::connect::handshake::Plain;
+use crate::connect::handshake::retired_once;
 use crate::discover::endpoint::Endpoint;
 use crate::error::BoxError;
 use crate::profile::settings::ClientTls;
@@ -38,14 +39,8 @@ impl Handshake for Secure {
                 "the profile requires tls, which this program was built without (feature `tls`)".into()
             );
         }
-        let mut tls = self.tls.clone();
-        let retired = async move {
-            if tls.wait_for(|tls| tls.mode.is_required()).await.is_err() {
-                // The mesh is gone, and with it who could change it.
-                std::future::pending::<()>().await;
-            }
-        };
+        let retired = retired_once(self.tls.clone(), |tls| tls.mode.is_required());
         let established = Plain.handshake(stream, endpoint, offer).await?;
-        Ok(Established { retired: Some(Box::pin(retired)), ..established })
+        Ok(Established { retired: Some(retired), ..established })
     }
 }

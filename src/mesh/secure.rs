@@ -5,6 +5,7 @@ use crate::connect::handshake::Established;
 use crate::connect::handshake::Handshake;
 use crate::connect::handshake::Offer;
 use crate::connect::handshake::Protocol as ClientProtocol;
+use crate::connect::handshake::retired_once;
 use crate::discover::endpoint::Endpoint;
 use crate::error::BoxError;
 use crate::profile::matching::TextMatch;
@@ -240,7 +241,8 @@ impl Handshake for Secure {
         offer: Offer,
     ) -> Result<Established<Self::Io>, BoxError> {
         let tls = Arc::clone(&self.tls.borrow());
-        let changed = until_changed(self.tls.clone(), Arc::clone(&tls));
+        let used = Arc::clone(&tls);
+        let changed = retired_once(self.tls.clone(), move |tls| *tls != used);
         if tls.mode == TlsMode::Simple {
             let connector = self.outside(&tls, endpoint).await?;
             let (stream, protocol) = connector.connect(stream, alpn(offer)).await?;
@@ -259,16 +261,6 @@ impl Handshake for Secure {
         let io = Either::Tls(Box::new(stream));
         Ok(Established { io, protocol, secure: true, retired: Some(retired) })
     }
-}
-
-/// Waits until the profile asks for other security than that of a connection.
-fn until_changed(mut tls: watch::Receiver<Arc<ClientTls>>, used: Arc<ClientTls>) -> BoxFuture<'static, ()> {
-    Box::pin(async move {
-        if tls.wait_for(|tls| *tls != used).await.is_err() {
-            // The mesh is gone, and with it who could change it.
-            std::future::pending::<()>().await;
-        }
-    })
 }
 
 /// How a server's connections are secured.
