@@ -1,6 +1,7 @@
 //! Floor 0: what we wish the standard library had. The only doors for time ([`clock`]) and chance ([`rng`]).
 
 pub mod backoff;
+pub(crate) mod base64;
 pub mod clock;
 pub mod diff;
 pub mod gcra;

@@ -3,6 +3,7 @@
 //! Its keys live in the memory of whoever runs it, unguarded by hardware, audit or revocation; every workload in that
 //! process could issue itself any identity. It says so once, at warning level, when it is made.
 
+use crate::stdx::base64::encode_onto;
 use crate::stdx::rng::Rng;
 use crate::tls::bundle::TrustBundles;
 use crate::tls::epoch::read_wall;
@@ -334,25 +335,12 @@ fn new_intermediate(
 
 /// A key as PEM. Written here because a general writer leaves copies behind.
 fn pem_of(key: &KeyPair) -> Zeroizing<String> {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let der = Zeroizing::new(key.serialize_der());
     // Room for all of it at once: a growing text would leave copies of the key behind.
     let mut text = Zeroizing::new(String::with_capacity(der.len() * 2 + 80));
     text.push_str("-----BEGIN PRIVATE KEY-----\n");
     for line in der.chunks(48) {
-        for three in line.chunks(3) {
-            let byte = |at: usize| u32::from(three.get(at).copied().unwrap_or_default());
-            let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
-            for at in 0..4 {
-                let digit = (bits >> (18 - 6 * at) & 63) as usize;
-                let padding = at > three.len();
-                text.push(if padding {
-                    '='
-                } else {
-                    char::from(ALPHABET.get(digit).copied().unwrap_or(b'='))
-                });
-            }
-        }
+        encode_onto(&mut text, line);
         text.push('\n');
     }
     text.push_str("-----END PRIVATE KEY-----\n");

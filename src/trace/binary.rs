@@ -1,5 +1,6 @@
 //! Floor 2: reads and writes `grpc-trace-bin`, the binary context of OpenCensus that gRPC carries in base64.
 
+use crate::stdx::base64::{SIGNS, encode_onto};
 use crate::trace::id::{SpanId, TraceId};
 use http::HeaderValue;
 
@@ -11,8 +12,6 @@ const BYTES: usize = 29;
 
 /// The longest text that is read: twice the usual, for fields that are not known yet and come last.
 const TEXT_MAX: usize = 80;
-
-const SIGNS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
 /// Reads standard base64, padded or not, of at most [`TEXT_MAX`] bytes.
 fn decode(text: &[u8]) -> Option<Vec<u8>> {
@@ -36,13 +35,7 @@ fn decode(text: &[u8]) -> Option<Vec<u8>> {
 
 fn encode(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for group in bytes.chunks(3) {
-        let word =
-            group.iter().fold(0_u32, |word, byte| word << 8 | u32::from(*byte)) << (8 * (3 - group.len()));
-        let signs = (0..4).map(|place| SIGNS.get((word >> (18 - 6 * place)) as usize & 63).copied());
-        text.extend(signs.take(group.len() + 1).flatten().map(char::from));
-    }
-    text.extend(std::iter::repeat_n('=', (3 - bytes.len() % 3) % 3));
+    encode_onto(&mut text, bytes);
     text
 }
 
