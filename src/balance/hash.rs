@@ -2,6 +2,7 @@
 
 use crate::balance::maglev::Maglev;
 use crate::balance::set::Place;
+pub use crate::stdx::rng::mix;
 use std::net::{IpAddr, SocketAddr};
 
 /// The most entries of a hash ring, 8 bytes of place and 8 of hash each: 16 MiB. Envoy allows 8 Mi.
@@ -38,14 +39,6 @@ impl Table {
             Self::Maglev(table) => table.find(hash, usable),
         }
     }
-}
-
-/// Mixes bits so that each of the input moves half of the output (splitmix64's finaliser).
-#[inline]
-pub fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
 }
 
 /// A 64-bit hash of bytes, the same in every process and version of this crate (FNV-1a by words, mixed).

@@ -4,6 +4,7 @@ use crate::profile::matching::Multi;
 use crate::route::head::RequestHead;
 use crate::route::query;
 use crate::route::text::Text;
+use crate::stdx::rng::{GAMMA, mix};
 use http::{HeaderName, Method};
 use std::borrow::Cow;
 use std::ops::RangeInclusive;
@@ -93,13 +94,9 @@ impl Test {
     }
 }
 
-/// A number below 2^32 for the `index`-th fraction of a matcher, from the one draw of a request (the finisher of
-/// splitmix64).
+/// A number below 2^32 for the `index`-th fraction of a matcher, from the one draw of a request.
 fn chance(draw: u64, index: u32) -> u64 {
-    let mut z = draw.wrapping_add(u64::from(index).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    (z ^ (z >> 31)) >> 32
+    mix(draw.wrapping_add(u64::from(index).wrapping_mul(GAMMA))) >> 32
 }
 
 /// Service and method of a gRPC call: a POST to `/service/method`.

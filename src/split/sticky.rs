@@ -5,6 +5,8 @@
 //! do: raising one backend's weight moves keys to it and none between the others, so that a canary that grows keeps
 //! everybody it already has.
 
+use crate::stdx::rng::{self, GAMMA};
+
 /// Backends by name and weight.
 #[derive(Debug, Clone)]
 pub struct Sticky {
@@ -41,12 +43,9 @@ fn chance(bits: u64) -> f64 {
     ((bits >> 11) as f64 + 0.5) / (1u64 << 53) as f64
 }
 
-/// Each bit of the input moves half of the output's (the finisher of splitmix64).
-fn mix(mut z: u64) -> u64 {
-    z = z.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
+/// One step of splitmix64, whose sequence begins at `z`.
+fn mix(z: u64) -> u64 {
+    rng::mix(z.wrapping_add(GAMMA))
 }
 
 /// The same in every process and version, so that callers agree without talking (FNV-1a, mixed).

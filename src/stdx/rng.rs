@@ -13,7 +13,8 @@ pub struct Rng {
     seeded: Option<Arc<AtomicU64>>,
 }
 
-const GAMMA: u64 = 0x9E37_79B9_7F4A_7C15;
+/// What splitmix64 adds for each draw: 2^64 by the golden ratio, odd.
+pub(crate) const GAMMA: u64 = 0x9E37_79B9_7F4A_7C15;
 
 thread_local! {
     static STATE: Cell<u64> = Cell::new(entropy());
@@ -24,7 +25,9 @@ fn entropy() -> u64 {
     RandomState::new().hash_one(GAMMA)
 }
 
-fn mix(mut z: u64) -> u64 {
+/// Mixes bits so that each of the input moves half of the output (splitmix64's finaliser).
+#[inline]
+pub fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     z ^ (z >> 31)
