@@ -245,9 +245,7 @@ impl Compiler<'_> {
             return Box::default();
         }
         let named = |backend: &WeightedBackend| match &backend.backend {
-            Backend::Service { name, .. } => {
-                self.own.port().map_or_else(|| name.clone(), |port| name.or_port(port)).to_string().into()
-            }
+            Backend::Service { name, .. } => name.or_some_port(self.own.port()).to_string().into(),
             Backend::Invalid { .. } => "invalid".into(),
         };
         let names: Vec<Arc<str>> = match said.len() == count {
@@ -320,7 +318,7 @@ impl Compiler<'_> {
         let mut made = Vec::new();
         for mirror in mirrors.iter().filter(|_| self.direction == Direction::Outbound) {
             let Backend::Service { name, .. } = &mirror.backend else { continue };
-            let name = self.own.port().map_or_else(|| name.clone(), |port| name.or_port(port));
+            let name = name.or_some_port(self.own.port());
             let (service, copies): (Arc<str>, Arc<str>) =
                 (name.to_string().into(), format!("mirror of {}", policy.name).into());
             let budget = turns.budget(&copies, &service, route);
@@ -356,7 +354,7 @@ impl Compiler<'_> {
     ) -> Result<Target<T>, Fault> {
         Ok(match &backend.backend {
             Backend::Service { name, .. } => {
-                let name = self.own.port().map_or_else(|| name.clone(), |port| name.or_port(port));
+                let name = name.or_some_port(self.own.port());
                 let filters = Filters::compile(&backend.filters, &route.condition)?;
                 Target::Service(target(&name), (!filters.is_empty()).then(|| Arc::new(filters)))
             }
@@ -396,7 +394,7 @@ fn own_budgets<T>(before: &Policy<T>) -> BTreeMap<Arc<str>, Arc<Budget>> {
 fn turn(forward: &Forward, route: &Route, own: &ServiceName, said: &[WeightedBackend]) -> Option<Turn> {
     let name = |backend: &WeightedBackend| match &backend.backend {
         Backend::Service { name, subset } => {
-            let name = own.port().map_or_else(|| name.clone(), |port| name.or_port(port));
+            let name = name.or_some_port(own.port());
             format!("{name}/{}", subset.as_deref().unwrap_or_default())
         }
         Backend::Invalid { reason, .. } => format!("invalid {reason}"),

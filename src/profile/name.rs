@@ -56,6 +56,12 @@ impl ServiceName {
         Self { host: Arc::clone(&self.host), port: Some(self.port.unwrap_or(port)) }
     }
 
+    /// The same name with `port`, if there is one and this name has none.
+    #[must_use]
+    pub(crate) fn or_some_port(&self, port: Option<u16>) -> Self {
+        Self { host: Arc::clone(&self.host), port: self.port.or(port) }
+    }
+
     /// The name that all spellings of one Kubernetes service share: `web.ns.svc.<domain>` and `web.ns.svc` are
     /// `web.ns`. Other names stay as they are.
     #[must_use]

@@ -43,7 +43,7 @@ pub fn scope(profile: &ServiceProfile, home: Option<&str>, domain: &str) -> Scop
 pub fn at_home(name: &ServiceName, home: Option<&str>) -> Option<ServiceName> {
     let home = home.filter(|_| !name.host().contains(['.', ':']))?;
     let within: ServiceName = format!("{}.{home}", name.host()).parse().ok()?;
-    Some(name.port().map_or_else(|| within.clone(), |port| within.or_port(port)))
+    Some(within.or_some_port(name.port()))
 }
 
 /// The namespace that a process called `name` lives in.

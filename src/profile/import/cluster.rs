@@ -229,7 +229,7 @@ impl Cluster {
     pub(crate) fn service_name(&self, namespace: &str, name: &str, port: Option<u16>) -> Option<ServiceName> {
         let host = format!("{name}.{namespace}.svc.{}", self.settings.cluster_domain);
         let name: ServiceName = host.parse().ok()?;
-        Some(port.map_or_else(|| name.clone(), |port| name.or_port(port)))
+        Some(name.or_some_port(port))
     }
 
     /// A service; `None` if it is missing among those of its namespace; an empty one if the files show none there at

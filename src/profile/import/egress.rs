@@ -165,7 +165,7 @@ fn hosts(routes: &[&RouteObject], documents: &mut Documents) -> BTreeSet<Arc<str
 /// The names of the profile for `host`, on one port or on all.
 fn name(host: &str, port: Option<u16>) -> Option<ServiceName> {
     let name: ServiceName = host.parse().ok()?;
-    Some(port.map_or_else(|| name.clone(), |port| name.or_port(port)))
+    Some(name.or_some_port(port))
 }
 
 /// The last route of a network that denies: what none allows.
