@@ -13,7 +13,7 @@ use crate::policy::limits::{Counted, Guard, SharedLimits, holds_outbound, keep_r
 use crate::policy::route::{
     Answer, Extras, MirrorEntry, RouteEntry, RoutePolicy, Target, TimeoutPolicy, Turn,
 };
-use crate::policy::turns::{Place, Turns};
+use crate::policy::turns::Turns;
 use crate::profile::invalid::{Fault, Invalid};
 use crate::profile::matching::Condition;
 use crate::profile::name::ServiceName;
@@ -28,6 +28,7 @@ use crate::route::head::RequestHead;
 use crate::route::matcher::Matcher;
 use crate::route::redirect::Redirection;
 use crate::split::mirror::COPY_MAX;
+use crate::split::pick::Schedule;
 use crate::split::sticky::Sticky;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -173,28 +174,25 @@ impl Compiler<'_> {
         target: &mut impl FnMut(&ServiceName) -> T,
     ) -> Result<RouteEntry<T>, Fault> {
         let mut policy = self.route(profile, route, kept)?;
-        let (place, said) = self.said(profile, route);
+        let own = route.own_backends();
+        let said = if own.is_empty() { &*profile.backends } else { own };
         let mut backends = Vec::with_capacity(said.len().max(1));
         let mut weights = Vec::with_capacity(said.len().max(1));
         for backend in said {
             backends.push(self.target(route, backend, target)?);
             weights.push(backend.weight);
         }
-        if weights.iter().all(|weight| *weight == 0) && place == Place::Service {
+        if weights.iter().all(|weight| *weight == 0) && own.is_empty() {
             (backends, weights) = (vec![Target::Service(target(&self.own), None)], vec![1]);
         }
         policy.backends = self.count_backends(&policy.metrics, said, backends.len());
-        let schedule = turns.take(place, route, &weights);
+        let schedule = turns.take(route, &weights);
         let (mirrored, turn) = match &route.action {
             Action::Forward(forward) => (&*forward.mirrors, turn(forward, route, &self.own, said)),
-            Action::Redirect(_) | Action::Respond(_) => (&[][..], None),
+            Action::Redirect(_) | Action::Respond(_) => (&[][..], Turn::Weighted),
         };
         let mirrors = self.mirrors(route, &policy, mirrored, turns, target);
-        let entry = RouteEntry::new(policy, backends, schedule).mirrored(mirrors);
-        Ok(match turn {
-            Some(turn) => entry.by(turn),
-            None => entry,
-        })
+        Ok(RouteEntry::new(policy, backends, schedule).by(turn).mirrored(mirrors))
     }
 
     fn route(&self, profile: &ServiceProfile, route: &Route, kept: &Kept) -> Result<RoutePolicy, Fault> {
@@ -296,16 +294,6 @@ impl Compiler<'_> {
         }
     }
 
-    /// The backends of a route: its own, else the service's.
-    fn said<'p>(&self, profile: &'p ServiceProfile, route: &'p Route) -> (Place, &'p [WeightedBackend]) {
-        match &route.action {
-            Action::Forward(forward) if !forward.backends.is_empty() => (Place::Route, &forward.backends),
-            Action::Forward(_) | Action::Redirect(_) | Action::Respond(_) => {
-                (Place::Service, &profile.backends)
-            }
-        }
-    }
-
     /// Where copies of a route's requests go. Nothing that arrives is copied, and no copy goes to what cannot be.
     fn mirrors<T>(
         &self,
@@ -337,7 +325,7 @@ impl Compiler<'_> {
                 hash: policy.hash.clone(),
                 extras: None,
             };
-            let schedule = turns.take(Place::Mirror, route, &[1]);
+            let schedule = Arc::new(Schedule::new(&[1]));
             let entry = RouteEntry::new(copy, vec![Target::Service(target(&name), None)], schedule);
             let yes = mirror.share.numerator;
             let no = mirror.share.denominator.saturating_sub(yes);
@@ -390,8 +378,8 @@ fn own_budgets<T>(before: &Policy<T>) -> BTreeMap<Arc<str>, Arc<Budget>> {
     own.map(|(name, retry)| (Arc::clone(name), Arc::clone(retry.budget()))).collect()
 }
 
-/// How a route's backends are chosen, if not by weight alone.
-fn turn(forward: &Forward, route: &Route, own: &ServiceName, said: &[WeightedBackend]) -> Option<Turn> {
+/// How a route's backends are chosen.
+fn turn(forward: &Forward, route: &Route, own: &ServiceName, said: &[WeightedBackend]) -> Turn {
     let name = |backend: &WeightedBackend| match &backend.backend {
         Backend::Service { name, subset } => {
             let name = name.or_some_port(own.port());
@@ -400,14 +388,15 @@ fn turn(forward: &Forward, route: &Route, own: &ServiceName, said: &[WeightedBac
         Backend::Invalid { reason, .. } => format!("invalid {reason}"),
     };
     match forward.choice {
-        _ if said.len() < 2 => None,
-        Choice::FirstAvailable => Some(Turn::First),
+        _ if said.len() < 2 => Turn::Weighted,
+        Choice::FirstAvailable => Turn::First,
         Choice::Sticky => {
             let named: Vec<(String, u32)> =
                 said.iter().map(|backend| (name(backend), backend.weight)).collect();
-            Some(Turn::Sticky(Sticky::new(named.iter().map(|(name, weight)| (&**name, *weight)))))
+            Turn::Sticky(Sticky::new(named.iter().map(|(name, weight)| (&**name, *weight))))
         }
-        Choice::Weighted => route.session.as_ref().map(|_| Turn::Session),
+        Choice::Weighted if route.session.is_some() => Turn::Session,
+        Choice::Weighted => Turn::Weighted,
     }
 }
 

@@ -44,10 +44,8 @@ impl<'a, T> Decision<'a, T> {
     /// The backends in order, with their weights.
     pub fn candidates(&self, policy: &'a Policy<T>) -> Vec<Candidate<'a, T>> {
         let Some(entry) = self.entry else { return Vec::new() };
-        let written = match self.forward() {
-            Some(forward) if !forward.backends.is_empty() => &forward.backends,
-            Some(_) | None => &policy.profile().backends,
-        };
+        let own = self.route.map(Route::own_backends).unwrap_or_default();
+        let written = if own.is_empty() { &*policy.profile().backends } else { own };
         let subset = |index: usize| match &written.get(index)?.backend {
             Backend::Service { subset, .. } => subset.as_ref(),
             Backend::Invalid { .. } => None,

@@ -1,26 +1,16 @@
 //! Floor 3: whose turn it is among backends, carried over updates, so that shares stay exact while others change.
 
 use crate::policy::route::RouteEntry;
-use crate::profile::route::{Action, Route};
+use crate::profile::route::Route;
 use crate::split::mirror::CopyBudget;
 use crate::split::pick::Schedule;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Where backends are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Place {
-    /// With the service: all its routes take turns together.
-    Service,
-    /// With the route.
-    Route,
-    /// They get copies.
-    Mirror,
-}
-
 /// Who takes turns together: a route's name and the rule it was written in. Gateway API's rules become a route for each
-/// of their matches, and the share is the rule's.
-type Key = (Place, Arc<str>, String);
+/// of their matches, and the share is the rule's. `None`: all routes without backends of their own, which take the
+/// service's.
+type Key = Option<(Arc<str>, String)>;
 
 /// A mirror: its own name, its service's, and the rule.
 type MirrorKey = (Arc<str>, Arc<str>, String);
@@ -40,9 +30,7 @@ impl Turns {
     ) -> Self {
         let mut turns = Self::default();
         for (route, entry) in entries {
-            let own =
-                |route: &&Route| matches!(&route.action, Action::Forward(to) if !to.backends.is_empty());
-            let key = route.filter(own).map_or_else(of_service, |route| key_of(Place::Route, route));
+            let key = route.and_then(key);
             turns.before.insert(key, Arc::clone(entry.schedule()));
             let Some(route) = route else { continue };
             for mirror in entry.mirrors() {
@@ -55,13 +43,13 @@ impl Turns {
     }
 
     /// The turns of a route's backends: those it had if the weights are the same.
-    pub(crate) fn take(&mut self, place: Place, route: &Route, weights: &[u32]) -> Arc<Schedule> {
-        if place == Place::Mirror || weights.len() < 2 {
+    pub(crate) fn take(&mut self, route: &Route, weights: &[u32]) -> Arc<Schedule> {
+        if weights.len() < 2 {
             return Arc::new(Schedule::new(weights));
         }
-        let key = key_of(place, route);
+        let key = key(route);
         // Routes that nobody wrote down anywhere share nothing but a name.
-        let known = self.now.get(&key).filter(|_| place == Place::Service || !route.origin.is_empty());
+        let known = self.now.get(&key).filter(|_| key.is_none() || !route.origin.is_empty());
         let same = |schedule: &&Arc<Schedule>| schedule.weights() == weights;
         let kept = known.filter(same).or_else(|| self.before.get(&key).filter(same)).cloned();
         let schedule = kept.unwrap_or_else(|| Arc::new(Schedule::new(weights)));
@@ -76,15 +64,8 @@ impl Turns {
     }
 }
 
-fn key_of(place: Place, route: &Route) -> Key {
-    match place {
-        Place::Service => of_service(),
-        Place::Route | Place::Mirror => (place, Arc::clone(&route.name), rule(route)),
-    }
-}
-
-fn of_service() -> Key {
-    (Place::Service, "".into(), String::new())
+fn key(route: &Route) -> Key {
+    (!route.own_backends().is_empty()).then(|| (Arc::clone(&route.name), rule(route)))
 }
 
 /// Where a route's rule was written: `file#0:spec.rules[1]`.

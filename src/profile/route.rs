@@ -35,6 +35,16 @@ pub struct Route {
     pub origin: Arc<str>,
 }
 
+impl Route {
+    /// The backends that it names itself; none: those of its service.
+    pub(crate) fn own_backends(&self) -> &[WeightedBackend] {
+        match &self.action {
+            Action::Forward(forward) => &forward.backends,
+            Action::Redirect(_) | Action::Respond(_) => &[],
+        }
+    }
+}
+
 /// What becomes of a matched request.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
