@@ -3,7 +3,7 @@
 //! While nobody observes, a request costs one relaxed load ([`TapHub::is_idle`]). An observer that reads too slowly
 //! loses events, which are counted and told to it; it never makes a request wait.
 
-use crate::classify::outcome::{Cause, Outcome, Verdict};
+use crate::classify::outcome::{Cause, Outcome};
 use crate::metrics::names::Direction;
 use crate::policy::observe::Subject;
 use crate::stdx::clock::{Duration, Instant};
@@ -294,7 +294,7 @@ impl Message {
                     trailers: listed(&end.trailers),
                     grpc_status_code: end.grpc,
                     reset_error_code: reset(&end.outcome),
-                    outcome: verdict(end.outcome.verdict).to_owned(),
+                    outcome: end.outcome.verdict.as_str().to_owned(),
                     cause: end.outcome.cause.as_str().to_owned(),
                     error: end.error.map(str::to_owned),
                     rule: end.rule.as_deref().map(str::to_owned),
@@ -347,14 +347,6 @@ fn listed(shown: &Shown) -> Option<Vec<Header>> {
     let header =
         |(name, value): &(HeaderName, String)| Header { name: name.to_string(), value_str: value.clone() };
     shown.as_ref().map(|headers| headers.iter().map(header).collect())
-}
-
-fn verdict(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Success => "success",
-        Verdict::Failure => "failure",
-        Verdict::Cancelled => "cancelled",
-    }
 }
 
 /// HTTP/2's code for how a stream broke (RFC 9113 §7); for HTTP/1.1 what it would be.

@@ -1,6 +1,5 @@
 //! Floor 4: a call as one line of an access log.
 
-use crate::classify::outcome::Outcome;
 use crate::policy::observe::{Ending, Subject};
 use crate::stdx::clock::{Duration, SystemTime};
 use http::{HeaderValue, Version};
@@ -36,7 +35,6 @@ pub fn line(
 
 fn json_line(call: &Subject, status: Option<u16>, took: Duration, ending: &Ending<'_>) -> String {
     let header = |value: &Option<HeaderValue>| value.as_ref().map(|value| text(value.as_bytes()));
-    let Outcome { verdict, .. } = ending.outcome;
     let denied = match ending.error {
         Some(crate::error::Error::Denied { rule }) => Some(rule.to_string()),
         _ => None,
@@ -57,7 +55,7 @@ fn json_line(call: &Subject, status: Option<u16>, took: Duration, ending: &Endin
         "grpc_status": ending.grpc(),
         "bytes": ending.bytes,
         "duration_ms": took.as_secs_f64() * 1e3,
-        "outcome": format!("{verdict:?}").to_lowercase(),
+        "outcome": ending.outcome.verdict.as_str(),
         "error": ending.error.map(crate::error::Error::kind),
         "rule": denied,
         "trace_id": call.context.as_ref().map(|context| context.trace.to_string()),
@@ -139,7 +137,7 @@ fn utc(time: SystemTime, is_rfc3339: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::classify::outcome::{Cause, Verdict};
+    use crate::classify::outcome::{Cause, Outcome, Verdict};
     use crate::metrics::names::Direction;
     use crate::stdx::clock;
     use http::Method;
