@@ -109,6 +109,20 @@ pub struct Ending<'a> {
 }
 
 impl Ending<'_> {
+    /// What its caller got: the status that was `seen`, else that of the error, which is answered above of those who are
+    /// told.
+    pub fn status(&self, seen: Option<u16>) -> Option<u16> {
+        seen.or_else(|| self.error.map(|error| error.to_status().as_u16()))
+    }
+
+    /// The rule that denied it.
+    pub fn rule(&self) -> Option<&Arc<str>> {
+        match self.error {
+            Some(Error::Denied { rule }) => Some(rule),
+            _ => None,
+        }
+    }
+
     /// The gRPC code, by how it was judged or by the trailers.
     pub fn grpc(&self) -> Option<u8> {
         match self.outcome.cause {

@@ -2,7 +2,6 @@
 
 use crate::classify::classifier::grpc_code;
 use crate::discover::endpoint::Endpoint;
-use crate::error::Error;
 use crate::metrics::names::Direction;
 use crate::policy::observe::{self, Ending, Note, Observer, Subject};
 use crate::stdx::clock::Instant;
@@ -171,12 +170,7 @@ impl TapCall {
 
     fn ended(&self, followed: Followed, (call, at): (&Arc<Subject>, Instant), ending: &Ending<'_>) {
         let trailer = ending.trailers.and_then(grpc_code).map(u32::from);
-        let rule = match ending.error {
-            Some(Error::Denied { rule }) => Some(Arc::clone(rule)),
-            _ => None,
-        };
-        // What a server refuses is answered with the error's status, above.
-        let status = followed.status.or_else(|| ending.error.map(|error| error.to_status().as_u16()));
+        let status = ending.status(followed.status);
         let error = ending.error.map(|error| error.kind());
         for (tapper, seat) in self.tappers.iter().zip(followed.seats) {
             let ended = Ended {
@@ -186,7 +180,7 @@ impl TapCall {
                 grpc: trailer.or(followed.grpc),
                 outcome: ending.outcome,
                 error,
-                rule: rule.clone(),
+                rule: ending.rule().cloned(),
             };
             let message = Message {
                 call: Arc::clone(call),
@@ -259,6 +253,7 @@ impl Observer for TapCall {
 mod tests {
     use super::*;
     use crate::classify::outcome::{Cause, Outcome, Verdict};
+    use crate::error::Error;
     use crate::policy::observe::Observed;
     use crate::stdx::clock::{self, Duration};
     use crate::tap::event::Event;

@@ -58,10 +58,8 @@ impl Observer for Entry {
             Note::Head(status, _) => self.status.store(status.as_u16(), Relaxed),
             Note::End(ending) => {
                 let seen = Some(self.status.load(Relaxed)).filter(|status| *status != 0);
-                // What the stack refuses is answered with the error's status, above of it.
-                let status = seen.or_else(|| ending.error.map(|error| error.to_status().as_u16()));
                 let took = at.saturating_duration_since(call.started);
-                let line = log::line(self.log.format, call, status, took, ending);
+                let line = log::line(self.log.format, call, ending.status(seen), took, ending);
                 if self.log.sender.try_send(line).is_err() {
                     self.log.dropped.fetch_add(1, Relaxed);
                 }

@@ -35,10 +35,6 @@ pub fn line(
 
 fn json_line(call: &Subject, status: Option<u16>, took: Duration, ending: &Ending<'_>) -> String {
     let header = |value: &Option<HeaderValue>| value.as_ref().map(|value| text(value.as_bytes()));
-    let denied = match ending.error {
-        Some(crate::error::Error::Denied { rule }) => Some(rule.to_string()),
-        _ => None,
-    };
     let line = json!({
         "timestamp": utc(call.wall, true),
         "direction": call.direction.as_str(),
@@ -57,7 +53,7 @@ fn json_line(call: &Subject, status: Option<u16>, took: Duration, ending: &Endin
         "duration_ms": took.as_secs_f64() * 1e3,
         "outcome": ending.outcome.verdict.as_str(),
         "error": ending.error.map(crate::error::Error::kind),
-        "rule": denied,
+        "rule": ending.rule().map(|rule| &**rule),
         "trace_id": call.context.as_ref().map(|context| context.trace.to_string()),
     });
     let Value::Object(mut line) = line else { return String::new() };
