@@ -28,7 +28,6 @@ struct Live {
     sent: bool,
     /// Why the next attempt is made.
     reason: Option<Box<str>>,
-    head: Option<StatusCode>,
 }
 
 #[derive(Debug)]
@@ -225,7 +224,6 @@ impl Observer for TapCall {
             Note::Retried(_, outcome, _) => live.reason = Some(outcome.cause.to_string().into()),
             Note::GivenUp(..) | Note::Event(..) => {}
             Note::Head(status, headers) => {
-                live.head = Some(status);
                 if call.direction == Direction::Outbound && !live.sent {
                     // A route that answers by itself, or a stack without a balancer.
                     self.follow(live, call, whole(call), &HeaderMap::new());
