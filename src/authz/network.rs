@@ -57,6 +57,14 @@ fn same(a: u128, b: u128, width: u32, prefix: u8) -> bool {
     rest >= width || a >> rest == b >> rest
 }
 
+impl From<IpAddr> for Network {
+    /// This one address.
+    fn from(address: IpAddr) -> Self {
+        let address = address.to_canonical();
+        Self { address, prefix: width(address) }
+    }
+}
+
 impl FromStr for Network {
     type Err = BadNetwork;
 
@@ -71,7 +79,6 @@ impl FromStr for Network {
         };
         let written: IpAddr = address.parse().map_err(|_| bad())?;
         let canonical = written.to_canonical();
-        let width = |address: IpAddr| if address.is_ipv4() { 32 } else { 128 };
         let prefix = prefix.unwrap_or(width(written));
         if prefix > width(written) {
             return Err(bad());
@@ -81,6 +88,11 @@ impl FromStr for Network {
         let prefix = prefix.checked_sub(lost).ok_or_else(bad)?;
         Ok(Self { address: canonical, prefix })
     }
+}
+
+/// How many bits an address has.
+fn width(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
 }
 
 impl fmt::Display for Network {

@@ -62,7 +62,7 @@ struct Place {
 impl Place {
     fn parse(value: &str) -> Option<Self> {
         if let Ok(addr) = value.parse::<SocketAddr>() {
-            return Some(Self { network: addr.ip().to_string().parse().ok(), port: Some(addr.port()) });
+            return Some(Self { network: Some(addr.ip().into()), port: Some(addr.port()) });
         }
         if let Ok(network) = value.parse() {
             return Some(Self { network: Some(network), port: None });
