@@ -87,15 +87,10 @@ impl GatewayApi {
         documents: &mut Documents,
         out: &mut Vec<ServiceProfile>,
     ) {
+        let attached = self.by_parent(of_parent);
         for egress in &self.egress {
             let key = (Arc::clone(&egress.identity.namespace), Arc::clone(&egress.identity.name));
-            let parents = |route: &RouteObject| {
-                let own = |parent: &&ParentRef| of_parent(parent).as_ref() == Some(&key);
-                route.parents.iter().filter(own).cloned().collect::<Vec<_>>()
-            };
-            let all: Vec<(&RouteObject, Vec<ParentRef>)> =
-                self.routes.iter().map(|route| (route, parents(route))).collect();
-            let all: Vec<_> = all.into_iter().filter(|(_, parents)| !parents.is_empty()).collect();
+            let Some(all) = attached.get(&key) else { continue };
             let routes: Vec<&RouteObject> = all.iter().map(|(route, _)| *route).collect();
             let ports: BTreeSet<Option<u16>> =
                 all.iter().flat_map(|(_, parents)| parents.iter().map(|parent| parent.port)).collect();

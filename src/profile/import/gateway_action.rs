@@ -8,6 +8,7 @@ use crate::profile::import::gateway_filter::BackendRef;
 use crate::profile::import::gateway_filter::Doing;
 use crate::profile::import::gateway_policy::Policies;
 use crate::profile::import::gateway_route::GROUP;
+use crate::profile::import::gateway_route::LINKERD;
 use crate::profile::import::gateway_route::RouteObject;
 use crate::profile::import::gateway_route::Rule;
 use crate::profile::invalid::Fault;
@@ -146,7 +147,7 @@ impl Actions<'_> {
         let own = &route.identity.namespace;
         let namespace = reference.namespace.as_ref().unwrap_or(own);
         let from = From {
-            group: if route.linkerd { "policy.linkerd.io" } else { GROUP },
+            group: if route.linkerd { LINKERD } else { GROUP },
             kind: if route.grpc { "GRPCRoute" } else { "HTTPRoute" },
             namespace: own,
         };

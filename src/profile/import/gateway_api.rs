@@ -46,7 +46,7 @@ pub(crate) struct GatewayApi {
     pub(crate) policies: Policies,
 }
 
-/// A service: namespace and name.
+/// A service, or another parent: namespace and name.
 type Service = (Arc<str>, Arc<str>);
 
 /// Where in the order of its frontend a match stands, the least first.
@@ -140,13 +140,17 @@ impl GatewayApi {
         }
     }
 
-    /// The routes that name each service, in order, with the parents that name it; made once, for there may be thousands of both.
-    fn by_service(&self) -> BTreeMap<Service, Vec<(&RouteObject, Vec<ParentRef>)>> {
+    /// The routes that name each parent of the kind that `of` knows, in order, with what of them names it; made once, for
+    /// there may be thousands of both.
+    pub(crate) fn by_parent(
+        &self,
+        of: impl Fn(&ParentRef) -> Option<Service>,
+    ) -> BTreeMap<Service, Vec<(&RouteObject, Vec<ParentRef>)>> {
         let mut attached: BTreeMap<Service, Vec<(&RouteObject, Vec<ParentRef>)>> = BTreeMap::new();
         for route in &self.routes {
             for parent in &route.parents {
-                let Some(service) = service_of(parent) else { continue };
-                let routes = attached.entry(service).or_default();
+                let Some(named) = of(parent) else { continue };
+                let routes = attached.entry(named).or_default();
                 match routes.last_mut().filter(|(last, _)| std::ptr::eq(*last, route)) {
                     Some((_, parents)) => parents.push(parent.clone()),
                     None => routes.push((route, vec![parent.clone()])),
@@ -167,7 +171,7 @@ impl GatewayApi {
             .extend(annotated.map(|service| {
                 (Arc::clone(&service.identity.namespace), Arc::clone(&service.identity.name))
             }));
-        let mut attached = self.by_service();
+        let mut attached = self.by_parent(service_of);
         for service in services {
             let routes = attached.remove(&service).unwrap_or_default();
             let mut ports: BTreeSet<Option<u16>> =

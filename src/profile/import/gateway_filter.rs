@@ -4,6 +4,7 @@ use crate::profile::duration;
 use crate::profile::import::cluster::Spot;
 use crate::profile::import::gateway_match::ITEMS_MAX;
 use crate::profile::import::gateway_match::at_most;
+use crate::profile::import::gateway_route::LINKERD;
 use crate::profile::matching::TextMatch;
 use crate::profile::object;
 use crate::profile::read::action;
@@ -54,7 +55,7 @@ pub(crate) struct BackendRef {
 impl BackendRef {
     /// Whether it is an EgressNetwork: its requests go where they were going.
     pub(crate) fn is_egress(&self) -> bool {
-        *self.group == *"policy.linkerd.io" && *self.kind == *"EgressNetwork"
+        *self.group == *LINKERD && *self.kind == *"EgressNetwork"
     }
 }
 
