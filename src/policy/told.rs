@@ -10,6 +10,7 @@ use crate::profile::name::ServiceName;
 use crate::profile::route::{
     Abort, Backend, Choice, FaultSettings, Filter, Forward, HeaderMods, Mirror, Respond, Session,
 };
+use crate::profile::scope;
 use crate::profile::settings::{BudgetSettings, Share};
 use crate::route::cors::Headers;
 use crate::route::head::RequestHead;
@@ -230,9 +231,9 @@ fn backends<T>(
 /// Service, namespace and port of a name. A host of two labels is a service and its namespace, as it is for a mesh.
 fn place(name: &ServiceName, domain: &str) -> [Value; 3] {
     let short = name.short(domain);
-    let (service, namespace) = match short.host().split_once('.') {
-        Some((service, namespace)) if !namespace.contains('.') => (service, Some(namespace)),
-        Some(_) | None => (short.host(), None),
+    let (service, namespace) = match scope::parts(&short) {
+        Some((service, namespace)) => (service, Some(namespace)),
+        None => (short.host(), None),
     };
     [json!(service), json!(namespace), json!(name.port())]
 }

@@ -19,8 +19,12 @@ pub enum Scope {
 
 /// The namespace of a service: `ns` of `web.ns` and of `web.ns.svc.<domain>`; `None` for other names.
 pub fn namespace(short: &ServiceName) -> Option<&str> {
-    let (_, namespace) = short.host().split_once('.')?;
-    (!namespace.contains('.')).then_some(namespace)
+    parts(short).map(|(_, namespace)| namespace)
+}
+
+/// Service and namespace of a name that [`namespace`] knows.
+pub(crate) fn parts(short: &ServiceName) -> Option<(&str, &str)> {
+    short.host().split_once('.').filter(|(_, namespace)| !namespace.contains('.'))
 }
 
 /// For whom `profile` is, as seen from the namespace `home`; who says no home may use any.

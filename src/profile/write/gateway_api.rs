@@ -102,9 +102,8 @@ impl Writer<'_> {
     /// Service, namespace and port of a name.
     fn place(&self, name: &ServiceName) -> Option<(String, String, Option<u16>)> {
         let short = name.short(self.domain);
-        let namespace = scope::namespace(&short)?.to_owned();
-        let (service, _) = short.host().split_once('.')?;
-        Some((service.to_owned(), namespace, name.port()))
+        let (service, namespace) = scope::parts(&short)?;
+        Some((service.to_owned(), namespace.to_owned(), name.port()))
     }
 
     fn document(&mut self, profile: &ServiceProfile) -> Option<Value> {
