@@ -71,10 +71,12 @@ pub fn told<T>(
     };
     let goes_on = preflight.is_none() && entry.is_some_and(|entry| entry.answer.is_none());
     let written = |text: &Arc<str>| Some(text.to_string()).filter(|text| !text.is_empty());
-    let all = decision.forward().filter(|_| goes_on).map_or(&[][..], |forward| &forward.filters).iter();
+    let forward = decision.forward().filter(|_| goes_on);
+    let all = forward.map_or(&[][..], |forward| &forward.filters).iter();
     // What is changed for the only backend there is, is changed for every request.
     let filters: Vec<&Filter> =
         all.chain(only(&candidates).filter(|_| goes_on).into_iter().flatten()).collect();
+    let in_order = forward.is_some_and(|forward| forward.choice == Choice::FirstAvailable);
     let set = match (&preflight, cors) {
         (Some((_, headers)), _) => headers.clone(),
         (None, Some(cors)) => cors.response(request.headers()),
@@ -93,12 +95,12 @@ pub fn told<T>(
         "rule": decision.route.and_then(|route| written(&route.origin)),
         "status": status,
         "grpc_status": grpc.filter(|_| asked.is_grpc()),
-        "choice": decision.forward().filter(|_| goes_on).map(choice),
-        "backends": if goes_on { backends(&candidates, first_available(&decision), naming, domain) } else { Vec::new() },
+        "choice": forward.map(choice),
+        "backends": if goes_on { backends(&candidates, in_order, naming, domain) } else { Vec::new() },
         "request": sent(asked, request.clone(), entry, &candidates, &filters),
         "response": answered(&filters, fixed(entry), &set),
         "redirect": redirect,
-        "mirrors": decision.forward().filter(|_| goes_on).map(|forward| mirrors(forward, domain)).unwrap_or_default(),
+        "mirrors": forward.map(|forward| mirrors(forward, domain)).unwrap_or_default(),
         "cors": cors.map(|_| json!({"preflight": preflight.is_some(), "allowed": set.iter().any(|(name, _)| *name == ACCESS_CONTROL_ALLOW_ORIGIN)})),
         "session": entry.and_then(|entry| entry.session()).map(session),
         "timeouts": entry.map(timeouts),
@@ -156,10 +158,6 @@ fn choice(forward: &Forward) -> &'static str {
         Choice::FirstAvailable => "first-available",
         Choice::Sticky => "sticky",
     }
-}
-
-fn first_available<T>(decision: &Decision<'_, T>) -> bool {
-    decision.forward().is_some_and(|forward| forward.choice == Choice::FirstAvailable)
 }
 
 fn session(session: &Session) -> Value {
