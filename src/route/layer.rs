@@ -75,17 +75,14 @@ pub(crate) fn by_itself<B, ResB>(
     route: &RoutePolicy,
     http: &Request<B>,
 ) -> Option<Response<RespondBody<ResB>>> {
-    match (&route.answer, &route.extras) {
-        (None, None) => None,
-        (Some(answer), _) => Some(answered(answer, http)),
-        (None, Some(extras)) => {
-            let (status, headers) = extras.cors.as_ref()?.preflight(http.method(), http.headers())?;
-            let mut response = Response::new(RespondBody::default());
-            *response.status_mut() = status;
-            response.headers_mut().extend(headers);
-            Some(response)
-        }
+    if let Some(answer) = &route.answer {
+        return Some(answered(answer, http));
     }
+    let (status, headers) = route.cors()?.preflight(http.method(), http.headers())?;
+    let mut response = Response::new(RespondBody::default());
+    *response.status_mut() = status;
+    response.headers_mut().extend(headers);
+    Some(response)
 }
 
 /// What a route sets in the response to a browser's request from another origin.
