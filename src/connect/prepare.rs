@@ -1,5 +1,6 @@
 //! Floor 5: makes a request's head fit for the version of HTTP it is sent by.
 
+use crate::route::head::without_userinfo;
 use http::HeaderValue;
 use http::Method;
 use http::Uri;
@@ -65,10 +66,6 @@ pub(crate) fn copy(head: &Parts) -> Parts {
         copy.extensions.insert(protocol.clone());
     }
     copy
-}
-
-fn without_userinfo(authority: &str) -> &str {
-    authority.rsplit_once('@').map_or(authority, |(_, host)| host)
 }
 
 #[cfg(test)]

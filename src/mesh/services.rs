@@ -5,6 +5,7 @@ use crate::mesh::directory::{Directory, Service};
 use crate::mesh::tasks::{self, ASIDE_MAX, Aside, Tasks};
 use crate::mesh::watch::Watch;
 use crate::profile::name::ServiceName;
+use crate::route::head::without_userinfo;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use http::uri::Scheme;
 use http::{HeaderMap, Uri, header};
@@ -108,9 +109,9 @@ impl Services {
 
     /// The same, on `port` if the name has none.
     fn on_port(&self, name: &str, port: u16) -> Result<Arc<Service>, Error> {
-        let name = name.rsplit_once('@').map_or(name, |(_, host)| host);
-        let name: ServiceName =
-            name.parse().map_err(|bad| Error::BadRequest { reason: format!("{bad}").into() })?;
+        let name: ServiceName = without_userinfo(name)
+            .parse()
+            .map_err(|bad| Error::BadRequest { reason: format!("{bad}").into() })?;
         let mut directory = self.directory();
         let service =
             directory.service(&name.or_port(port)).map_err(|invalid| Error::Config(Box::new(invalid)))?;

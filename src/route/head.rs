@@ -110,10 +110,7 @@ impl<'a> RequestHead<'a> {
     /// `host[:port]` as the request names it: the URI's authority (HTTP/2 `:authority`), else the `Host` header.
     fn authority(&self) -> Option<&'a str> {
         match self.uri.authority() {
-            Some(authority) => {
-                let text = authority.as_str();
-                Some(text.rsplit_once('@').map_or(text, |(_, host)| host))
-            }
+            Some(authority) => Some(without_userinfo(authority.as_str())),
             None => self.headers.get(header::HOST)?.to_str().ok(),
         }
     }
@@ -144,6 +141,11 @@ impl<'a> RequestHead<'a> {
         self.draw.set(Some(drawn));
         drawn
     }
+}
+
+/// An authority without what stands before an `@`.
+pub(crate) fn without_userinfo(authority: &str) -> &str {
+    authority.rsplit_once('@').map_or(authority, |(_, host)| host)
 }
 
 /// Splits `host:port`; the port is a colon's right side unless the colon stands within an IPv6 address.

@@ -7,6 +7,7 @@ use crate::classify::outcome::Verdict;
 use crate::error::Error;
 use crate::metrics::names::Direction;
 use crate::policy::observe::{Attempt, Ending, Note, Observer, Subject};
+use crate::route::head::without_userinfo;
 use crate::stdx::clock::{Duration, Instant, SystemTime};
 use crate::trace::id::SpanId;
 use opentelemetry::trace::{Event, SpanContext, SpanKind, Status, TraceFlags, TraceState};
@@ -335,8 +336,7 @@ impl OtelCall {
 /// What is known of a call, in the words of OpenTelemetry's HTTP conventions. Neither a query nor a user's name of the
 /// URI is told.
 fn attributes(call: &Subject) -> Vec<KeyValue> {
-    let authority = call.authority();
-    let (_, host) = authority.rsplit_once('@').unwrap_or(("", authority));
+    let host = without_userinfo(call.authority());
     let scheme = call.uri.scheme_str().unwrap_or("http");
     let path = call.uri.path();
     let mut attributes = vec![
