@@ -21,7 +21,7 @@ use enmesh::profile::route::Route;
 use enmesh::profile::service::ServiceProfile;
 use enmesh::profile::settings::{
     Algorithm, BalancerSettings, BreakerSettings, BudgetSettings, Detector, FailureClass, HashKey,
-    LocalitySettings, Recovery, RetrySettings,
+    HedgeSettings, LocalitySettings, Recovery, RetrySettings,
 };
 use enmesh::retry::layer::RetryLayer;
 use enmesh::route::head::RequestHead;
@@ -802,6 +802,56 @@ async fn retries_leave_the_endpoint_that_failed_whatever_it_failed_by() {
             response.into_body().collect().await.unwrap();
         }
     }
+}
+
+/// A second copy is told where the first one went: load alone would send it there again, where the rule does not ask for
+/// load.
+#[tokio::test(start_paused = true)]
+async fn a_hedge_never_goes_where_the_first_copy_went_while_another_is_open() {
+    let (budget, hour) = (
+        BudgetSettings::Windowed { ratio_ppm: 0, min_per_second: 1000, ttl: Duration::from_secs(10) },
+        Duration::from_secs(3600),
+    );
+    let after = Duration::from_millis(20);
+    let retry = RetrySettings { hedge: Some(HedgeSettings::After(after)), ..RetrySettings::default() };
+    let route = Route { retry: Some(retry), ..Route::default() };
+    let hashes = [Algorithm::Maglev { table: 251 }, Algorithm::RingHash { entries_min: 100 }];
+    let rules = [Algorithm::Random, Algorithm::RoundRobin, Algorithm::LeastRequest { choices: 2 }];
+    for (rule, late) in rules.into_iter().chain(hashes).flat_map(|rule| [(rule, false), (rule, true)]) {
+        let settings = BalancerSettings { algorithm: Some(rule), ..BalancerSettings::default() };
+        let (mut hedged, mut calls) = (0, 0);
+        while hedged < 100 {
+            let balance = Balance::new("svc:80", &settings, None, Rng::seeded(calls));
+            let world = World { balance, ..World::with(&settings, None) };
+            world.script(1, Script { delay: hour, ..Script::default() });
+            if !late {
+                world.fill([1, 2]);
+            }
+            calls += 1;
+            let mut call = on_route_of(&route, budget);
+            call.scope.state.hash = Some(u64::wrapping_mul(calls, 0x9E37_79B9_7F4A_7C15));
+            let service = RetryLayer::<AskBody>::by_route(Rng::seeded(7)).layer(world.balance.clone());
+            let begun = clock::now();
+            // Discovery may answer after the call began and before its second copy.
+            let discovery = async {
+                if late {
+                    tokio::time::sleep(after / 2).await;
+                    world.fill([1, 2]);
+                }
+            };
+            let (response, ()) = tokio::join!(service.oneshot(call), discovery);
+            let (attempts, took) = (response.unwrap().body().attempts(), clock::now() - begun);
+            assert_eq!(took < after, attempts == 1, "{rule:?}");
+            assert!(took <= after + Duration::from_millis(1), "{rule:?}: both copies hang");
+            hedged += attempts - 1;
+            assert!(calls < 2000, "{rule:?} hedges");
+        }
+    }
+    let world = World::of([1]);
+    world.script(1, Script { delay: after * 2, ..Script::default() });
+    let service = RetryLayer::<AskBody>::by_route(Rng::seeded(7)).layer(world.balance.clone());
+    let response = service.oneshot(on_route_of(&route, budget)).await.unwrap();
+    assert_eq!(response.body().attempts(), 2, "there is no other one");
 }
 
 /// A call of the only route of a service.

@@ -123,6 +123,9 @@ where
     #[inline]
     fn send(mut service: S, mut ticket: Ticket, mut request: R, fail_fast: Duration) -> Self {
         ticket.observe(&mut request);
+        if request.state().is_some_and(|state| state.is_hedged) {
+            ticket.member().iter().for_each(|member| failed::note(member.id()));
+        }
         match service.poll_ready(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(())) => Self::Call { future: service.call(request), ticket: Some(ticket) },
             Poll::Ready(Err(error)) => {

@@ -95,6 +95,9 @@ impl Tried {
 
     /// Remembers `id`, forgetting the oldest.
     pub fn push(&mut self, id: EndpointId) {
+        if self.contains(id) {
+            return;
+        }
         self.ids[usize::from(self.next) % Self::MAX] = id.0;
         // After 255 it goes on with a full list, not with an empty one.
         self.next = self.next.checked_add(1).unwrap_or(Self::MAX as u8);
@@ -136,6 +139,8 @@ pub struct CallState {
     pub retries_max: Option<u8>,
     /// Whether the caller allows or forbids hedging.
     pub hedge: Option<bool>,
+    /// Whether a second copy may follow while this attempt is under way: the balancer then tells where it went.
+    pub is_hedged: bool,
     /// 0 is shed first.
     pub priority: Option<u8>,
 }
@@ -154,6 +159,7 @@ impl CallState {
             patience: None,
             retries_max: None,
             hedge: None,
+            is_hedged: false,
             priority: None,
         }
     }
@@ -419,7 +425,7 @@ mod tests {
     fn the_last_four_tries_are_remembered() {
         let mut tried = Tried::default();
         assert!(tried.is_empty() && !tried.contains(EndpointId(0)));
-        (0..6).for_each(|id| tried.push(EndpointId(id)));
+        (0..6).flat_map(|id| [id, id]).for_each(|id| tried.push(EndpointId(id)));
         let seen: Vec<bool> = (0..7).map(|id| tried.contains(EndpointId(id))).collect();
         assert_eq!(seen, [false, false, true, true, true, true, false]);
     }

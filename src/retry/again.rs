@@ -244,6 +244,13 @@ impl<S, R: MeshRequest> Again<S, R> {
         }
     }
 
+    /// Remembers where an attempt went that is under way, so that a second copy goes elsewhere.
+    pub(crate) fn note_sent(&mut self) {
+        if let (Some(state), Some(id)) = (self.head.state_mut(), failed::take()) {
+            state.tried.push(id);
+        }
+    }
+
     /// Whether an end needs no other attempt.
     pub(crate) fn is_good(&self, judgement: &Judgement) -> bool {
         match judgement {

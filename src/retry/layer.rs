@@ -113,6 +113,7 @@ where
         let (stake, own) = (policy.budget().enter(), own.cloned());
         if let Some(state) = request.state_mut() {
             state.patience = patience;
+            state.is_hedged = hedge.is_some();
         }
         if hops == HopMarks::Strip {
             marks::strip(request.http_mut().headers_mut());
@@ -121,14 +122,20 @@ where
         let clone = self.inner.clone();
         let mut service = std::mem::replace(&mut self.inner, clone);
         let (head, mut keep) = (request.copy_head(), None);
+        if hedge.is_some() {
+            failed::forget();
+        }
         let attempt = service.call(request.map_body(|body| {
             let (body, kept) = Replay::record(body, bytes_max);
             keep = kept;
             body
         }));
         let rng = self.layer.rng.clone();
-        let mut future =
-            RetryFuture::new(attempt, Some(Again { service, head, keep, own, stake, rng, free: 0 }));
+        let mut again = Again { service, head, keep, own, stake, rng, free: 0 };
+        if hedge.is_some() {
+            again.note_sent();
+        }
+        let mut future = RetryFuture::new(attempt, Some(again));
         if let Some(after) = hedge {
             future.stage = Stage::Race(Box::new(Race::after(after)));
         }

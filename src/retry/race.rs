@@ -59,11 +59,13 @@ impl<F> Race<F> {
         S: Service<R::With<Replay<R::Body>>, Future = F>,
         F: Future<Output = Result<T, E>>,
     {
-        if let Some(attempt) = first.as_mut().as_pin_mut()
-            && let Poll::Ready(end) = attempt.poll(cx)
-        {
-            first.set(None);
-            return Poll::Ready((false, end));
+        if let Some(attempt) = first.as_mut().as_pin_mut() {
+            if let Poll::Ready(end) = attempt.poll(cx) {
+                first.set(None);
+                return Poll::Ready((false, end));
+            }
+            // It may have waited for discovery until now.
+            again.iter_mut().for_each(Again::note_sent);
         }
         if let Some(timer) = &mut self.timer {
             ready!(timer.as_mut().poll(cx));
