@@ -5,7 +5,7 @@ use crate::metrics::report::{Figures, Kind, Process, Row, grouped, take_processe
 use crate::profile::name::ServiceName;
 use crate::tls::identity::Identity;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Calls from one to another.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -66,7 +66,7 @@ pub fn of(process: &Told<'_>, rows: &[Row]) -> Vec<Edge> {
         };
         Some(((&row.key.service, &row.key.client), edge))
     });
-    grouped(edges, Edge::add)
+    grouped(edges, Edge::add, Edge::judge)
 }
 
 fn outbound(process: &Told<'_>, row: &Row) -> Edge {
@@ -159,16 +159,11 @@ impl Edges {
                 edges.extend(report.edges.into_iter().map(|edge| (edge.key(), edge)));
             }
         }
-        let all = grouped(edges, Edge::add);
-        let is_told = |edge: &Edge| {
-            edge.direction == Direction::Inbound
-                && all.iter().any(|other| {
-                    other.direction == Direction::Outbound
-                        && (&other.dst, &other.dst_namespace) == (&edge.dst, &edge.dst_namespace)
-                        && other.client_id == edge.client_id
-                })
-        };
-        whole.edges = all.iter().filter(|edge| !is_told(edge)).cloned().collect();
+        whole.edges = grouped(edges, Edge::add, Edge::judge);
+        let called = |edge: &Edge| (edge.dst.clone(), edge.dst_namespace.clone(), edge.client_id.clone());
+        let told = |edge: &&Edge| edge.direction == Direction::Outbound;
+        let told: BTreeSet<_> = whole.edges.iter().filter(told).map(called).collect();
+        whole.edges.retain(|edge| edge.direction == Direction::Outbound || !told.contains(&called(edge)));
         whole
     }
 
@@ -181,6 +176,10 @@ impl Edges {
 impl Edge {
     fn add(&mut self, other: &Self) {
         self.figures.add(&other.figures);
+    }
+
+    fn judge(&mut self) {
+        self.figures.judge();
     }
 
     fn key(&self) -> EdgeKey {

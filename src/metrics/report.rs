@@ -144,8 +144,8 @@ impl Figures {
         }
     }
 
-    /// Adds others to these.
-    pub fn add(&mut self, other: &Self) {
+    /// Adds others to these, all but the quantiles, which [`judge`](Self::judge) then works out.
+    pub(crate) fn add(&mut self, other: &Self) {
         self.requests = self.requests.saturating_add(other.requests);
         self.successes = self.successes.saturating_add(other.successes);
         self.failures = self.failures.saturating_add(other.failures);
@@ -153,6 +153,10 @@ impl Figures {
         self.success_rate = rate(self.successes, self.failures);
         self.rps += other.rps;
         add_some(&mut self.histogram, other.histogram.as_ref(), |mine, theirs| *mine = mine.merge(theirs));
+    }
+
+    /// Works the quantiles out anew, once all is added up.
+    pub(crate) fn judge(&mut self) {
         self.latency_ms = self.histogram.as_ref().and_then(Quantiles::of);
     }
 }
@@ -223,8 +227,8 @@ pub struct Row {
 }
 
 impl Row {
-    /// Adds another process's row of the same key. What is known of it stays if both agree.
-    pub fn add(&mut self, other: &Self) {
+    /// Adds another process's row of the same key, all but quantiles. What is known of it stays if both agree.
+    fn add(&mut self, other: &Self) {
         self.facts.overflow |= other.facts.overflow;
         if self.facts.tls != other.facts.tls {
             self.facts.tls = None;
@@ -241,7 +245,12 @@ impl Row {
 
     /// Puts rows together that have what `group` says of them in common, in its order; the first one's key stays.
     pub fn grouped<K: Ord>(rows: impl IntoIterator<Item = Self>, group: impl Fn(&Self) -> K) -> Vec<Self> {
-        grouped(rows.into_iter().map(|row| (group(&row), row)), Self::add)
+        grouped(rows.into_iter().map(|row| (group(&row), row)), Self::add, Self::judge)
+    }
+
+    fn judge(&mut self) {
+        self.figures.judge();
+        self.actual.iter_mut().for_each(Figures::judge);
     }
 
     /// Forgets the histograms.
@@ -262,19 +271,30 @@ fn add_some<T: Clone>(mine: &mut Option<T>, theirs: Option<&T>, add: impl FnOnce
     }
 }
 
-/// Adds up what has one key, in order of the keys.
+/// Adds up what has one key, in order of the keys; `finish` ends what was put together of several.
 pub(crate) fn grouped<K: Ord, T>(
     items: impl IntoIterator<Item = (K, T)>,
     add: impl Fn(&mut T, &T),
+    finish: impl Fn(&mut T),
 ) -> Vec<T> {
-    let mut groups: BTreeMap<K, T> = BTreeMap::new();
+    let mut groups: BTreeMap<K, (T, bool)> = BTreeMap::new();
     for (key, item) in items {
         match groups.entry(key) {
-            Entry::Vacant(vacant) => drop(vacant.insert(item)),
-            Entry::Occupied(mut known) => add(known.get_mut(), &item),
+            Entry::Vacant(vacant) => drop(vacant.insert((item, false))),
+            Entry::Occupied(mut known) => {
+                let (whole, is_several) = known.get_mut();
+                add(whole, &item);
+                *is_several = true;
+            }
         }
     }
-    groups.into_values().collect()
+    let finished = groups.into_values().map(|(mut whole, is_several)| {
+        if is_several {
+            finish(&mut whole);
+        }
+        whole
+    });
+    finished.collect()
 }
 
 /// A process that was asked.

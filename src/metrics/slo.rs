@@ -6,7 +6,7 @@
 //! one says that it matters, the short one that it still goes on.
 
 use crate::metrics::names::Direction;
-use crate::metrics::report::{Process, take_processes};
+use crate::metrics::report::{Process, grouped, take_processes};
 use crate::metrics::stat::Reading;
 use crate::profile::settings::Objective;
 use crate::stdx::history::History;
@@ -297,7 +297,7 @@ impl Standing {
         }
     }
 
-    /// Adds another process's standing of the same objective.
+    /// Adds another process's standing of the same objective, all but what [`judge`](Self::judge) works out.
     fn add(&mut self, other: &Self) {
         self.covered_secs = self.covered_secs.max(other.covered_secs);
         self.count = self.count.plus(other.count);
@@ -305,21 +305,13 @@ impl Standing {
             mine.long_count = mine.long_count.plus(theirs.long_count);
             mine.short_count = mine.short_count.plus(theirs.short_count);
         }
-        self.judge();
     }
 
-    /// Whether both are of one objective.
-    fn is_of(&self, other: &Self) -> bool {
-        let key = |s: &Self| {
-            (
-                s.direction,
-                s.kind,
-                s.target.to_bits(),
-                s.threshold_ms.map(f64::to_bits),
-                s.window_secs.to_bits(),
-            )
-        };
-        key(self) == key(other) && (&self.service, &self.route) == (&other.service, &other.route)
+    /// What tells an objective from others, in the order in which they are shown.
+    fn key(&self) -> impl Ord + use<> {
+        let numbers =
+            (self.target.to_bits(), self.threshold_ms.map(f64::to_bits), self.window_secs.to_bits());
+        ((self.direction, self.service.clone(), self.route.clone(), self.kind), numbers)
     }
 
     /// Whether any of its alerts fires.
@@ -341,19 +333,13 @@ impl Objectives {
     /// Puts many processes' objectives together: calls and bad calls are added, and rates worked out anew.
     pub fn merge(all: impl IntoIterator<Item = Self>) -> Self {
         let mut whole = Self::default();
+        let mut standings = Vec::new();
         for report in all {
-            if !take_processes(&mut whole.processes, report.processes) {
-                continue;
-            }
-            for standing in report.objectives {
-                match whole.objectives.iter_mut().find(|known| known.is_of(&standing)) {
-                    Some(known) => known.add(&standing),
-                    None => whole.objectives.push(standing),
-                }
+            if take_processes(&mut whole.processes, report.processes) {
+                standings.extend(report.objectives.into_iter().map(|standing| (standing.key(), standing)));
             }
         }
-        let key = |s: &Standing| (s.direction, s.service.clone(), s.route.clone(), s.kind);
-        whole.objectives.sort_by_key(key);
+        whole.objectives = grouped(standings, Standing::add, Standing::judge);
         whole
     }
 }

@@ -28,24 +28,37 @@ pub const STATE_BYTES_MAX: usize = 512;
 /// Members beyond this go first when all together are too long (W3C §3.3.1.5).
 const MEMBER_BYTES_MAX: usize = 128;
 
-/// Reads a `traceparent` of version `00`, to the letter: 55 bytes, lower-case digits, no zero numbers. Linkerd knows no
-/// other version either.
+/// The length of a `traceparent` of version `00`.
+const LENGTH: usize = 55;
+
+/// A `traceparent` of a later version that is longer is not read: it must be bounded, and no version yet has a field more.
+const LENGTH_MAX: usize = 256;
+
+/// Reads a `traceparent`. Version `00` to the letter: 55 bytes, lower-case digits, no zero numbers. Of a later version the
+/// fields that `00` has, if a dash divides them from what follows (W3C §3.2.2.1, "versioning of traceparent"); it is written on as `00`, and
+/// of its flags only the known ones. `ff` is no version. Linkerd reads `00` alone.
 pub fn parse(text: &[u8]) -> Option<(TraceId, SpanId, u8)> {
-    if text.len() != 55
-        || !text.starts_with(b"00-")
-        || text.get(35) != Some(&b'-')
-        || text.get(52) != Some(&b'-')
-    {
+    let (version, rest) = text.split_at_checked(2)?;
+    let is_long_enough = match version {
+        b"00" => text.len() == LENGTH,
+        b"ff" => false,
+        // What follows begins with a dash; there may be nothing after that.
+        later => later.iter().all(is_hex) && (text.len() == LENGTH || text.get(LENGTH) == Some(&b'-')),
+    };
+    let dashes = [0, 33, 50].iter().all(|at| rest.get(*at) == Some(&b'-'));
+    if !is_long_enough || !dashes || text.len() > LENGTH_MAX {
         return None;
     }
     let trace = TraceId::from_hex(text.get(3..35)?)?;
     let span = SpanId::from_hex(text.get(36..52)?)?;
-    let flags = std::str::from_utf8(text.get(53..55)?).ok()?;
-    let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-    if !flags.bytes().all(hex) {
-        return None;
-    }
-    Some((trace, span, u8::from_str_radix(flags, 16).ok()? & KNOWN))
+    let flags = text.get(53..LENGTH).filter(|flags| flags.iter().all(is_hex))?;
+    let flags = u8::from_str_radix(std::str::from_utf8(flags).ok()?, 16).ok()?;
+    Some((trace, span, flags & KNOWN))
+}
+
+/// Whether it is a digit as `traceparent` has them.
+fn is_hex(byte: &u8) -> bool {
+    byte.is_ascii_digit() || (b'a'..=b'f').contains(byte)
 }
 
 /// The `traceparent` of a span.
@@ -133,6 +146,31 @@ mod tests {
     }
 
     #[test]
+    fn a_later_version_is_read_as_far_as_it_is_known() {
+        let check = |text: &str, flags: Option<u8>| {
+            assert_eq!(parse(text.as_bytes()).map(|(.., flags)| flags), flags, "{text}");
+        };
+        let ids = "94d7f6ec6b95f3e916179cb6cfd01390-55ccfce77f972614";
+        check(&format!("00-{ids}-01"), Some(SAMPLED));
+        check(&format!("00-{ids}-01-"), None);
+        check(&format!("00-{ids}-01-more"), None);
+        check(&format!("01-{ids}-01"), Some(SAMPLED));
+        check(&format!("cc-{ids}-09-what-the-future-brings"), Some(SAMPLED));
+        check(&format!("cc-{ids}-ff-"), Some(SAMPLED | RANDOM));
+        check(&format!("cc-{ids}-01.more"), None);
+        check(&format!("cc-{ids}-1"), None);
+        check(&format!("cc-{ids}-0g"), None);
+        check(&format!("CC-{ids}-01"), None);
+        check(&format!("c-{ids}-01"), None);
+        check(&format!("ff-{ids}-01"), None);
+        check(&format!("ff-{ids}-01-more"), None);
+        check("cc-00000000000000000000000000000000-55ccfce77f972614-01", None);
+        check(&format!("cc-{ids}-01-{}", "x".repeat(201)), None);
+        check("01", None);
+        check("", None);
+    }
+
+    #[test]
     fn a_header_that_stands_twice_is_none() {
         let mut headers = HeaderMap::new();
         headers.append(TRACEPARENT, "a".parse().unwrap());
@@ -151,12 +189,12 @@ mod tests {
         }
 
         #[test]
-        fn whatever_is_read_is_bounded_and_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..700), near in "00-[0-9a-fA-F-]{0,60}") {
+        fn whatever_is_read_is_bounded_and_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..700), near in "[0-9a-f]{2}-[0-9a-fA-F-]{0,60}") {
             let _ = parse(&bytes);
             if let Some((trace, span, flags)) = parse(near.as_bytes()) {
                 // One text for one meaning, but for flags that are not passed on.
                 let again = write(trace, span, flags).unwrap();
-                prop_assert_eq!(&again.as_bytes()[..53], &near.as_bytes()[..53]);
+                prop_assert_eq!(&again.as_bytes()[2..53], &near.as_bytes()[2..53]);
             }
             if let Ok(value) = HeaderValue::from_bytes(&bytes) {
                 let mut headers = HeaderMap::new();
