@@ -130,6 +130,14 @@ pub struct Ticket {
     attempting: Option<Box<Attempting>>,
 }
 
+/// Tells whoever observes an attempt if its endpoint's breaker moved since it was let in by `pass`.
+#[cold]
+fn tell_breaker(member: &Member, pass: u32, attempting: &Attempting) {
+    if member.cell.gate().load(Relaxed) != pass {
+        attempting.event(if member.cell.is_open() { "breaker opened" } else { "breaker shut" });
+    }
+}
+
 impl Ticket {
     /// Takes a ticket at `member` for an attempt that started at `started`.
     #[inline]
@@ -221,6 +229,9 @@ impl Ticket {
             Head::Decided(outcome) if outcome.is_failure() => {
                 let fair = if self.is_hopeless(member, &outcome, || at) { Outcome::DROPPED } else { outcome };
                 judge(member, (self.pass, self.route.as_deref()), &fair, || at);
+                if let Some(attempting) = &self.attempting {
+                    tell_breaker(member, self.pass, attempting);
+                }
                 (outcome, true)
             }
             Head::Decided(outcome) | Head::Unless(outcome) => (outcome, false),
@@ -280,25 +291,15 @@ impl Ticket {
     /// Ends the attempt, and tells whoever observes it.
     #[inline]
     fn conclude(&mut self, outcome: &Outcome, error: Option<&Error>, last: Option<&HeaderMap>) {
+        // What was judged by its head was told then: the breaker may have moved since for another reason.
+        let was_judged = matches!(self.phase, Phase::Body { judged: true, .. });
         self.end(outcome);
         if let Some(mut attempting) = self.attempting.take() {
-            self.tell(&mut attempting, outcome, error, last);
+            if let Some(member) = self.member.as_ref().filter(|_| !was_judged) {
+                tell_breaker(member, self.pass, &attempting);
+            }
+            attempting.end(outcome, error, last);
         }
-    }
-
-    #[cold]
-    fn tell(
-        &self,
-        attempting: &mut Attempting,
-        outcome: &Outcome,
-        error: Option<&Error>,
-        last: Option<&HeaderMap>,
-    ) {
-        let cell = self.member.as_ref().map(|member| &member.cell);
-        if let Some(cell) = cell.filter(|cell| cell.gate().load(Relaxed) != self.pass) {
-            attempting.event(if cell.is_open() { "breaker opened" } else { "breaker shut" });
-        }
-        attempting.end(outcome, error, last);
     }
 
     /// Whether the time was over before the endpoint had a chance: that says nothing of it.

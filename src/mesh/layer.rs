@@ -7,6 +7,7 @@ use crate::mesh::stack::{self, Outbound, Replica};
 use crate::metrics::names::Direction;
 use crate::policy::call::{Call, Nobody};
 use crate::stdx::rng::Rng;
+use crate::trace::attempt::{TellAttempts, TellAttemptsLayer};
 use futures::future::Either;
 use http::{Request, Response};
 use std::future::{Ready, ready};
@@ -33,26 +34,31 @@ impl<S> Layer<S> for MeshLayer {
     type Service = Meshed<S>;
 
     fn layer(&self, inner: S) -> Meshed<S> {
-        let stack = stack::around(self.rng.clone(), stack::replica(inner));
+        // Nothing below tells of attempts: their spans begin here.
+        let attempts = TellAttemptsLayer.layer(stack::replica(inner));
+        let stack = stack::around(self.rng.clone(), attempts);
         Meshed { services: Arc::clone(&self.services), stack }
     }
 }
+
+/// What attempts go through: their timer, and whoever observes them.
+type Attempts<S> = TellAttempts<Replica<S>>;
 
 /// The service of [`MeshLayer`].
 #[derive(Debug, Clone)]
 pub struct Meshed<S> {
     services: Arc<Services>,
-    stack: Outbound<Nobody, Replica<S>>,
+    stack: Outbound<Nobody, Attempts<S>>,
 }
 
 impl<S, B, ResB> Service<Request<B>> for Meshed<S>
 where
-    Outbound<Nobody, Replica<S>>: Service<Call<B, Target>, Response = Response<ResB>, Error = Error>,
+    Outbound<Nobody, Attempts<S>>: Service<Call<B, Target>, Response = Response<ResB>, Error = Error>,
 {
     type Response = Response<ResB>;
     type Error = Error;
     type Future = Either<
-        <Outbound<Nobody, Replica<S>> as Service<Call<B, Target>>>::Future,
+        <Outbound<Nobody, Attempts<S>> as Service<Call<B, Target>>>::Future,
         Ready<Result<Response<ResB>, Error>>,
     >;
 
@@ -66,14 +72,7 @@ where
             Err(error) => return Either::Right(ready(Err(error))),
         };
         match self.services.watch.enter(Direction::Outbound, &service.policy.load(), &mut request) {
-            Ok(scope) => {
-                // Its attempts are the inner service's own: they stand below the call.
-                let context = scope.observed.as_ref().and_then(|observed| observed.subject().context.clone());
-                if let Some(context) = context {
-                    context.write(request.headers_mut());
-                }
-                Either::Left(self.stack.call(Call { http: request, scope }))
-            }
+            Ok(scope) => Either::Left(self.stack.call(Call { http: request, scope })),
             Err(error) => Either::Right(ready(Err(error))),
         }
     }

@@ -1,6 +1,7 @@
 //! Where did the time go: contexts of traces in requests' headers, spans, and the access log.
 
 pub mod access;
+pub mod attempt;
 pub mod b3;
 pub mod binary;
 pub mod context;
