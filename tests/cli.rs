@@ -558,3 +558,49 @@ async fn explain_says_what_the_running_stack_does() {
     }
     assert!(outcomes.len() == 4 && outcomes.values().all(|count| *count > 20), "{outcomes:?}");
 }
+
+/// Two splits of one service: that comes out only when all documents are read.
+const SPLITS: &str = "
+apiVersion: v1
+kind: List
+items:
+- apiVersion: split.smi-spec.io/v1alpha4
+  kind: TrafficSplit
+  metadata: {name: one, namespace: shop}
+  spec: {service: cart, backends: [{service: v1, weight: 1}]}
+- apiVersion: split.smi-spec.io/v1alpha4
+  kind: TrafficSplit
+  metadata: {name: two, namespace: shop}
+  spec:
+    backends: [{service: v1, weight: 1}]
+    service: cart
+---
+apiVersion: linkerd.io/v1alpha2
+kind: ServiceProfile
+metadata: {name: cart.shop.svc.cluster.local, namespace: shop}
+spec: {routes: [{name: a, condition: &c {}}, {name: b, condition: *c}]}
+";
+
+#[test]
+fn each_fault_is_one_line_with_its_file_line_and_column() {
+    let folder = Folder::new("places");
+    let file = folder.file("splits.yaml", SPLITS);
+    for (name, input) in [(file.as_str(), ""), ("-", SPLITS)] {
+        let ran = enmesh(&["check", name], input);
+        assert_eq!(ran.status, 1, "{}", ran.err);
+        let place = |line: &str| {
+            let (place, said) = line.split_once(": ").unwrap();
+            let column = said.rsplit_once("(column ").unwrap().1;
+            format!("{}:{column}", place.strip_prefix(name).unwrap())
+        };
+        let places: Vec<String> = ran.err.lines().map(place).collect();
+        assert_eq!(places, [":14:5)", ":19:38)", ":19:38)"], "{}", ran.err);
+    }
+    let broken = folder.file("broken.proto", "syntax = \"proto3\";\nservice S { rpc }\n");
+    let ran = enmesh(&["profile", "--proto", &broken, "web"], "");
+    assert_eq!(ran.status, 3);
+    assert!(ran.err.starts_with(&format!("error: {broken}:2: is no protobuf")), "{}", ran.err);
+    let kept = folder.file("kept.yaml", PROFILE);
+    let ran = enmesh(&["convert", "--to", "gateway-api", &kept], "");
+    assert!(ran.status == 1 && ran.err.starts_with(&format!("{kept}:2: spec.routes[0]: ")), "{}", ran.err);
+}

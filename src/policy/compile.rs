@@ -447,12 +447,24 @@ fn keep(before: Option<&Arc<Budget>>, settings: BudgetSettings) -> Arc<Budget> {
 }
 
 fn invalid(routes: &[Route], faults: Vec<(usize, Fault)>) -> Invalid {
-    let name = |index: usize| routes.get(index).map(|route| &*route.name).unwrap_or_default();
-    let faults = faults.into_iter().map(|(index, fault)| Fault {
-        problem: format!("{} (route `{}`)", fault.problem, name(index)),
-        ..fault
-    });
-    Invalid { faults: faults.collect() }
+    let told = |(index, fault): (usize, Fault)| {
+        let route = routes.get(index);
+        let place = route.map(written).unwrap_or_default();
+        let parts = [place, fault.path].into_iter().filter(|part| !part.is_empty());
+        let name = route.map(|route| &*route.name).unwrap_or_default();
+        Fault {
+            path: parts.collect::<Vec<_>>().join("."),
+            problem: format!("{} (route `{name}`)", fault.problem),
+            ..fault
+        }
+    };
+    Invalid { faults: faults.into_iter().map(told).collect() }
+}
+
+/// Where its document has a route: `spec.routes[1]` of `web.yaml#0:routes[1]`; empty for one that is of no document.
+fn written(route: &Route) -> String {
+    let (_, path) = route.origin.rsplit_once(':').unwrap_or_default();
+    if path.starts_with("routes[") { format!("spec.{path}") } else { path.to_owned() }
 }
 
 #[cfg(test)]

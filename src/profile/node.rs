@@ -146,6 +146,36 @@ impl Node {
         }
     }
 
+    /// Where the field at `path` (`spec.routes[2].timeout`) stands, or the last part of the path that is there.
+    pub fn place_of(&self, path: &str) -> Place {
+        let (mut node, mut place, mut rest) = (self, self.place, path);
+        loop {
+            rest = rest.strip_prefix('.').unwrap_or(rest);
+            let index = rest.strip_prefix('[').and_then(|rest| rest.split_once(']'));
+            // Keys may hold dots themselves: the longest that fits is meant.
+            let fits = |key: &str| {
+                let after = rest.strip_prefix(key);
+                !key.is_empty()
+                    && after.is_some_and(|after| after.is_empty() || after.starts_with(['.', '[']))
+            };
+            let keys = node.entries().iter().filter(|entry| fits(&entry.key));
+            match (&node.value, index) {
+                (Value::List(items), Some((index, after))) => {
+                    let Some(item) = index.parse().ok().and_then(|index: usize| items.get(index)) else {
+                        break;
+                    };
+                    (node, place, rest) = (item, item.place, after);
+                }
+                _ => {
+                    let Some(entry) = keys.max_by_key(|entry| entry.key.len()) else { break };
+                    (node, place) = (&entry.node, entry.place);
+                    rest = rest.get(entry.key.len()..).unwrap_or_default();
+                }
+            }
+        }
+        place
+    }
+
     /// The text, if this is a scalar that is neither a boolean nor null.
     pub fn text(&self) -> Option<&str> {
         match &self.value {
@@ -339,6 +369,24 @@ mod tests {
         assert_eq!(json[0].root.entries()[0].node.place, Place { line: 1, column: 7 });
         let Value::List(items) = &json[0].root.get("é").unwrap().get("b").unwrap().value else { panic!() };
         assert_eq!(items[1].place, Place { line: 2, column: 6 });
+    }
+
+    #[test]
+    fn a_field_s_place_is_found_by_its_path() {
+        let text = "a:\n  x.y/z: [1, {k: 2}]\n  x: {y: 3}\n";
+        let root = &read(text)[0].root;
+        for (path, line, column) in [
+            ("", 1, 1),
+            ("a", 1, 1),
+            ("a.x.y/z", 2, 3),
+            ("a.x.y/z[1].k", 2, 15),
+            ("a.x.y", 3, 7),
+            ("a.x.gone[3]", 3, 3),
+            ("a.x.y/z[7]", 2, 3),
+            ("b", 1, 1),
+        ] {
+            assert_eq!(root.place_of(path), Place { line, column }, "{path}");
+        }
     }
 
     #[test]

@@ -22,6 +22,7 @@ use enmesh::profile::object;
 use enmesh::profile::object::Object;
 use enmesh::profile::service::ServiceProfile;
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::io::{IsTerminal, Read, stderr, stdin};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -67,6 +68,14 @@ pub(crate) struct Config {
 impl Config {
     pub(crate) fn any_refused(&self) -> bool {
         self.notes.iter().any(Note::is_refused)
+    }
+
+    /// A fault of what the document `origin` became, as a line.
+    pub(crate) fn line(&self, origin: &str, fault: &Fault) -> String {
+        match self.notes.iter().find(|note| &*note.origin == origin) {
+            Some(note) => fault_line(&note.file, fault, Some(note.place)),
+            None => fault_line(origin, fault, None),
+        }
     }
 
     /// Writes all faults to standard error.
@@ -138,10 +147,12 @@ pub(crate) fn read_only(
     takes: impl Fn(&str) -> bool,
 ) -> Result<Config, Failure> {
     let mut config = Config::default();
+    let mut from_stdin = String::new();
     let (mut imported, mut places) = (Vec::new(), Vec::new());
     let (mut policies, mut access) = (Vec::new(), Vec::new());
     for file in files(given)? {
-        for object in object::read(&text(&file)?, &file) {
+        let read = text(&file)?;
+        for object in object::read(&read, &file) {
             let (origin, place) = (Arc::clone(&object.origin), object.root.place);
             let described = format!("{} {}", object.kind, name(&object)).trim().into();
             let mut note = Note { file: file.clone(), origin, object: described, faults: Vec::new(), place };
@@ -170,6 +181,9 @@ pub(crate) fn read_only(
             }
             config.notes.push(note);
         }
+        if file == "-" {
+            from_stdin += &read;
+        }
     }
     config.authz = Documents::read(&policies, &settings.namespace).0;
     if !access.is_empty() {
@@ -185,7 +199,28 @@ pub(crate) fn read_only(
     }
     config.profiles = loaded.profiles.into_iter().map(Arc::new).collect();
     compile_all(&mut config);
+    place_all(&mut config.notes, &from_stdin);
     Ok(config)
+}
+
+/// Finds the place of faults that only came out when all was read: by their path, in their file read once more. They
+/// are few.
+fn place_all(notes: &mut [Note], from_stdin: &str) {
+    let is_lost = |fault: &Fault| fault.place.is_none() && !fault.path.is_empty();
+    let lost: BTreeSet<String> =
+        notes.iter().filter(|note| note.faults.iter().any(is_lost)).map(|note| note.file.clone()).collect();
+    for file in lost {
+        let read = if file == "-" { Ok(from_stdin.to_owned()) } else { text(&file) };
+        let objects = read.map(|text| object::read(&text, &file)).unwrap_or_default();
+        let roots: BTreeMap<Arc<str>, Node> =
+            objects.into_iter().map(|object| (object.origin, object.root)).collect();
+        for note in notes.iter_mut().filter(|note| note.file == file) {
+            let Some(root) = roots.get(&note.origin) else { continue };
+            for fault in note.faults.iter_mut().filter(|fault| is_lost(fault)) {
+                fault.place = Some(root.place_of(&fault.path));
+            }
+        }
+    }
 }
 
 /// Compiles each profile, as a running mesh does before it uses it.

@@ -9,7 +9,7 @@ use enmesh::profile::write::emit;
 use serde_json::Value;
 use std::sync::Arc;
 
-/// Writes another mesh's documents as enmesh's own, as Linkerd's or as Gateway API's; what cannot be kept is told on standard error.
+/// Writes other meshes' documents as enmesh's own, Linkerd's or Gateway API's; tells what cannot be kept on standard error.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  enmesh convert httproutes.yaml services.yaml > profiles.yaml\n  \
                         enmesh convert --to linkerd split.yaml\n  \
@@ -81,7 +81,7 @@ pub(crate) fn run(args: &Args) -> Done {
         let (document, faults) = written(profile, args);
         refused |= document.is_none();
         for fault in faults {
-            eprintln!("{}: {fault}", profile.origin);
+            eprintln!("{}", config.line(&profile.origin, &fault));
         }
         documents.extend(document);
     }

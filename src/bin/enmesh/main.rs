@@ -38,7 +38,7 @@ enum Command {
     Profile(profile::Args),
     /// Parses and compiles documents of any dialect and tells every fault
     Check(check::Args),
-    /// Writes other meshes' documents as enmesh's or Linkerd's
+    /// Writes other meshes' documents as enmesh's, Linkerd's or Gateway API's
     Convert(convert::Args),
     /// Says where requests go and why
     Explain(explain::Args),

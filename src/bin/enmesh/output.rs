@@ -63,11 +63,11 @@ pub(crate) fn document(value: &Value, format: Format) -> String {
     }
 }
 
-/// `file:line: path: what is so (value); what to do`. The line is that of the fault, else of its document.
+/// `file:line: path: what is so (value); what to do (column 7)`. The place is that of the fault, else of its document.
 pub(crate) fn fault_line(file: &str, fault: &Fault, document: Option<Place>) -> String {
     let told = Fault { place: None, ..fault.clone() };
     match fault.place.or(document) {
-        Some(place) => format!("{file}:{}: {told}", place.line),
+        Some(place) => format!("{file}:{}: {told} (column {})", place.line, place.column),
         None => format!("{file}: {told}"),
     }
 }

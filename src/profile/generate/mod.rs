@@ -4,6 +4,8 @@
 //! `linkerd viz profile` write for the same input.
 
 pub mod draft;
+#[cfg(feature = "cli")]
+pub(crate) mod edition;
 pub mod openapi;
 #[cfg(feature = "cli")]
 pub mod proto;

@@ -2,24 +2,30 @@
 
 use crate::profile::generate::draft::Draft;
 use crate::profile::generate::draft::Generated;
+use crate::profile::generate::edition::without_edition;
 use crate::profile::generate::refine::Refinements;
 use crate::profile::generate::target::Target;
 use crate::profile::invalid::Fault;
 use crate::profile::invalid::Invalid;
+use crate::profile::invalid::Place;
+use crate::profile::node;
 use prost_types::MethodDescriptorProto;
 use prost_types::UninterpretedOption;
 use prost_types::method_options::IdempotencyLevel;
 
-/// Generates a profile from the text of a protobuf file: one route for each `rpc`, in the order of the file. Imports
-/// are not read.
+/// Generates a profile from the text of a protobuf file: one route for each `rpc`, in the order of the file:
+/// `proto2`, `proto3` or an edition. Imports are not read: they hold messages, which no route speaks of.
 ///
 /// # Errors
 ///
 /// The text is no protobuf.
 pub fn from_proto(text: &str, target: &Target, refinements: Refinements) -> Result<Generated, Invalid> {
-    let file = protox_parse::parse("input.proto", text).map_err(|error| {
+    let text = without_edition(text);
+    let file = protox_parse::parse("input.proto", &text).map_err(|error| {
         let problem = format!("is no protobuf: {error}");
-        Invalid::from(Fault::rejected("", problem, "correct the syntax"))
+        // Without a place it has ended too soon.
+        let at = error.span().map_or(text.len(), |span| span.start);
+        Invalid::from(Fault::rejected("", problem, "correct the syntax").at(place_at(&text, at)))
     })?;
     let package = file.package().to_owned();
     let mut drafts = Vec::new();
@@ -41,6 +47,13 @@ pub fn from_proto(text: &str, target: &Target, refinements: Refinements) -> Resu
         }
     }
     Ok(Generated::new(target, refinements.refine(drafts)))
+}
+
+/// The line and column of a byte.
+fn place_at(text: &str, at: usize) -> Place {
+    let before = text.get(..at).unwrap_or(text);
+    let line = before.rsplit('\n').next().unwrap_or_default();
+    node::place(before.matches('\n').count() + 1, line.chars().count() + 1)
 }
 
 /// Whether the first `idempotency_level` of an `rpc`, in parentheses or not, says that it may be repeated.
@@ -74,6 +87,10 @@ mod tests {
         let routes = generated.document["spec"]["routes"].as_array().cloned().unwrap_or_default();
         let retryable: Vec<bool> = routes.iter().map(|route| route["isRetryable"] == true).collect();
         assert_eq!(retryable, [true, true, false, false]);
-        assert!(from_proto("service {", &target, Refinements::default()).is_err());
+        for (text, line, column) in [("service {", 1, 9), ("syntax = \"proto3\";\nservice S { rpc }", 2, 17)]
+        {
+            let refused = from_proto(text, &target, Refinements::default()).expect_err(text);
+            assert_eq!(refused.faults[0].place, Some(Place { line, column }), "{refused}");
+        }
     }
 }
