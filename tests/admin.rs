@@ -207,7 +207,7 @@ async fn a_page_that_is_given_is_answered_for_its_method_and_who_may_see_it() {
     let post = |bytes: usize, site: &str, from: [u8; 4]| {
         let request = Request::post("/a").header("host", "localhost").header("sec-fetch-site", site);
         let mut request = request.body(Full::new(Bytes::from(vec![b'x'; bytes]))).unwrap();
-        request.extensions_mut().insert(Remote { addr: (from, 1).into() });
+        request.extensions_mut().insert(Remote { addr: (from, 1).into(), local: None });
         admin.clone().oneshot(request)
     };
     assert_eq!(post(BODY_BYTES_MAX, "none", [127, 0, 0, 1]).await.unwrap().status(), 200);

@@ -387,16 +387,64 @@ mod proved {
         assert_eq!(status("ops", true).await, 200);
         assert_eq!(status("other", true).await, 403);
         assert_eq!(status("ops", false).await, 403, "in plain text nobody proves anything");
+
+        // One that speaks for others proves to them who it is, and says for whom it asks.
+        let peer = |observers: &[&str]| {
+            let observers: Vec<String> = observers.iter().map(|name| id(name)).collect();
+            mesh("voting")
+                .name("voting.emojivoto:80")
+                .admin((ip, 0).into())
+                .admin_observers(observers)
+                .build()
+                .unwrap()
+        };
+        let peers = [peer(&["web", "ops"]), peer(&["web"]), peer(&["other"])];
+        let speaker = mesh("web").admin((ip, 0).into()).admin_observers([id("ops")]);
+        let speaker = speaker.admin_peers(peers.iter().map(url)).build().unwrap();
+        for one in peers.iter().chain([&speaker]) {
+            one.identities().unwrap().ready().await;
+        }
+        let admin = speaker.admin_addr().unwrap();
+        let endpoint = Endpoint { identity: Some(id("web").as_str().into()), ..Endpoint::new(admin) };
+        let ops = mesh("ops").endpoint_set(&admin.to_string(), [endpoint]).build().unwrap();
+        ops.identities().unwrap().ready().await;
+        let mut body = ops.client().get(format!("http://{admin}/api/v1/tap")).await.unwrap().into_body();
+        let (mut text, mut told) = (String::new(), std::collections::BTreeMap::new());
+        while told.len() < 3 {
+            let data = body.frame().await.unwrap().unwrap().into_data().unwrap();
+            text.push_str(std::str::from_utf8(&data).unwrap());
+            while let Some((line, rest)) = text.split_once('\n') {
+                let value: Value = serde_json::from_str(line).unwrap();
+                let what = value.get("watching").or(value.get("lost")).unwrap();
+                told.insert(
+                    what["addr"].as_str().unwrap().to_owned(),
+                    what["error"].as_str().map(str::to_owned),
+                );
+                text = rest.to_owned();
+            }
+        }
+        let [shows, hides, refuses] = peers.each_ref().map(|peer| told[&url(peer)].as_deref());
+        assert_eq!(shows, None, "both may see it");
+        assert_eq!(hides, Some("answered 403: it is asked for an identity that may not see this"));
+        assert_eq!(refuses, Some("answered 403: this is shown to loopback and to allowed identities alone"));
     }
 
     #[tokio::test]
     async fn no_page_shows_a_secret() {
+        let secret = "s3cr3t-t0ken";
+        // A profile may set what proves who somebody is, or ask for it.
+        let profile = format!(
+            "apiVersion: enmesh.dev/v1\nkind: ServiceProfile\nmetadata: {{name: bank.emojivoto}}\nspec:\n  routes:\n  \
+             - name: keyed\n    condition: {{headers: [{{name: x-api-key, value: {secret}}}]}}\n  \
+             - name: rest\n    condition: {{pathRegex: .*}}\n    filters: [{{requestHeaderModifier: {{set: [{{name: Authorization, value: {secret}}}]}}}}]\n"
+        );
         let ca = Authority::new("mesh.example".parse().unwrap(), AuthoritySettings::default()).unwrap();
         let (_voting, addr) = voting().await;
-        let builder =
-            Mesh::builder().name("web.emojivoto").endpoints("voting.emojivoto:80", [addr.to_string()]);
+        let builder = Mesh::builder()
+            .name("web.emojivoto")
+            .endpoints("voting.emojivoto:80", [addr.to_string()])
+            .profile_yaml(&profile);
         let mesh = meshed(&ca, "web", builder).await;
-        let secret = "s3cr3t-t0ken";
         let request = Request::get("http://voting.emojivoto/vote")
             .header("authorization", format!("Bearer {secret}"))
             .header("cookie", format!("session={secret}"))
@@ -410,10 +458,18 @@ mod proved {
             .collect()
             .await
             .unwrap();
+        mesh.service("bank.emojivoto:80").unwrap();
         let fleet = Fleet::new([url(&mesh).parse().unwrap()], fleet::dns());
-        for path in ["/inspect", "/api/v1/inspect", "/api/v1/stat", "/api/v1/edges", "/api/v1/slo"] {
-            let said = fleet.ask(&Question::get(path)).await.remove(0).answer.unwrap().to_string();
-            assert!(!said.contains(secret) && !said.contains("PRIVATE KEY"), "{path}: {said}");
+        let mut questions = ["/inspect", "/api/v1/inspect", "/api/v1/stat", "/api/v1/edges", "/api/v1/slo"]
+            .map(Question::get)
+            .to_vec();
+        let body = Some(serde_json::json!({"host": "bank.emojivoto:80", "path": "/"}));
+        questions.push(Question { path: "/api/v1/explain".to_owned(), body });
+        for question in questions {
+            let said = fleet.ask(&question).await.remove(0).answer.unwrap().to_string();
+            assert!(!said.contains(secret) && !said.contains("PRIVATE KEY"), "{}: {said}", question.path);
+            let is_hidden = ["/inspect", "/api/v1/inspect", "/api/v1/explain"].contains(&&*question.path);
+            assert_eq!(said.contains("<hidden>"), is_hidden, "{}: {said}", question.path);
         }
     }
 }

@@ -170,6 +170,148 @@ async fn calls_are_told_from_both_ends_with_their_retries_and_denials() {
     let end = told[1].response_end_event.as_ref().unwrap();
     assert_eq!((end.error.as_deref(), end.rule.as_deref()), (Some("denied"), Some("no-secrets")));
     assert!(told[0].source.port != 0 && told[0].source.ip == "127.0.0.1");
+    assert_eq!(
+        told[0].destination.port, events[0].destination.port,
+        "where it arrives is where it was sent to"
+    );
+    assert_eq!(told[0].destination.ip, "127.0.0.1");
+    let port = told[0].destination.port;
+    let mut there =
+        Lines::of(server.admin_addr().unwrap(), &format!("?destination=127.0.0.1:{port}&max=1")).await;
+    client.client().get("http://web.ns/").await.unwrap();
+    assert_eq!(there.events(1).await[0].proxy_direction, "INBOUND");
+}
+
+#[tokio::test]
+async fn what_a_rule_on_trial_would_refuse_is_told() {
+    let policy = "apiVersion: enmesh.dev/v1\nkind: Authorization\nmetadata: {name: p}\nspec:\n  default: allow\n  rules:\n  - {name: trial, action: audit, request: {pathRegex: /old.*}}\n";
+    let settings = AuthzSettings::from_yaml(policy).unwrap_or_else(|invalid| panic!("{invalid}"));
+    let server =
+        Mesh::builder().name("web.ns:80").dns(false).admin(LOCAL.parse().unwrap()).authorize(settings);
+    let server = server.build().unwrap();
+    let addr = serve(&server, |_| Response::new(Full::from("x"))).await;
+    let client = Mesh::builder().dns(false).endpoints("web.ns:80", [addr.to_string()]).build().unwrap();
+    let mut all = Lines::of(server.admin_addr().unwrap(), "").await;
+    let mut audited = Lines::of(server.admin_addr().unwrap(), "?outcome=audited").await;
+    for path in ["/new", "/old"] {
+        let response = client.client().get(format!("http://web.ns{path}")).await.unwrap();
+        assert_eq!(response.status(), 200);
+        response.into_body().collect().await.unwrap();
+    }
+    let ends = |events: Vec<Event>| -> Vec<_> {
+        events
+            .into_iter()
+            .filter_map(|event| event.response_end_event)
+            .map(|end| (end.outcome, end.audit))
+            .collect()
+    };
+    let (success, trial) = ("success".to_owned(), Some("trial".to_owned()));
+    assert_eq!(ends(all.events(6).await), [(success.clone(), None), (success.clone(), trial.clone())]);
+    let events = audited.events(3).await;
+    assert_eq!(events[0].request_init_event.as_ref().unwrap().path, "/old");
+    assert!(line(&events[2]).ends_with("response-length=1B audit=trial"), "{}", line(&events[2]));
+    assert_eq!(ends(events), [(success, trial)]);
+}
+
+/// What an observer of many processes is told next that is no event.
+async fn notice(lines: &mut Lines) -> serde_json::Value {
+    loop {
+        let line = lines.next().await.unwrap();
+        let value: serde_json::Value = serde_json::from_str(&line).unwrap();
+        if value.get("source").is_none() {
+            return value;
+        }
+    }
+}
+
+/// A client of `server` whose admin server speaks for these too.
+fn speaker(server: SocketAddr, peers: &[String]) -> Mesh {
+    let mesh = Mesh::builder().name("me.ns:1").dns(false).endpoints("web.ns:80", [server.to_string()]);
+    mesh.admin_peers(peers).admin(LOCAL.parse().unwrap()).build().unwrap()
+}
+
+#[tokio::test]
+async fn one_server_shows_the_live_requests_of_its_peers_too() {
+    let server = Mesh::builder().name("web.ns:80").dns(false).admin(LOCAL.parse().unwrap()).build().unwrap();
+    let addr = serve(&server, |_| Response::new(Full::from("x"))).await;
+    let port = server.admin_addr().unwrap().port();
+    // One that takes connections and says nothing, one that nobody serves, and one by two of its addresses.
+    let mute = TcpListener::bind(LOCAL).await.unwrap();
+    let peers = [
+        format!("http://{}", mute.local_addr().unwrap()),
+        "http://127.0.0.1:1".to_owned(),
+        format!("http://127.0.0.1:{port}"),
+        format!("http://[::ffff:127.0.0.1]:{port}"),
+    ];
+    let me = speaker(addr, &peers);
+    let admin = me.admin_addr().unwrap();
+    let mut all = Lines::of(admin, "?path=/a*").await;
+    let mut told = [notice(&mut all).await, notice(&mut all).await];
+    told.sort_by_key(|value| value.get("watching").is_some());
+    assert_eq!(told[0]["lost"]["addr"], "http://127.0.0.1:1");
+    assert!(told[0]["lost"]["error"].as_str().unwrap().contains("cannot be reached"), "{told:?}");
+    let id = told[1]["watching"]["id"].as_str().unwrap().to_owned();
+    let mut own = Lines::of(admin, "?local=1&path=/a*").await;
+    let mut other = Lines::of(admin, &format!("?process={id}")).await;
+    while notice(&mut other).await["watching"]["id"] != id.as_str() {}
+    let mut few = Lines::of(admin, "?max=2&path=/b*").await;
+    for value in [notice(&mut few).await, notice(&mut few).await] {
+        assert!(value.get("lost").or(value.get("watching")).is_some(), "{value}");
+    }
+    me.client().get("http://web.ns/a").await.unwrap().into_body().collect().await.unwrap();
+    let mut events = all.events(6).await;
+    events.sort_by(|a, b| a.proxy_direction.cmp(&b.proxy_direction));
+    let who: Vec<_> = events.iter().map(|event| (&*event.process, event.process_id == id)).collect();
+    assert_eq!(
+        who,
+        [
+            ("web.ns:80", true),
+            ("web.ns:80", true),
+            ("web.ns:80", true),
+            ("me.ns:1", false),
+            ("me.ns:1", false),
+            ("me.ns:1", false)
+        ]
+    );
+    assert!(own.events(3).await.iter().all(|event| event.process == "me.ns:1"));
+    assert!(other.events(3).await.iter().all(|event| event.process == "web.ns:80"));
+    for _ in 0..2 {
+        me.client().get("http://web.ns/b").await.unwrap().into_body().collect().await.unwrap();
+    }
+    let mut ends = 0;
+    while let Some(line) = few.next().await {
+        ends += usize::from(line.contains("responseEndEvent"));
+    }
+    assert_eq!(ends, 2, "of all processes together");
+    let nobody = ask(admin, "/api/v1/tap?local=1&process=0", "*/*").await;
+    assert_eq!(nobody.status(), 421);
+}
+
+#[tokio::test]
+async fn a_peer_that_goes_is_told_and_one_that_comes_back_is_watched_again() {
+    let holder = std::net::TcpListener::bind(LOCAL).unwrap();
+    let at = holder.local_addr().unwrap();
+    drop(holder);
+    let peer = || Mesh::builder().name("web.ns:80").dns(false).admin(at).build().unwrap();
+    let first = peer();
+    let me = speaker(at, &[format!("http://{at}")]);
+    let mut all = Lines::of(me.admin_addr().unwrap(), "").await;
+    let before = notice(&mut all).await["watching"]["id"].clone();
+    first.shutdown().await;
+    drop(first);
+    let lost = notice(&mut all).await;
+    assert_eq!(lost["lost"]["addr"], format!("http://{at}"), "{lost}");
+    let _second = peer();
+    let after = loop {
+        let told = notice(&mut all).await;
+        if let Some(told) = told.get("watching") {
+            break told["id"].clone();
+        }
+    };
+    assert!(
+        before.is_string() && after.is_string() && before != after,
+        "it is another process: {before} {after}"
+    );
 }
 
 #[tokio::test]

@@ -88,6 +88,27 @@ async fn live_requests_are_lines_as_linkerds_are() {
 }
 
 #[tokio::test]
+async fn one_server_speaks_for_its_peers_and_who_is_not_watched_is_told() {
+    let world = World::new().await;
+    let peers = [format!("http://{}", world.admin()), "http://127.0.0.1:1".to_owned()];
+    let speaker =
+        Mesh::builder().name("me.ns:1").dns(false).admin_peers(peers).admin("127.0.0.1:0".parse().unwrap());
+    let speaker = speaker.build().unwrap();
+    let admin = speaker.admin_addr().unwrap().to_string();
+    let (code, out, err) = world.run(&["tap", "--admin", &admin, "--max", "1"], |_| "/".into()).await;
+    assert_eq!((code, out.matches(" proxy=in ").count()), (Some(0), 3), "{out} {err}");
+    assert!(err.contains("http://127.0.0.1:1: cannot be reached"), "{err}");
+    let both = ["tap", "--admin", &admin, "http://127.0.0.1:1", &world.admin(), "--max", "1"];
+    let (code, out, err) = world.run(&both, |_| "/".into()).await;
+    assert_eq!(
+        (code, out.matches(" proxy=in ").count()),
+        (Some(0), 3),
+        "each speaks for itself: {out} {err}"
+    );
+    assert!(err.contains("http://127.0.0.1:1: cannot be reached"), "{err}");
+}
+
+#[tokio::test]
 async fn mistakes_and_absent_processes_are_told() {
     let world = World::new().await;
     let admin = world.admin();

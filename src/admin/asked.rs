@@ -1,6 +1,7 @@
 //! Floor 6: what a page of the admin server is asked.
 
 use crate::route::query;
+use crate::tls::identity::Identity;
 use bytes::Bytes;
 use http::Method;
 use std::net::IpAddr;
@@ -15,6 +16,8 @@ pub struct Asked {
     pub query: String,
     /// The peer's address, where there is one.
     pub remote: Option<IpAddr>,
+    /// Who the peer has proved to be, where it has.
+    pub identity: Option<Identity>,
     /// Whether it accepts server-sent events, as a browser's `EventSource` does.
     pub wants_events: bool,
     /// The body of a `POST`, at most [`BODY_BYTES_MAX`](crate::admin::server::BODY_BYTES_MAX) of it.

@@ -1,19 +1,15 @@
 //! Floor 6: asks the admin servers of other processes, so that one page or one command shows them all.
 
-use bytes::Bytes;
+use crate::admin::dial;
 use futures::future::BoxFuture;
 use futures::stream::{self, StreamExt};
-use http::{Method, Request, StatusCode, Uri, header};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use http::{StatusCode, Uri};
 use serde_json::Value;
 use std::fmt;
 use std::net::SocketAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpStream;
 
 /// How long a peer may take to answer, from looking up its name to the last byte: less than the 5 s after which a page of
 /// our own gives up.
@@ -26,7 +22,7 @@ pub const ANSWER_BYTES_MAX: usize = 16 << 20;
 pub const PEERS_MAX: usize = 256;
 
 /// How many are asked at a time.
-const AT_ONCE: usize = 16;
+pub(crate) const AT_ONCE: usize = 16;
 
 /// The address of an admin server: `http://host:port`, where a host may stand for many processes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,6 +101,14 @@ pub struct Said {
     pub answer: Result<Value, String>,
 }
 
+/// What a fleet's hosts stand for at one time.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) addrs: Vec<SocketAddr>,
+    /// The hosts that stand for nothing, and why.
+    pub(crate) missed: Vec<(String, String)>,
+}
+
 /// A question to an admin server.
 #[derive(Debug, Clone)]
 pub struct Question {
@@ -139,31 +143,35 @@ impl Fleet {
 
     /// Asks all of them. The answers come in the order of the peers; each takes at most [`ANSWER_MAX`].
     pub async fn ask(&self, question: &Question) -> Vec<Said> {
-        let found = self.peers.iter().map(|peer| self.find(peer));
-        let mut targets = Vec::new();
-        let mut said = Vec::new();
-        for (peer, found) in self.peers.iter().zip(futures::future::join_all(found).await) {
-            match found {
-                Ok(addrs) => {
-                    let new = addrs.into_iter().filter(|addr| !targets.contains(addr)).collect::<Vec<_>>();
-                    targets.extend(new);
-                }
-                Err(why) => said.push(Said { addr: peer.to_string(), answer: Err(why) }),
-            }
-        }
-        if targets.len() > PEERS_MAX {
-            let why = format!("{} more are not asked: at most {PEERS_MAX} are", targets.len() - PEERS_MAX);
-            said.push(Said { addr: "others".into(), answer: Err(why) });
-            targets.truncate(PEERS_MAX);
-        }
-        let asked = stream::iter(targets).map(|addr| async move {
+        let Found { addrs, mut missed } = self.find_all().await;
+        let asked = stream::iter(addrs).map(|addr| async move {
             let answer = tokio::time::timeout(ANSWER_MAX, exchange(addr, question)).await;
-            let late = || Err(format!("did not answer within {} s", ANSWER_MAX.as_secs()));
-            Said { addr: format!("http://{addr}"), answer: answer.unwrap_or_else(|_| late()) }
+            Said { addr: format!("http://{addr}"), answer: answer.unwrap_or_else(|_| Err(late())) }
         });
         let mut answers: Vec<Said> = asked.buffered(AT_ONCE).collect().await;
-        answers.append(&mut said);
+        answers.extend(missed.drain(..).map(|(addr, why)| Said { addr, answer: Err(why) }));
         answers
+    }
+
+    /// The addresses that the hosts stand for now, each once, at most [`PEERS_MAX`].
+    pub(crate) async fn find_all(&self) -> Found {
+        let found = self.peers.iter().map(|peer| self.find(peer));
+        let (mut addrs, mut missed) = (Vec::new(), Vec::new());
+        for (peer, found) in self.peers.iter().zip(futures::future::join_all(found).await) {
+            match found {
+                Ok(found) => {
+                    let new = found.into_iter().filter(|addr| !addrs.contains(addr)).collect::<Vec<_>>();
+                    addrs.extend(new);
+                }
+                Err(why) => missed.push((peer.to_string(), why)),
+            }
+        }
+        if addrs.len() > PEERS_MAX {
+            let why = format!("{} more are not asked: at most {PEERS_MAX} are", addrs.len() - PEERS_MAX);
+            missed.push(("others".into(), why));
+            addrs.truncate(PEERS_MAX);
+        }
+        Found { addrs, missed }
     }
 
     async fn find(&self, peer: &Peer) -> Result<Vec<SocketAddr>, String> {
@@ -188,35 +196,14 @@ impl Fleet {
 
 /// One question on one connection.
 async fn exchange(addr: SocketAddr, question: &Question) -> Result<Value, String> {
-    let stream = TcpStream::connect(addr).await.map_err(|error| format!("cannot be reached: {error}"))?;
-    let broken = |error: hyper::Error| format!("does not speak HTTP: {error}");
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-    let answer = async {
-        let body = question.body.as_ref().map(Value::to_string).unwrap_or_default();
-        let request = Request::builder()
-            .method(if question.body.is_some() { Method::POST } else { Method::GET })
-            .uri(&question.path)
-            .header(header::HOST, addr.to_string())
-            .header(header::CONTENT_TYPE, "application/json")
-            .header(header::CONNECTION, "close")
-            .body(Full::new(Bytes::from(body)))
-            .map_err(|error| format!("cannot be asked for `{}`: {error}", question.path))?;
-        let response = sender.send_request(request).await.map_err(broken)?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
-        let body = body.map_err(|error| format!("broke off: {error}"))?.to_bytes();
-        read(status, &body)
-    };
-    // The connection must be driven for an answer to come, and may end before the answer was read.
-    let driven = async {
-        // Its errors are those of the answer.
-        let _ = connection.await;
-        std::future::pending::<()>().await;
-    };
-    tokio::select! {
-        answer = answer => answer,
-        () = driven => Err("broke off".to_owned()),
-    }
+    let mut answer = dial::ask(addr, question, None, None).await?;
+    let body = answer.whole(ANSWER_BYTES_MAX).await?;
+    read(answer.head.status(), &body)
+}
+
+/// What is said of a peer that says nothing.
+pub(crate) fn late() -> String {
+    format!("did not answer within {} s", ANSWER_MAX.as_secs())
 }
 
 fn read(status: StatusCode, body: &[u8]) -> Result<Value, String> {

@@ -4,6 +4,7 @@
 //! of ours, since a foreign name that resolves to this server makes it of one origin with the attacker's page (DNS
 //! rebinding), and what the browser says of the request's origin must be this very server.
 
+use crate::admin::dial::OBSERVER;
 use crate::tls::identity::{Identity, PeerIdentity};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
 use std::net::IpAddr;
@@ -63,6 +64,7 @@ impl Guard {
         let peer = request.extensions().get::<PeerIdentity>();
         match access {
             Access::Private if !self.may_observe(remote, peer) => Err(PRIVATE),
+            Access::Private if !self.may_be_told(request.headers()) => Err(OTHERS),
             Access::Private | Access::Read | Access::Open => Ok(()),
         }
     }
@@ -78,10 +80,20 @@ impl Guard {
         remote.is_some_and(|remote| remote.to_canonical().is_loopback())
             || peer.is_some_and(|peer| self.observers.contains(&peer.identity))
     }
+
+    /// Whether they for whom the peer asks may see it too: a process that passes on what others ask shows them nothing that
+    /// they may not see themselves.
+    fn may_be_told(&self, headers: &HeaderMap) -> bool {
+        headers.get_all(OBSERVER).iter().all(|observer| {
+            let observer = observer.to_str().ok().and_then(|observer| observer.parse().ok());
+            observer.is_some_and(|observer: Identity| self.observers.contains(&observer))
+        })
+    }
 }
 
 const HOST: &str = "the Host is neither an IP address nor localhost nor one that was allowed\n";
 const SITE: &str = "another site's page asks: open this address itself\n";
+const OTHERS: &str = "it is asked for an identity that may not see this\n";
 const PRIVATE: &str = "this is shown to loopback and to allowed identities alone\n";
 
 /// What the request calls this server; none over HTTP/1.0, which no browser speaks.
@@ -178,5 +190,19 @@ mod tests {
         assert_eq!(ask(Some(observer)), Ok(()));
         assert_eq!(ask(Some("spiffe://mesh/ns/ops/sa/other".parse().unwrap())), Err(PRIVATE));
         assert_eq!(ask(None), Err(PRIVATE));
+    }
+
+    #[test]
+    fn who_asks_for_others_is_told_what_they_may_see() {
+        let guard = Guard::default().observer("spiffe://mesh/ns/ops/sa/tap".parse().unwrap());
+        let ask = |observers: &[&str]| {
+            let request =
+                observers.iter().fold(Request::get("/"), |it, observer| it.header(OBSERVER, *observer));
+            guard.admit(Access::Private, &request.body(()).unwrap(), Some([127, 0, 0, 1].into()))
+        };
+        assert_eq!(ask(&["spiffe://mesh/ns/ops/sa/tap"]), Ok(()));
+        for others in [&["spiffe://mesh/ns/ops/sa/web"][..], &["spiffe://mesh/ns/ops/sa/tap", "x y"], &[""]] {
+            assert_eq!(ask(others), Err(OTHERS));
+        }
     }
 }

@@ -3,6 +3,10 @@
 #[cfg(feature = "admin")]
 pub mod asked;
 #[cfg(feature = "admin")]
+pub mod crowd;
+#[cfg(feature = "admin")]
+pub(crate) mod dial;
+#[cfg(feature = "admin")]
 pub mod fleet;
 #[cfg(feature = "admin")]
 pub mod guard;

@@ -8,7 +8,7 @@ use crate::serve::http::Remote;
 use crate::serve::listen;
 use crate::serve::listen::Drained;
 use crate::serve::settings::ServeSettings;
-use crate::tls::identity::Identity;
+use crate::tls::identity::{Identity, PeerIdentity};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::header;
@@ -317,6 +317,7 @@ where
             method: request.method().clone(),
             query: request.uri().query().unwrap_or_default().to_owned(),
             remote: remote(&request),
+            identity: request.extensions().get::<PeerIdentity>().map(|peer| peer.identity.clone()),
             wants_events: wants_events(&request),
             body: Bytes::new(),
         };

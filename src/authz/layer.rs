@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::limit::rate::Counted;
 use crate::metrics::registry::Registry;
 use crate::policy::call::MeshRequest;
+use crate::policy::observe::Note;
 use crate::profile::invalid::Fault;
 use crate::route::head::RequestHead;
 use crate::stdx::clock;
@@ -179,8 +180,8 @@ impl Gate {
         self.0.age_max.is_some_and(|age_max| self.age() > age_max)
     }
 
-    /// Whether the request may go on; otherwise its answer.
-    fn judge<B>(&self, request: &Request<B>, address: Option<IpAddr>) -> Result<(), Error> {
+    /// Whether the request may go on, and the rule on trial that would refuse it; otherwise its answer.
+    fn judge<B>(&self, request: &Request<B>, address: Option<IpAddr>) -> Result<Option<Arc<str>>, Error> {
         // The target of CONNECT is an authority, and has no path.
         let path = request.uri().path();
         if *request.method() != Method::CONNECT || !path.is_empty() {
@@ -198,10 +199,10 @@ impl Gate {
             counter.increment(1);
         }
         match decision.action {
-            Action::Allow => live.limit(&client),
+            Action::Allow => live.limit(&client).map(|()| None),
             Action::Audit => {
                 tracing::debug!(rule = %decision.rule, "audit: this request would have been refused");
-                live.limit(&client)
+                live.limit(&client).map(|()| Some(Arc::clone(decision.rule)))
             }
             Action::Deny => {
                 tracing::debug!(rule = %decision.rule, "refused");
@@ -312,8 +313,14 @@ where
     fn call(&mut self, mut request: R) -> Self::Future {
         if let Some(gate) = &self.gate {
             let address = (self.address_of)(request.http().extensions());
-            if let Err(error) = gate.judge(request.http(), address) {
-                return AuthzFuture::Refused(Some(error));
+            match gate.judge(request.http(), address) {
+                Ok(None) => {}
+                Ok(Some(rule)) => {
+                    if let Some(observed) = request.observed() {
+                        observed.note(Note::Audited(&rule));
+                    }
+                }
+                Err(error) => return AuthzFuture::Refused(Some(error)),
             }
         }
         let http = request.http_mut();

@@ -9,8 +9,8 @@ use crate::mesh::live::Live;
 use crate::mesh::look::Look;
 use crate::mesh::pages;
 #[cfg(any(feature = "tls", feature = "ring"))]
-use crate::mesh::secure::SecureAccept;
-use crate::mesh::tap;
+use crate::mesh::secure::{self, SecureAccept};
+use crate::mesh::tap::{self, Taps};
 #[cfg(any(feature = "tls", feature = "ring"))]
 use crate::serve::listen;
 use crate::tap::hub::TapHub;
@@ -20,7 +20,7 @@ use crate::tls::identity::Identity;
 #[cfg(any(feature = "tls", feature = "ring"))]
 use crate::tls::renew::Alarm;
 #[cfg(any(feature = "tls", feature = "ring"))]
-use crate::tls::rotate::Identities;
+use crate::tls::rotate::{Identities, Status};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::net::TcpListener;
@@ -73,7 +73,11 @@ pub(crate) fn listen(addr: SocketAddr, show: Shown) -> Result<Listening, Error> 
     let Shown { look, metrics, live, fleet, taps, observers } = show;
     #[cfg(any(feature = "tls", feature = "ring"))]
     let identities = look.identities.clone().filter(|_| !observers.is_empty());
-    let mut admin = tap::page(Admin::new(readiness), taps);
+    #[cfg(any(feature = "tls", feature = "ring"))]
+    let prove = look.identities.clone().map(secure::prove);
+    #[cfg(not(any(feature = "tls", feature = "ring")))]
+    let prove = None;
+    let mut admin = tap::page(Admin::new(readiness), Taps::new(taps, fleet.clone(), prove));
     if let Some(render) = metrics {
         admin = admin.metrics(move || render());
     }
@@ -116,8 +120,7 @@ async fn serve(listener: TcpListener, admin: Admin, identities: Option<Identitie
 #[cfg(any(feature = "tls", feature = "ring"))]
 pub(crate) async fn wait_for_identity(readiness: Readiness, identities: Identities) {
     let mut held: Option<(String, Latch)> = None;
-    loop {
-        let status = identities.status();
+    let look = |status: Status| {
         let missing = (status.alarm == Alarm::Expired).then(|| {
             format!("a valid certificate: {}", status.fault.as_deref().unwrap_or("none has come yet"))
         });
@@ -125,10 +128,6 @@ pub(crate) async fn wait_for_identity(readiness: Readiness, identities: Identiti
             // The next latch is there before the last one goes.
             held = missing.map(|reason| (reason.clone(), readiness.latch(reason)));
         }
-        tokio::time::sleep(LOOK).await;
-    }
+    };
+    identities.follow(look).await;
 }
-
-/// How often the certificate is looked at for readiness: as often as a kubelet asks at most.
-#[cfg(any(feature = "tls", feature = "ring"))]
-const LOOK: std::time::Duration = std::time::Duration::from_secs(1);

@@ -27,6 +27,7 @@ use crate::profile::service::ServiceProfile;
 use crate::profile::settings::ClientTls;
 use crate::retry::replay::Replay;
 use crate::stdx::rng::Rng;
+use crate::tap::redact::Redaction;
 use crate::timeout::body::Sending;
 use arc_swap::ArcSwap;
 use futures::{FutureExt, StreamExt};
@@ -155,6 +156,8 @@ pub struct Parts {
     pub metrics: Arc<MetricsSet>,
     /// Turns the faults of all routes off.
     pub faults: FaultSwitch,
+    /// What is not told of updates.
+    pub hidden: Redaction,
     /// Whether this process has an identity.
     pub secured: bool,
     /// Makes connections.
@@ -204,7 +207,8 @@ impl Directory {
         let silent = Arc::new(ServiceProfile::new(parts.own.clone()));
         let inbound = inbound_policy(&parts.metrics, silent, &parts.own, None)?;
         let inbound = Arc::new(ArcSwap::from_pointee(inbound));
-        let (known, streams, history) = (BTreeMap::new(), Streams::default(), History::default());
+        let history = History::hiding(parts.hidden.clone());
+        let (known, streams) = (BTreeMap::new(), Streams::default());
         let mut this = Self { parts, known, inbound, streams, generation: 0, history, spoken: false };
         this.spoken = this.watch_profile(&own);
         Ok(this)

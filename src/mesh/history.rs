@@ -2,11 +2,14 @@
 
 use crate::control::source::SourceFault;
 use crate::discover::endpoint::{Endpoint, EndpointSet};
+use crate::mesh::hide;
 use crate::profile::invalid::Severity;
 use crate::profile::name::ServiceName;
 use crate::profile::service::ServiceProfile;
+use crate::profile::write::emit;
 use crate::stdx::clock::{self, SystemTime};
 use crate::stdx::diff::{self, Op};
+use crate::tap::redact::Redaction;
 use serde::Serialize;
 use std::collections::VecDeque;
 use std::fmt::Write as _;
@@ -25,6 +28,7 @@ const FAULTS_MAX: usize = 20;
 /// The last updates and refusals.
 #[derive(Debug, Default)]
 pub struct History {
+    redaction: Arc<Redaction>,
     profiles: VecDeque<Arc<Update>>,
     endpoints: VecDeque<Arc<Update>>,
     refusals: VecDeque<Refusal>,
@@ -37,6 +41,7 @@ pub struct Update {
     at: SystemTime,
     service: ServiceName,
     change: Change,
+    redaction: Arc<Redaction>,
     told: OnceLock<Arc<UpdateView>>,
 }
 
@@ -92,6 +97,11 @@ pub struct Refusal {
 }
 
 impl History {
+    /// Nothing yet; what `redaction` hides is never told.
+    pub fn hiding(redaction: Redaction) -> Self {
+        Self { redaction: Arc::new(redaction), ..Self::default() }
+    }
+
     /// Remembers an update.
     pub fn update(&mut self, generation: u64, service: &ServiceName, change: Change) {
         let last = match &change {
@@ -102,7 +112,8 @@ impl History {
             last.pop_front();
         }
         let (at, service, told) = (clock::wall(), service.clone(), OnceLock::new());
-        last.push_back(Arc::new(Update { generation, at, service, change, told }));
+        let redaction = Arc::clone(&self.redaction);
+        last.push_back(Arc::new(Update { generation, at, service, change, redaction, told }));
     }
 
     /// Remembers what was refused in an input for `service`: the faults after it, which were `before` until then.
@@ -148,7 +159,12 @@ impl Update {
 
     fn tell(&self) -> UpdateView {
         let (before, after) = match &self.change {
-            Change::Profile(before, after) => (profile(before.as_ref()), profile(after.as_ref())),
+            Change::Profile(before, after) => {
+                let text = |told: &Option<Arc<ServiceProfile>>| {
+                    told.as_ref().map(|told| profile(told, &self.redaction)).unwrap_or_default()
+                };
+                (text(before), text(after))
+            }
             Change::Endpoints(before, after) => (endpoints(before.as_ref()), endpoints(after.as_ref())),
         };
         let lines = diff::lines(&before, &after);
@@ -179,8 +195,10 @@ impl Update {
     }
 }
 
-fn profile(profile: Option<&Arc<ServiceProfile>>) -> String {
-    profile.map(|profile| profile.to_yaml()).unwrap_or_default()
+fn profile(profile: &ServiceProfile, redaction: &Redaction) -> String {
+    let mut document = profile.to_json();
+    hide::in_profile(&mut document, redaction);
+    emit::yaml(&document)
 }
 
 /// A line for each replica.

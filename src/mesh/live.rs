@@ -17,7 +17,6 @@ use crate::profile::name::ServiceName;
 use crate::profile::service::ServiceProfile;
 use crate::profile::settings::TlsMode;
 use crate::stdx::clock::{self, Instant};
-use crate::stdx::rng::Rng;
 use metrics::Label;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -54,13 +53,13 @@ impl fmt::Debug for Live {
 
 impl Live {
     pub(crate) fn new(
+        id: String,
         name: ServiceName,
         metrics: Arc<MetricsSet>,
         services: Weak<Services>,
         identity: Option<OwnIdentity>,
     ) -> Self {
         let begun = clock::now();
-        let id = format!("{:016x}", Rng::thread().next_u64());
         let past = Mutex::new(Past::new(begun));
         let budgets = Mutex::new(Sampled { at: begun, value: Budgets::new(begun) });
         Self { id, name, begun, metrics, services, identity, past, budgets }

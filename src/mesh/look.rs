@@ -5,6 +5,7 @@ use crate::authz::layer::Gate;
 use crate::authz::settings::Action;
 use crate::fault::decide::FaultSwitch;
 use crate::mesh::directory::Directory;
+use crate::mesh::hide;
 use crate::mesh::inspect::{Inspection, parsed};
 use crate::mesh::services::Services;
 use crate::metrics::names::Direction;
@@ -50,7 +51,11 @@ impl Look {
             Direction::Outbound => self.outbound(question),
             Direction::Inbound => self.inbound(question),
         };
-        explained.unwrap_or_else(|why| unusable(&question.id, &why))
+        let mut answer = explained.unwrap_or_else(|why| unusable(&question.id, &why));
+        if let Some(services) = self.services.upgrade() {
+            hide::in_explanation(&mut answer, &services.watch.tap.redaction);
+        }
+        answer
     }
 
     fn inbound(&self, question: &Question) -> Result<Value, String> {

@@ -17,6 +17,8 @@ pub mod directory;
 pub mod env;
 mod guard;
 #[cfg(feature = "http")]
+mod hide;
+#[cfg(feature = "http")]
 pub mod history;
 #[cfg(feature = "http")]
 pub mod inbound;

@@ -55,6 +55,7 @@ use crate::serve::settings::ServeSettings;
 use crate::stdx::clock::{self, Instant};
 use crate::stdx::rng::Rng;
 use crate::tap::hub::TapHub;
+use crate::tap::redact::Redaction;
 #[cfg(any(feature = "tls", feature = "ring"))]
 use crate::tls::acceptor::{Acceptor, Mode};
 #[cfg(any(feature = "tls", feature = "ring"))]
@@ -312,6 +313,7 @@ impl Made {
             metrics: Arc::clone(&metrics),
             secured: connections.is_secured(),
             faults: faults.clone(),
+            hidden: Redaction::and(builder.hidden.iter().cloned()),
             connect,
             profiles: Box::new(profiles),
             endpoints: Box::new(endpoints),
@@ -424,8 +426,9 @@ impl Made {
             .map(|identities| -> OwnIdentity { Arc::new(move || identities.status().identity) });
         #[cfg(not(any(feature = "tls", feature = "ring")))]
         let identity = None;
-        let live =
-            Live::new(self.shown_as.name.clone(), Arc::clone(&self.metrics), services.clone(), identity);
+        let taps = Arc::clone(&self.services.watch.tap);
+        let (id, name) = (taps.id().to_owned(), self.shown_as.name.clone());
+        let live = Live::new(id, name, Arc::clone(&self.metrics), services.clone(), identity);
         let fleet = Fleet::new(self.shown_as.peers.iter().cloned(), api::lookup(services.clone()));
         let look = Look {
             services,
@@ -436,7 +439,6 @@ impl Made {
         let live = Arc::new(live);
         let told: Arc<dyn Collect> = live.clone();
         self.metrics.add(&told);
-        let taps = Arc::clone(&self.services.watch.tap);
         let observers = self.shown_as.observers.clone();
         Shown { look, metrics: self.recording.render(), live, fleet, taps, observers }
     }

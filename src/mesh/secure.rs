@@ -263,6 +263,21 @@ impl Handshake for Secure {
     }
 }
 
+/// Proves to a peer that is asked by its address who we are; it may be any workload of our own trust domain.
+#[cfg(feature = "admin")]
+pub(crate) fn prove(identities: Identities) -> crate::admin::dial::Prove {
+    let connector = Connector::new(identities, Connector::HANDSHAKE_MAX);
+    Arc::new(move |stream| {
+        let connector = connector.clone();
+        Box::pin(async move {
+            let own = connector.identities().demand()?.identity().trust_domain.clone();
+            let peer = ExpectedPeer::new(Expected::MemberOf(own)).with_alpn([&b"http/1.1"[..]]);
+            let (stream, _) = connector.connect(stream, &peer).await?;
+            Ok(Box::new(stream) as Box<dyn crate::admin::dial::Wire>)
+        })
+    })
+}
+
 /// How a server's connections are secured.
 #[derive(Debug, Clone)]
 pub struct SecureAccept(Acceptor);

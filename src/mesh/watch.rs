@@ -123,6 +123,7 @@ impl Watch {
         let (context, parent) = self.place(direction, request);
         let headers = request.headers();
         let arrived = direction == Direction::Inbound;
+        let remote = arrived.then(|| request.extensions().get::<Remote>().copied()).flatten();
         let subject = Arc::new(Subject {
             number: observe::number(),
             direction,
@@ -134,7 +135,8 @@ impl Watch {
             host: request.uri().authority().is_none().then(|| headers.get(header::HOST).cloned()).flatten(),
             user_agent: headers.get(header::USER_AGENT).cloned(),
             referer: headers.get(header::REFERER).filter(|_| self.log.is_some()).cloned(),
-            source: arrived.then(|| request.extensions().get::<Remote>().map(|remote| remote.addr)).flatten(),
+            source: remote.map(|remote| remote.addr),
+            local: remote.and_then(|remote| remote.local),
             identity: if arrived { identity(request) } else { None },
             context,
             parent,

@@ -8,6 +8,7 @@ use crate::classify::outcome::{Cause, Outcome, Verdict};
 use crate::discover::endpoint::Endpoint;
 use crate::error::Error;
 use crate::metrics::names::Direction;
+use crate::route::head::without_userinfo;
 use crate::stdx::clock::{Duration, Instant, SystemTime};
 use crate::stdx::rng::Rng;
 use crate::trace::context::{TraceContext, new_span};
@@ -42,8 +43,10 @@ pub struct Subject {
     pub user_agent: Option<HeaderValue>,
     /// Its `Referer`.
     pub referer: Option<HeaderValue>,
-    /// Where it comes from.
+    /// Where it comes from, if it arrives.
     pub source: Option<SocketAddr>,
+    /// The address of ours that it arrives at.
+    pub local: Option<SocketAddr>,
     /// Who its caller has proved to be.
     pub identity: Option<Arc<str>>,
     /// Its place in a trace: its own span, below which its attempts stand.
@@ -57,10 +60,11 @@ pub struct Subject {
 }
 
 impl Subject {
-    /// The authority it names.
+    /// The authority it names, without a user's name and password.
     pub fn authority(&self) -> &str {
         let host = || self.host.as_ref().and_then(|host| host.to_str().ok());
-        self.uri.authority().map(http::uri::Authority::as_str).or_else(host).unwrap_or_default()
+        let named = self.uri.authority().map(http::uri::Authority::as_str).or_else(host);
+        without_userinfo(named.unwrap_or_default())
     }
 
     /// What a span of it is called: the method and the route's name if there is one. Never the path, of which there
@@ -162,6 +166,8 @@ pub enum Note<'a> {
     GivenUp(u32, &'static str),
     /// Something else happened to an attempt: its endpoint's breaker shut, say.
     Event(u32, &'static str),
+    /// Authorization lets it in, though this rule would refuse it if it were not only on trial (`audit`).
+    Audited(&'a Arc<str>),
     /// The response begins.
     Head(StatusCode, &'a HeaderMap),
     /// The call ended.

@@ -53,6 +53,7 @@ pub(crate) async fn run<S: App, A: Accept>(
 ) {
     shared.stats.count(Event::Accepted);
     let open = Open(shared.clone());
+    let local = stream.local_addr().ok();
     let activity = Arc::new(Activity::new(clock::now()));
     let ready = tokio::select! {
         biased;
@@ -71,7 +72,7 @@ pub(crate) async fn run<S: App, A: Accept>(
     let flow = Flow::begin(shared.stats.traffic(accepted.identity.is_some()));
     let wire = TokioIo::new(Wire::new(accepted.io, flow, (first, http2), activity.clone()));
     let identity = accepted.identity;
-    let remote = Remote { addr: remote };
+    let remote = Remote { addr: remote, local };
     let service = PerConnection { app, shared: shared.clone(), activity: activity.clone(), remote, identity };
     let settings = &shared.settings;
     if http2 {

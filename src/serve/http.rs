@@ -45,6 +45,8 @@ use tower_service::Service;
 pub struct Remote {
     /// The peer's address.
     pub addr: SocketAddr,
+    /// The address of ours that it connected to; `None` where the socket does not say.
+    pub local: Option<SocketAddr>,
 }
 
 /// An app that can be served: any tower service of requests with a [`RequestBody`], as axum's `Router`, tonic's

@@ -137,6 +137,9 @@ pub struct ResponseEnd {
     /// The rule that denied it.
     #[serde(default)]
     pub rule: Option<String>,
+    /// The rule on trial (`audit`) that would have denied it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit: Option<String>,
 }
 
 /// One event.
@@ -157,6 +160,9 @@ pub struct Event {
     /// The service that this process is.
     #[serde(default)]
     pub process: String,
+    /// What tells this process from others of the same service, as in the admin server's other answers.
+    #[serde(default)]
+    pub process_id: String,
     /// When, in milliseconds since 1970.
     #[serde(default, rename = "at_ms")]
     pub at_ms: u64,

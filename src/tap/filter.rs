@@ -129,6 +129,7 @@ pub struct Filter {
     labels: Vec<(Box<str>, Text)>,
     statuses: Vec<(u16, u16)>,
     verdicts: Vec<Verdict>,
+    audited: bool,
     /// The share of requests it sees, 0 to 1. Default: 1.
     pub sample: f64,
     /// At most so many requests a second; `None`: no limit. Default: [`RATE`].
@@ -155,6 +156,7 @@ impl Default for Filter {
             labels: Vec::new(),
             statuses: Vec::new(),
             verdicts: Vec::new(),
+            audited: false,
             sample: 1.0,
             rate: Some(RATE),
             requests_max: None,
@@ -217,12 +219,13 @@ impl Filter {
             "status" => {
                 self.statuses.push(statuses(value).ok_or_else(|| bad("write such as 503, 5xx or 500-599"))?);
             }
-            "outcome" => self.verdicts.push(match value {
-                "success" => Verdict::Success,
-                "failure" => Verdict::Failure,
-                "cancelled" => Verdict::Cancelled,
-                _ => return Err(bad("write success, failure or cancelled")),
-            }),
+            "outcome" => match value {
+                "success" => self.verdicts.push(Verdict::Success),
+                "failure" => self.verdicts.push(Verdict::Failure),
+                "cancelled" => self.verdicts.push(Verdict::Cancelled),
+                "audited" => self.audited = true,
+                _ => return Err(bad("write success, failure, cancelled or audited")),
+            },
             "sample" => {
                 let share = value.parse().ok().filter(|share| (0.0..=1.0).contains(share));
                 self.sample = share.ok_or_else(|| bad("write a share from 0 to 1"))?;
@@ -236,10 +239,11 @@ impl Filter {
                 self.requests_max = Some(max.ok_or_else(|| bad("write a number from 1"))?);
             }
             "headers" => self.headers = !matches!(value, "0" | "false"),
-            "format" => {}
+            // Of the stream, not of requests.
+            "format" | "local" | "process" => {}
             _ => {
                 let known = "method, path, authority, service, route, direction, source, source_identity, destination, \
-                             destination_identity, label, status, outcome, sample, rate, max, headers, format";
+                             destination_identity, label, status, outcome, sample, rate, max, headers, format, local, process";
                 return Err(BadFilter(format!("`{}` is not known; known are {known}", key.escape_debug())));
             }
         }
@@ -274,7 +278,7 @@ impl Filter {
 
     /// Whether it must be known how a request ends before it may be seen.
     pub fn waits_for_end(&self) -> bool {
-        !self.verdicts.is_empty()
+        self.audited || !self.verdicts.is_empty()
     }
 
     /// Whether it must be known how a request is answered before it may be seen.
@@ -290,9 +294,9 @@ impl Filter {
             })
     }
 
-    /// Whether a request that ended so may be seen.
-    pub fn ends(&self, outcome: &Outcome) -> bool {
-        self.verdicts.is_empty() || self.verdicts.contains(&outcome.verdict)
+    /// Whether a request that ended so may be seen; a rule on trial would have refused it if it was `audited`.
+    pub fn ends(&self, outcome: &Outcome, audited: bool) -> bool {
+        !self.waits_for_end() || self.verdicts.contains(&outcome.verdict) || self.audited && audited
     }
 }
 
@@ -372,8 +376,10 @@ mod tests {
         assert!(answers("status=5xx", Some(503)) && answers("status=200-299&status=404", Some(404)));
         assert!(!answers("status=5xx", Some(200)) && !answers("status=5xx", None) && answers("", None));
         let failed = Outcome::new(Verdict::Failure, Cause::Reset);
-        assert!(filter("outcome=failure").unwrap().ends(&failed));
-        assert!(!filter("outcome=success").unwrap().ends(&failed));
+        let ends = |query: &str, audited| filter(query).unwrap().ends(&failed, audited);
+        assert!(ends("outcome=failure", false) && !ends("outcome=success", true) && ends("", true));
+        assert!(ends("outcome=audited", true) && !ends("outcome=audited", false));
+        assert!(ends("outcome=audited&outcome=success", true));
     }
 
     #[test]

@@ -39,6 +39,7 @@ pub struct TapHub {
     changing: Mutex<()>,
     dropped: AtomicU64,
     process: Arc<str>,
+    id: Box<str>,
     base: u32,
     pub(crate) redaction: Redaction,
 }
@@ -49,7 +50,13 @@ impl TapHub {
     pub fn new(process: impl Into<Arc<str>>, redaction: Redaction) -> Arc<Self> {
         // Tells the streams of several processes apart.
         let base = Rng::thread().below(u32::MAX);
-        Arc::new(Self { process: process.into(), base, redaction, ..Self::default() })
+        let id = format!("{:016x}", Rng::thread().next_u64()).into();
+        Arc::new(Self { process: process.into(), id, base, redaction, ..Self::default() })
+    }
+
+    /// What tells this process from all others: 16 hexadecimal digits, by chance at each start.
+    pub fn id(&self) -> &str {
+        &self.id
     }
 
     /// Whether nobody observes.
@@ -241,6 +248,7 @@ pub(crate) struct Ended {
     pub(crate) outcome: Outcome,
     pub(crate) error: Option<&'static str>,
     pub(crate) rule: Option<Arc<str>>,
+    pub(crate) audit: Option<Arc<str>>,
 }
 
 impl Message {
@@ -257,6 +265,7 @@ impl Message {
             proxy_direction: if inbound { "INBOUND" } else { "OUTBOUND" }.to_owned(),
             service: call.service.to_string(),
             process: hub.process.to_string(),
+            process_id: hub.id.to_string(),
             at_ms: call
                 .wall_at(self.at)
                 .duration_since(UNIX_EPOCH)
@@ -298,6 +307,7 @@ impl Message {
                     cause: end.outcome.cause.as_str().to_owned(),
                     error: end.error.map(str::to_owned),
                     rule: end.rule.as_deref().map(str::to_owned),
+                    audit: end.audit.as_deref().map(str::to_owned),
                 });
             }
         }
@@ -305,7 +315,7 @@ impl Message {
     }
 
     fn destination(&self) -> Peer {
-        let Some(endpoint) = &self.attempt.endpoint else { return Peer::at(None) };
+        let Some(endpoint) = &self.attempt.endpoint else { return Peer::at(self.call.local) };
         let mut peer = Peer::at(Some(endpoint.addr));
         let labels = endpoint.labels.iter().map(|(name, value)| (name.to_string(), value.to_string()));
         peer.metadata.extend(labels);

@@ -28,6 +28,8 @@ struct Live {
     sent: bool,
     /// Why the next attempt is made.
     reason: Option<Box<str>>,
+    /// The rule on trial that would refuse it.
+    audit: Option<Arc<str>>,
 }
 
 #[derive(Debug)]
@@ -107,7 +109,7 @@ impl TapCall {
         }
         let endpoint = attempt.endpoint.as_deref();
         let sent = Sent {
-            destination: endpoint.map(|endpoint| endpoint.addr),
+            destination: endpoint.map(|endpoint| endpoint.addr).or(call.local),
             identity: endpoint.and_then(|endpoint| endpoint.identity.as_deref()),
             labels: endpoint.map(|endpoint: &Endpoint| &endpoint.labels),
         };
@@ -167,7 +169,13 @@ impl TapCall {
         }
     }
 
-    fn ended(&self, followed: Followed, (call, at): (&Arc<Subject>, Instant), ending: &Ending<'_>) {
+    fn ended(
+        &self,
+        followed: Followed,
+        audit: Option<&Arc<str>>,
+        (call, at): (&Arc<Subject>, Instant),
+        ending: &Ending<'_>,
+    ) {
         let trailer = ending.trailers.and_then(grpc_code).map(u32::from);
         let status = ending.status(followed.status);
         let error = ending.error.map(|error| error.kind());
@@ -180,6 +188,7 @@ impl TapCall {
                 outcome: ending.outcome,
                 error,
                 rule: ending.rule().cloned(),
+                audit: audit.cloned(),
             };
             let message = Message {
                 call: Arc::clone(call),
@@ -189,7 +198,10 @@ impl TapCall {
             };
             match seat {
                 Seat::Open => tapper.tell(&self.hub, message),
-                Seat::Held(held) if tapper.filter.answers(status) && tapper.filter.ends(&ending.outcome) => {
+                Seat::Held(held)
+                    if tapper.filter.answers(status)
+                        && tapper.filter.ends(&ending.outcome, audit.is_some()) =>
+                {
                     self.open(tapper, at, held.into_iter().chain([message]).collect());
                 }
                 Seat::Held(_) | Seat::Shut => {}
@@ -218,10 +230,11 @@ impl Observer for TapCall {
             Note::Ended(attempt, ending) => {
                 let place = live.attempts.iter().position(|followed| followed.attempt.id == attempt.id);
                 if let Some(place) = place {
-                    self.ended(live.attempts.swap_remove(place), (call, at), ending);
+                    self.ended(live.attempts.swap_remove(place), live.audit.as_ref(), (call, at), ending);
                 }
             }
             Note::Retried(_, outcome, _) => live.reason = Some(outcome.cause.to_string().into()),
+            Note::Audited(rule) => live.audit = Some(Arc::clone(rule)),
             Note::GivenUp(..) | Note::Event(..) => {}
             Note::Head(status, headers) => {
                 if call.direction == Direction::Outbound && !live.sent {
@@ -240,7 +253,7 @@ impl Observer for TapCall {
                     self.follow(live, call, whole(call), &HeaderMap::new());
                 }
                 if let Some(followed) = live.attempts.pop() {
-                    self.ended(followed, (call, at), ending);
+                    self.ended(followed, live.audit.as_ref(), (call, at), ending);
                 }
             }
         }
@@ -283,6 +296,7 @@ mod tests {
             user_agent: None,
             referer: None,
             source: Some("10.0.0.1:99".parse().unwrap()),
+            local: Some("10.0.0.9:80".parse().unwrap()).filter(|_| direction == Direction::Inbound),
             identity: None,
             context: None,
             parent: None,

@@ -94,6 +94,9 @@ pub fn lines(event: &Event, width: Width) -> String {
         if let Some(rule) = &end.rule {
             put(&mut out, format_args!(" rule={rule}"));
         }
+        if let Some(rule) = &end.audit {
+            put(&mut out, format_args!(" audit={rule}"));
+        }
         told(&mut out, event, width);
         headers(&mut out, end.trailers.as_deref());
     }

@@ -106,6 +106,24 @@ impl Identities {
         }
     }
 
+    /// Tells how things stand, now and when that may have changed: when the source answers, and when our certificate
+    /// ends. Never returns.
+    pub async fn follow(&self, mut tell: impl FnMut(Status)) {
+        let mut state = self.state.clone();
+        loop {
+            state.mark_unchanged();
+            let status = self.status();
+            let left = status.not_after.and_then(|end| end.duration_since(self.settings.wall()).ok());
+            tell(status);
+            // A certificate is valid through the second that it names.
+            let nap = left.map_or(TICK, |left| left + Duration::from_secs(1)).min(TICK);
+            tokio::select! {
+                changed = state.changed() => if changed.is_err() { tokio::time::sleep(nap).await },
+                () = tokio::time::sleep(nap) => {}
+            }
+        }
+    }
+
     /// How things stand.
     pub fn status(&self) -> Status {
         let now = self.settings.wall();

@@ -69,7 +69,8 @@ impl Observer for Entry {
             | Note::Ended(..)
             | Note::Retried(..)
             | Note::GivenUp(..)
-            | Note::Event(..) => {}
+            | Note::Event(..)
+            | Note::Audited(_) => {}
         }
     }
 }

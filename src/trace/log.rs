@@ -152,6 +152,7 @@ mod tests {
             user_agent: HeaderValue::from_bytes(agent).ok(),
             referer: None,
             source: "10.0.0.1:9".parse().ok(),
+            local: None,
             identity: None,
             context: None,
             parent: None,

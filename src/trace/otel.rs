@@ -7,7 +7,6 @@ use crate::classify::outcome::Verdict;
 use crate::error::Error;
 use crate::metrics::names::Direction;
 use crate::policy::observe::{Attempt, Ending, Note, Observer, Subject};
-use crate::route::head::without_userinfo;
 use crate::stdx::clock::{Duration, Instant, SystemTime};
 use crate::trace::id::SpanId;
 use opentelemetry::trace::{Event, SpanContext, SpanKind, Status, TraceFlags, TraceState};
@@ -336,7 +335,7 @@ impl OtelCall {
 /// What is known of a call, in the words of OpenTelemetry's HTTP conventions. Neither a query nor a user's name of the
 /// URI is told.
 fn attributes(call: &Subject) -> Vec<KeyValue> {
-    let host = without_userinfo(call.authority());
+    let host = call.authority();
     let scheme = call.uri.scheme_str().unwrap_or("http");
     let path = call.uri.path();
     let mut attributes = vec![
@@ -406,6 +405,10 @@ impl Observer for OtelCall {
             }
             Note::Event(number, what) => {
                 self.live().call.event(what, wall(), vec![KeyValue::new("attempt", i64::from(number))]);
+            }
+            Note::Audited(rule) => {
+                let told = vec![KeyValue::new("rule", rule.to_string())];
+                self.live().call.event("would be refused", wall(), told);
             }
             Note::Head(status, _) => {
                 let mut live = self.live();

@@ -120,6 +120,9 @@ impl Observer for Spans {
             Note::Event(number, what) => {
                 tracing::info!(target: TARGET, parent: &self.call, attempt = number, "{what}");
             }
+            Note::Audited(rule) => {
+                tracing::info!(target: TARGET, parent: &self.call, %rule, "would be refused");
+            }
             Note::Head(status, _) => {
                 self.call.record("http.response.status_code", status.as_u16());
             }

@@ -21,6 +21,7 @@ use enmesh::tls::renew::Alarm;
 use enmesh::tls::renew::RenewalSettings;
 use enmesh::tls::rotate::Identities;
 use enmesh::tls::rotate::Retirement;
+use enmesh::tls::rotate::Status;
 use enmesh::tls::session::Session;
 use enmesh::tls::session::TlsError;
 use enmesh::tls::verify::Expected;
@@ -251,6 +252,7 @@ async fn an_issuer_that_is_down_at_the_start_leaves_us_unready_with_a_reason() {
 }
 
 #[tokio::test(start_paused = true)]
+#[expect(clippy::disallowed_methods, reason = "a test is no library: its tasks end with it")]
 async fn an_issuer_that_is_down_at_renewal_leaves_the_old_one_until_it_ends() {
     let wall = Wall::at(NOW);
     let ca = authority(&wall);
@@ -258,6 +260,18 @@ async fn an_issuer_that_is_down_at_renewal_leaves_the_old_one_until_it_ends() {
     let web = issuer.keep(&wall);
     web.ready().await;
     issuer.answer_by(down());
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let (following, followed) = (web.clone(), Arc::clone(&told));
+    let clock = Arc::clone(&wall);
+    tokio::spawn(async move {
+        let tell = |status: Status| {
+            let mut told = followed.lock().unwrap();
+            if told.last().is_none_or(|(_, last)| *last != status.alarm) {
+                told.push((wall_seconds(&clock), status.alarm));
+            }
+        };
+        following.follow(tell).await;
+    });
     // Of its hour (and the minute that it is backdated) 30 %, 10 % and nothing are left.
     for (minute, alarm) in [
         (41, Alarm::Calm),
@@ -274,11 +288,20 @@ async fn an_issuer_that_is_down_at_renewal_leaves_the_old_one_until_it_ends() {
     issuer.answer_by(good());
     tokio::time::sleep(Duration::from_secs(31)).await;
     assert_eq!((web.status().epoch, web.status().alarm), (2, Alarm::Calm));
+    let told = told.lock().unwrap().clone();
+    let words: Vec<Alarm> = told.iter().map(|(_, alarm)| *alarm).collect();
+    assert_eq!(words, [Alarm::Calm, Alarm::Low, Alarm::Critical, Alarm::Expired, Alarm::Calm]);
+    // Whoever follows is told of the end at once, not at a next look.
+    assert!((3600..=3602).contains(&told[3].0), "{told:?}");
+}
+
+fn wall_seconds(wall: &Wall) -> i64 {
+    use rustls::time_provider::TimeProvider;
+    wall.current_time().unwrap().as_secs() as i64 - NOW
 }
 
 fn wall_minutes(wall: &Wall) -> i64 {
-    use rustls::time_provider::TimeProvider;
-    (wall.current_time().unwrap().as_secs() as i64 - NOW) / 60
+    wall_seconds(wall) / 60
 }
 
 #[tokio::test(start_paused = true)]

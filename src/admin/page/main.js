@@ -117,12 +117,11 @@ function told(answer, error) {
   badges(seen);
 }
 
-/** The state of the chosen process, or of all. */
+/** The state of the chosen process, or of all; and who all are. */
 function chosen() {
-  const id = params.process;
-  const one = id && state.inspect?.processes.find((it) => it.id === id);
-  if (!one) return state;
-  return { ...state, inspect: { ...state.inspect, processes: [one] } };
+  const everybody = state.inspect?.processes;
+  const one = params.process && everybody?.find((it) => it.id === params.process);
+  return { ...state, everybody, ...(one ? { inspect: { ...state.inspect, processes: [one] } } : {}) };
 }
 
 function who() {

@@ -1,6 +1,7 @@
 // Live requests, as they are: one row for each attempt. Nothing is asked for until somebody presses Start.
 
 import { card, clock, count, h, mark, millis, routeName, setText, short } from "/page/dom.js";
+import { name } from "/page/config.js";
 
 /** The rows that are kept: what was before is forgotten. */
 const ROWS_MAX = 200;
@@ -15,7 +16,7 @@ const FIELDS = [
 ];
 const CHOICES = [
   { name: "direction", label: "Direction", options: [["", "both"], ["outbound", "sent"], ["inbound", "received"]] },
-  { name: "outcome", label: "Outcome", options: [["", "any"], ["success", "success"], ["failure", "failure"], ["cancelled", "cancelled"]] },
+  { name: "outcome", label: "Outcome", options: [["", "any"], ["success", "success"], ["failure", "failure"], ["cancelled", "cancelled"], ["audited", "let in on trial (audit)"]] },
   { name: "sample", label: "Share of requests", options: [["", "all"], ["0.1", "10 %"], ["0.01", "1 %"], ["0.001", "0.1 %"]] },
 ];
 
@@ -30,7 +31,7 @@ export const tap = {
     };
     const headers = h("input", { type: "checkbox", name: "headers", checked: params.headers === "1" });
     const start = h("button", { type: "submit", class: "main", form: "tap-filters", text: "Start" });
-    const clear = h("button", { type: "button", text: "Clear", onclick: () => { rows.replaceChildren(); say(); } });
+    const clear = h("button", { type: "button", text: "Clear", onclick: () => { rows.replaceChildren(); nothing.hidden = false; say(); } });
     const form = h("form", { id: "tap-filters", class: "fields", "aria-label": "Filters", onsubmit: (event) => { event.preventDefault(); if (source) stop("stopped"); else begin(); } },
       ...FIELDS.map(input), ...CHOICES.map(choice), h("label", { class: "check" }, headers, "headers, secrets hidden"));
     const state = h("span", { class: "note", role: "status", text: "not started: nothing is watched, and nothing is slowed" });
@@ -44,8 +45,16 @@ export const tap = {
     filters.body.classList.add("flush");
     const whose = h("span", { class: "note" });
     list.head.append(whose, state, h("span", { class: "grow controls" }, start, clear));
+    const missing = h("p", { class: "empty warn", hidden: true });
+    const nothing = h("p", { class: "empty", text: "No request yet." });
+    list.body.prepend(missing);
+    list.body.append(nothing);
 
     let source = null;
+    let chosen = params.process ?? "";
+    let all = [];
+    /** Why processes are not watched, by their addresses. */
+    let lost = new Map();
     let open = new Map();
     let [seen, dropped] = [0, 0];
 
@@ -57,10 +66,11 @@ export const tap = {
       }
       for (const { name } of [...FIELDS, ...CHOICES]) setParam(name, query.get(name) ?? "", true);
       query.set("format", "sse");
+      if (chosen) query.set("process", chosen);
       [open, seen, dropped] = [new Map(), 0, 0];
       source = new EventSource(`/api/v1/tap?${query}`);
       source.onmessage = ({ data }) => take(JSON.parse(data));
-      source.onopen = say;
+      source.onopen = () => { lost.clear(); miss(); say(); };
       source.onerror = () => {
         // The browser connects anew by itself, but for an answer that is no stream.
         if (source?.readyState === EventSource.CLOSED) refused(query);
@@ -73,6 +83,8 @@ export const tap = {
     function stop(text) {
       source?.close();
       source = null;
+      lost.clear();
+      miss();
       start.textContent = "Start";
       state.textContent = text;
     }
@@ -89,14 +101,17 @@ export const tap = {
 
     function take(event) {
       if (event.dropped) { dropped += event.dropped; return say(); }
+      if (event.lost) { lost.set(event.lost.addr, event.lost.error); return miss(); }
+      if (event.watching) { lost.delete(event.watching.addr); return miss(); }
       const part = event.requestInitEvent ?? event.responseInitEvent ?? event.responseEndEvent;
       if (!part?.id) return undefined;
       const key = `${event.process} ${part.id.base} ${part.id.stream}`;
       if (event.requestInitEvent) {
-        const row = made(event);
+        const row = made(event, named(event));
         open.set(key, row);
         if (open.size > OPEN_MAX) open.delete(open.keys().next().value);
         rows.prepend(row);
+        nothing.hidden = true;
         while (rows.childElementCount > ROWS_MAX) rows.lastElementChild.remove();
         seen += 1;
         say();
@@ -107,15 +122,35 @@ export const tap = {
       return undefined;
     }
 
+    /** What the process that tells an event is called. */
+    function named(event) {
+      const process = all.find((it) => it.id === event.processId);
+      return process ? name(process, all) : short(event.process);
+    }
+
+    /** Of one process the others are none of its business. */
+    function miss() {
+      missing.hidden = lost.size === 0 || Boolean(chosen);
+      setText(missing, `▲ Not watched: ${[...lost].map(([addr, why]) => `${addr.replace("http://", "")} ${why}`).join("; ")}`);
+    }
+
+    function whom() {
+      const one = chosen && all.find((it) => it.id === chosen);
+      setText(whose, one ? `of ${name(one, all)}` : all.length > 1 ? `of all ${all.length} processes` : all.length ? `of ${short(all[0].name)}` : "");
+    }
+
     function say() {
       if (source) state.textContent = `${count(seen)} requests seen${dropped ? `, ${dropped} events lost because this page was too slow` : ""}`;
     }
 
     return {
       element: h("div", { class: "panel" }, filters.section, list.section),
-      update({ inspect }) {
-        const here = inspect?.processes[0];
-        setText(whose, here ? `of ${short(here.name)}, the process that serves this page` : "");
+      update({ everybody }) { all = everybody ?? []; whom(); },
+      params(next) {
+        if (chosen === (next.process ?? "")) return;
+        chosen = next.process ?? "";
+        whom();
+        if (source) { source.close(); begin(); }
       },
       pause(paused) { if (paused && source) stop("stopped"); },
       gone() { source?.close(); },
@@ -125,14 +160,14 @@ export const tap = {
 
 const nanos = (time) => (time ? time.seconds * 1000 + time.nanos / 1e6 : null);
 
-function made(event) {
+function made(event, teller) {
   const { method, authority, path, headers } = event.requestInitEvent;
   const peer = ({ ip, port, metadata }) => (ip === "0.0.0.0" ? "nobody" : metadata?.pod ?? `${ip}:${port}`);
   const out = event.proxyDirection === "OUTBOUND";
   const secured = (out ? event.destination : event.source).metadata?.tls === "true";
   const cell = (label, kind, ...children) => h("td", { "data-label": label, class: kind }, ...children);
-  const from = out ? short(event.process) : peer(event.source);
-  const to = out ? peer(event.destination) : short(event.process);
+  const from = out ? teller : peer(event.source);
+  const to = out ? peer(event.destination) : teller;
   const client = event.source.metadata?.client_id ?? event.destination.metadata?.server_id;
   return h("tr", {},
     h("th", { scope: "row", class: "mono", text: clock(event.at_ms ?? Date.now()) }),
@@ -162,7 +197,7 @@ function ended(row, part) {
   const grpc = part.grpcStatusCode === null || part.grpcStatusCode === undefined ? "" : `gRPC ${part.grpcStatusCode}`;
   const reset = part.resetErrorCode === undefined ? "" : `reset ${part.resetErrorCode}`;
   const told = [status, grpc, reset].filter(Boolean).join(", ") || part.outcome;
-  const why = [part.outcome === "success" ? "" : `${part.outcome}, ${part.cause}`, part.error?.replaceAll("_", " "), part.rule && `rule ${part.rule}`, part.retried && "tried again"].filter(Boolean).join(", ");
+  const why = [part.outcome === "success" ? "" : `${part.outcome}, ${part.cause}`, part.error?.replaceAll("_", " "), part.rule && `rule ${part.rule}`, part.audit && `on trial: ${part.audit} would refuse it`].filter(Boolean).join(", ");
   row.children[4].replaceChildren(mark(level, told), h("span", { class: "sub", text: why }));
   row.children[5].textContent = millis(nanos(part.sinceRequestInit));
   row.children[6].textContent = part.responseBytes === null || part.responseBytes === undefined ? "–" : size(part.responseBytes);

@@ -2,7 +2,8 @@
 
 use crate::config::text;
 use crate::output::{self, Done, Failure, Format, Verdict, fault_line};
-use crate::stream::{self, Line, Query, Stream};
+use crate::stream::{self, Query, Streams};
+use enmesh::admin::fleet::Peer;
 use enmesh::profile::generate::draft::Generated;
 use enmesh::profile::generate::openapi::from_openapi;
 use enmesh::profile::generate::proto::from_proto;
@@ -119,12 +120,13 @@ pub(crate) fn run(args: &Args) -> Done {
 /// Watches a process until the time is over, or enough routes are found.
 fn watch(args: &Args, admin: &str, target: &Target, refinements: Refinements) -> Result<Generated, Failure> {
     let (sender, seen) = std::sync::mpsc::sync_channel(1024);
-    let (time, admin) = (args.tap_duration, admin.to_owned());
+    let (time, admin): (_, Peer) = (args.tap_duration, admin.parse().map_err(Failure::Usage)?);
     let runtime = stream::runtime()?;
     let mut query = Query::default();
     query.add("direction", "inbound");
     query.add("rate", "0");
-    let mut stream = runtime.block_on(Stream::open(&admin, query.as_str()))?;
+    query.add("local", "1");
+    let mut stream = runtime.block_on(Streams::open(&[admin], &query))?;
     let watching = std::thread::spawn(move || {
         runtime.block_on(async {
             let all = pass(&mut stream, &sender);
@@ -140,10 +142,9 @@ fn watch(args: &Args, admin: &str, target: &Target, refinements: Refinements) ->
 }
 
 /// Passes on what a process tells of the requests that arrive there.
-async fn pass(stream: &mut Stream, sender: &SyncSender<Seen>) -> Result<(), Failure> {
+async fn pass(stream: &mut Streams, sender: &SyncSender<Seen>) -> Result<(), Failure> {
     let mut known: BTreeMap<StreamId, (String, String)> = BTreeMap::new();
-    while let Some(line) = stream.next().await? {
-        let Line::Event(event) = line else { continue };
+    while let Some(event) = stream.next().await.transpose()? {
         let direction = match event.proxy_direction.as_str() {
             "INBOUND" => Direction::Inbound,
             _ => Direction::Outbound,

@@ -2,6 +2,7 @@
 
 use crate::output::{self, Done, Failure, Verdict};
 use crate::stream::{self, Query, Streams};
+use enmesh::admin::fleet::Peer;
 use enmesh::profile::duration;
 use enmesh::tap::event::Event;
 use enmesh::tap::text::{Width, lines};
@@ -15,9 +16,10 @@ use std::time::Duration;
                         enmesh tap --admin web:4191 --admin voting:4191 --outcome failure -o wide\n  \
                         enmesh tap --max 100 -o json | jq .responseEndEvent.error")]
 pub(crate) struct Args {
-    /// Admin servers, http://host:port each: several processes are watched together
+    /// Admin servers, http://host:port each: several processes are watched together; a name that has many addresses stands for
+    /// all of them. One that is asked alone speaks for its peers too
     #[arg(long, value_name = "URL", num_args = 1.., value_delimiter = ',', default_value = stream::ADMIN)]
-    admin: Vec<String>,
+    admin: Vec<Peer>,
     /// Requests of this method
     #[arg(long)]
     method: Vec<String>,
@@ -54,8 +56,8 @@ pub(crate) struct Args {
     /// Requests that are answered so: 503, 5xx, 500-599
     #[arg(long)]
     status: Vec<String>,
-    /// Requests that end so
-    #[arg(long, value_parser = ["success", "failure", "cancelled"])]
+    /// Requests that end so; `audited` are those that an authorization rule on trial would refuse
+    #[arg(long, value_parser = ["success", "failure", "cancelled", "audited"])]
     outcome: Vec<String>,
     /// The share of requests to show, 0 to 1
     #[arg(long)]

@@ -3,6 +3,7 @@
 use crate::live::{Shown, percent, table};
 use crate::output::{self, Done, Verdict};
 use crate::stream::{self, Query, Streams};
+use enmesh::admin::fleet::Peer;
 use enmesh::tap::top::{Line, Top};
 use serde_json::json;
 use std::io::{IsTerminal, stdout};
@@ -17,9 +18,10 @@ use std::time::Duration;
                         enmesh top --for 30s -o json"
 )]
 pub(crate) struct Args {
-    /// Admin servers, http://host:port each: several processes are watched together
+    /// Admin servers, http://host:port each: several processes are watched together; a name that has many addresses stands for
+    /// all of them. One that is asked alone speaks for its peers too
     #[arg(long, value_name = "URL", num_args = 1.., value_delimiter = ',', default_value = stream::ADMIN)]
-    admin: Vec<String>,
+    admin: Vec<Peer>,
     /// Requests for this path; a trailing `*` stands for any rest
     #[arg(long)]
     path: Vec<String>,
