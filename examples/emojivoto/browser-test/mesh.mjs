@@ -147,18 +147,47 @@ await step("objectives: what was reached, and the burning budget", async () => {
   await says(row(page, "Vote · sent", "99.9 %").locator("td"), "0 of 8");
 });
 
-await step("tap: live requests with their ends, as the filter says", async () => {
-  await show(page, "tap", "route=VoteDoughnut");
-  await page.getByRole("button", { name: "Start" }).click();
-  await says(page.locator("[role=status]"), "0 requests seen");
-  await call("/api/vote?choice=:doughnut:", 2);
-  await call("/api/vote?choice=:joy:", 2);
-  await says(page.locator("[role=status]"), "2 requests seen");
-  const first = page.locator("tbody tr").first();
-  await says(first, "/emojivoto.v1.VotingService/VoteDoughnut");
-  await says(first, "gRPC 2");
-  await says(first, "failure");
+await step("tap: live requests of every process with their ends, as the filters say", async () => {
+  const { processes } = await ask("inspect");
+  const tap = async (query, calls, seen) => {
+    await show(page, "tap", query);
+    await page.reload();
+    await page.getByRole("button", { name: "Start" }).click();
+    await says(page.locator("[role=status]"), "0 requests seen");
+    // Each process is watched a moment after the first.
+    const watched = query.includes("process=") ? 1 : processes.length;
+    while (await observers() < watched) await page.waitForTimeout(20);
+    for (const [path, times] of calls) await call(path, times);
+    await says(page.locator("[role=status]"), new RegExp(`^${seen} requests seen$`));
+    return page.locator("tbody tr");
+  };
+  const observers = async () => {
+    const told = await Promise.all(processes.map(async (it) => (await fetch(`${it.addr || demo.mesh}/metrics`)).text()));
+    return told.filter((text) => /^enmesh_tap_observers [1-9]/m.test(text)).length;
+  };
+  const doughnuts = [["/api/vote?choice=:doughnut:", 2], ["/api/vote?choice=:joy:", 2]];
+  let rows = await tap("route=VoteDoughnut", doughnuts, 4);
+  for (const [way, words] of [["sent, mutual TLS with voting", /web-svc → 127\.0\.0\.1:\d+/], ["received, mutual TLS with web", /127\.0\.0\.1:\d+ → voting-svc/]]) {
+    const of = rows.filter({ hasText: way });
+    assert.equal(await of.count(), 2, way);
+    const text = await of.first().innerText();
+    assert.match(text, words);
+    assert.match(text, /POST \/emojivoto\.v1\.VotingService\/VoteDoughnut/);
+    assert.match(text, /200, gRPC 2\s+failure, grpc/);
+    assert.match(text, /VoteDoughnut[\s\S]* (ms|µs)[\s\S]* B/);
+  }
+  rows = await tap("route=VoteDoughnut&direction=outbound&outcome=failure", doughnuts, 2);
+  rows = await tap("path=/api/*&status=5xx", doughnuts, 2);
+  await says(rows.first(), "GET /api/vote");
+  rows = await tap("service=emoji-svc*&direction=inbound&method=POST&source_identity=spiffe://emojivoto.example/ns/emojivoto/sa/web", doughnuts, 4);
+  rows = await tap("outcome=cancelled&route=VoteDoughnut", doughnuts, 0);
+  const web = processes.find((it) => it.name.startsWith("web-svc"));
+  rows = await tap(`process=${web.id}&route=VoteDoughnut`, doughnuts, 2);
+  rows = await tap("route=VoteDoughnut&headers=1", doughnuts, 4);
+  await rows.first().getByText("request headers").click();
+  await says(rows.first(), "content-type: application/grpc");
   await page.getByRole("button", { name: "Stop" }).click();
+  while (await observers() > 0) await page.waitForTimeout(20);
 });
 
 await step("explain: the route, the timeouts, who may, and why no other", async () => {
@@ -264,6 +293,7 @@ await step("the accessibility check (axe-core) finds nothing, in light and dark,
   }
 });
 
+await page.goto("about:blank");
 await demo.end();
 demo = await start(port, "20");
 

@@ -32,7 +32,7 @@ export const tap = {
     const headers = h("input", { type: "checkbox", name: "headers", checked: params.headers === "1" });
     const start = h("button", { type: "submit", class: "main", form: "tap-filters", text: "Start" });
     const clear = h("button", { type: "button", text: "Clear", onclick: () => { rows.replaceChildren(); nothing.hidden = false; say(); } });
-    const form = h("form", { id: "tap-filters", class: "fields", "aria-label": "Filters", onsubmit: (event) => { event.preventDefault(); if (source) stop("stopped"); else begin(); } },
+    const form = h("form", { id: "tap-filters", class: "fields", autocomplete: "off", "aria-label": "Filters", onsubmit: (event) => { event.preventDefault(); if (source) stop("stopped"); else begin(); } },
       ...FIELDS.map(input), ...CHOICES.map(choice), h("label", { class: "check" }, headers, "headers, secrets hidden"));
     const state = h("span", { class: "note", role: "status", text: "not started: nothing is watched, and nothing is slowed" });
     const rows = h("tbody");
@@ -64,7 +64,7 @@ export const tap = {
         if (name === "headers") query.set("headers", "1");
         else if (value.trim()) query.append(name, value.trim());
       }
-      for (const { name } of [...FIELDS, ...CHOICES]) setParam(name, query.get(name) ?? "", true);
+      for (const { name } of [...FIELDS, ...CHOICES, { name: "headers" }]) setParam(name, query.get(name) ?? "", true);
       query.set("format", "sse");
       if (chosen) query.set("process", chosen);
       [open, seen, dropped] = [new Map(), 0, 0];
@@ -131,7 +131,7 @@ export const tap = {
     /** Of one process the others are none of its business. */
     function miss() {
       missing.hidden = lost.size === 0 || Boolean(chosen);
-      setText(missing, `▲ Not watched: ${[...lost].map(([addr, why]) => `${addr.replace("http://", "")} ${why}`).join("; ")}`);
+      setText(missing, `▲ Not watched: ${[...lost].map(([addr, why]) => `${addr.replace(/^https?:\/\//, "")} ${why}`).join("; ")}`);
     }
 
     function whom() {
@@ -147,6 +147,10 @@ export const tap = {
       element: h("div", { class: "panel" }, filters.section, list.section),
       update({ everybody }) { all = everybody ?? []; whom(); },
       params(next) {
+        for (const field of form.elements) {
+          if (field.type === "checkbox") field.checked = next[field.name] === "1";
+          else if (field.name && field !== document.activeElement) field.value = next[field.name] ?? "";
+        }
         if (chosen === (next.process ?? "")) return;
         chosen = next.process ?? "";
         whom();
