@@ -1,4 +1,4 @@
-//! Faults that other projects had in public, each with the test that holds us to it (reliability.md §6).
+//! Faults that other projects had in public, each with the test that holds us to it: docs/testing.md has the tables.
 
 use enmesh::balance::cost::Formula;
 use enmesh::balance::endpoint::Cell;
@@ -23,98 +23,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tower::{Layer, ServiceExt, service_fn};
 
-/// Whose fault it was, what went wrong, and the test that fails if it does here.
-const CLASSES: &[(&str, &str, &str)] = &[
-    ("tower", "two random choices subtract beyond zero and panic", "count_and_age_are_exact_whatever_wraps"),
-    (
-        "tower #668",
-        "a service taken from the ready cache is cancelled unseen",
-        "an_endpoint_removed_while_it_is_tried_frees_its_place",
-    ),
-    (
-        "tower #420",
-        "the ready cache panics when an update meets a call",
-        "updates_during_picks_lose_no_request",
-    ),
-    (
-        "tower",
-        "a buffer closes when its service pends",
-        "an_endpoint_that_is_never_ready_fails_its_request_in_time",
-    ),
-    ("tower #223, #548", "a clone that was never made ready is called", "retries_hold_it"),
-    ("tower 2f50b49", "arithmetic of times panics", "no_time_however_far_or_backward_panics"),
-    ("tower TpsBudget", "the ratio is truncated to one over a whole number", "the_ratio_is_exact"),
-    (
-        "tower-resilience #392",
-        "retries call without asking for readiness",
-        "each_attempt_is_the_whole_request",
-    ),
-    (
-        "tower-resilience #367, #399",
-        "places are held by clones that were ready",
-        "the_whole_client_stack_holds_it",
-    ),
-    (
-        "tower-resilience #394",
-        "a rate limiter admits more than its rate when threads race",
-        "a_floor_is_not_undercut",
-    ),
-    (
-        "tower-resilience #393",
-        "the loser of a hedge is not cancelled",
-        "the_first_of_two_to_answer_is_taken_and_the_other_is_cancelled_at_once",
-    ),
-    (
-        "tower-resilience #387",
-        "an adaptive limiter loses places",
-        "on_many_threads_no_place_is_lost_and_none_is_given_twice",
-    ),
-    (
-        "tower-resilience #406",
-        "a limit is changed without atomicity",
-        "on_many_threads_no_place_is_lost_and_none_is_given_twice",
-    ),
-    ("tower-resilience #407", "a half-open breaker lets everybody in", "of_all_who_wait_one_is_the_probe"),
-    ("tower-resilience #411", "a budget counts wrongly", "the_windowed_law_holds_in_every_window"),
-    (
-        "tower-resilience #417, #431, #437, #441",
-        "unusable settings are accepted",
-        "all_faults_of_a_document_are_found_at_once",
-    ),
-    (
-        "tower-resilience #325",
-        "a panic poisons a lock for everybody",
-        "a_panic_at_any_stage_leaves_nothing_in_flight_and_no_lock_poisoned",
-    ),
-    (
-        "linkerd #11055",
-        "who failed fast once fails for ever",
-        "whoever_failed_fast_is_served_once_there_is_an_endpoint",
-    ),
-    (
-        "linkerd2-proxy #2484",
-        "watches that nobody reads hold the control plane up",
-        "hundreds_of_silent_hosts_hold_a_service_up_for_one_round_only",
-    ),
-    ("linkerd #4004", "connections that rest are kept for ever", "unused_connections_close_after_their_time"),
-    (
-        "linkerd #4449, #4450",
-        "a time to live below zero is asked again in a hot loop",
-        "the_ttl_is_kept_between_five_seconds_and_an_hour",
-    ),
-    (
-        "linkerd2-proxy #4561",
-        "a decaying success rate is blind to bursts",
-        "a_burst_of_failures_trips_as_a_slow_run_of_them_does",
-    ),
-    (
-        "h2 0.4.14",
-        "what was reserved is lost when its stream goes away",
-        "a_window_that_never_opens_holds_one_stream_only_until_its_request_goes",
-    ),
-    ("h2 0.4.16", "nobody wakes who waits for trailers", "h2_is_one_that_wakes_and_gives_back"),
-    ("tonic", "an error of accept ends the server", "no_error_of_accept_ends_the_server_or_makes_it_spin"),
-];
+/// What is tested, and by which test.
+const PAGE: &str = include_str!("../docs/testing.md");
 
 fn has_test(folder: &Path, name: &str) -> bool {
     std::fs::read_dir(folder).unwrap().any(|entry| {
@@ -127,14 +37,38 @@ fn has_test(folder: &Path, name: &str) -> bool {
     })
 }
 
+/// The rows of the table below a heading or a first cell, as cells.
+fn rows<'p>(after: &str) -> Vec<Vec<&'p str>> {
+    let (_, rest) = PAGE.split_once(after).unwrap_or_else(|| panic!("no {after}"));
+    let table =
+        rest.lines().skip_while(|line| !line.starts_with('|')).take_while(|line| line.starts_with('|'));
+    table.skip(2).map(|line| line.trim_matches('|').split(" | ").map(str::trim).collect()).collect()
+}
+
 #[test]
-fn every_class_has_its_test() {
+fn every_fault_of_the_page_has_its_test() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let missing: Vec<_> = CLASSES
-        .iter()
-        .filter(|(.., test)| !has_test(&root.join("tests"), test) && !has_test(&root.join("src"), test))
-        .collect();
-    assert!(missing.is_empty(), "{missing:#?}");
+    let tables = [
+        ("where a race could lose or double something", 6),
+        ("## Faults that other projects had in public", 25),
+        ("## Known faults of load balancers", 10),
+    ];
+    let mut missing = Vec::new();
+    for (after, count) in tables {
+        let rows = rows(after);
+        assert!(rows.len() >= count, "{after}: {} of {count} rows are left", rows.len());
+        for row in rows {
+            let tests: Vec<&str> =
+                row.last().unwrap().split(", ").map(|name| name.trim_matches('`')).collect();
+            assert!(tests.iter().all(|name| !name.is_empty()), "{row:?}");
+            missing.extend(
+                tests
+                    .into_iter()
+                    .filter(|name| ["tests", "src"].iter().all(|at| !has_test(&root.join(at), name))),
+            );
+        }
+    }
+    assert!(missing.is_empty(), "docs/testing.md names tests that are not there: {missing:#?}");
 }
 
 /// What h2 mended in 0.4.14 and 0.4.16 is there because no older one is allowed.
@@ -242,4 +176,33 @@ async fn whoever_failed_fast_is_served_once_there_is_an_endpoint() {
         balance.clone().oneshot(Request::new(())).await.unwrap();
         assert_eq!(clock::now(), begun, "at once");
     }
+}
+
+/// A source that says nothing, and counts who watches it.
+#[cfg(feature = "http")]
+struct Silent(Arc<()>);
+
+#[cfg(feature = "http")]
+impl enmesh::control::source::Source<EndpointSet> for Silent {
+    fn watch(&self, _: &enmesh::profile::name::ServiceName) -> enmesh::control::source::Updates<EndpointSet> {
+        use futures::StreamExt;
+        let watched = Arc::clone(&self.0);
+        futures::stream::pending().inspect(move |_| drop(Arc::clone(&watched))).boxed()
+    }
+}
+
+/// A watch that outlives its reader is what a control plane waits for.
+#[cfg(feature = "http")]
+#[tokio::test(start_paused = true)]
+async fn a_mesh_that_is_gone_watches_nothing() {
+    let watches = Arc::new(());
+    let mesh =
+        enmesh::Mesh::builder().endpoint_source(Silent(Arc::clone(&watches))).dns(false).build().unwrap();
+    let _ = tokio::time::timeout(Duration::from_secs(10), mesh.client().get("http://web.ns/")).await;
+    assert!(Arc::strong_count(&watches) > 2, "it is watched");
+    drop(mesh);
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(Arc::strong_count(&watches), 1);
 }

@@ -6,9 +6,9 @@ use crate::limit::sample::{Sample, Samples};
 use crate::limit::vegas::Vegas;
 use crate::profile::settings::Adaptive;
 use crate::stdx::gcra::nanos;
+use crate::stdx::sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering};
 use std::fmt;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 /// The most that an adaptive limit reaches when nothing is said (Netflix has 200 for one instance; ours may stand
@@ -48,18 +48,22 @@ pub trait Waiter: Send {
 
 /// Places for requests, shared by all who send to one service, or serve it.
 ///
-/// While a place is free, taking and leaving one are two atomic operations. The queue has a lock, which is held for a
+/// While a place is free, taking and leaving one are one atomic operation each. The queue has a lock, which is held for a
 /// few dozen instructions, and only while somebody waits.
 pub struct Limiter {
     settings: ConcurrencySettings,
     limit: AtomicU32,
-    in_flight: AtomicU32,
-    waiting: AtomicU32,
+    /// In the low half how many are in flight, above them how many wait: one word, so that whoever leaves sees those who
+    /// came to wait, or they see that it left, and no place lies idle while somebody waits for it.
+    places: AtomicU64,
     /// What a request takes, in nanoseconds, averaged over the last few dozen; 0: unknown.
     typical: AtomicU64,
     queue: Mutex<Queue<Box<dyn Waiter>>>,
     follow: Option<Mutex<Follow>>,
 }
+
+/// One who waits, in the word of places.
+const WAITS: u64 = 1 << 32;
 
 struct Follow {
     samples: Samples,
@@ -95,8 +99,7 @@ impl Limiter {
         Self {
             settings,
             limit: AtomicU32::new(limit),
-            in_flight: AtomicU32::new(0),
-            waiting: AtomicU32::new(0),
+            places: AtomicU64::new(0),
             typical: AtomicU64::new(0),
             queue: Mutex::new(Queue::new(pending as usize)),
             follow: follow.map(Mutex::new),
@@ -115,18 +118,18 @@ impl Limiter {
 
     /// How many are.
     pub fn in_flight(&self) -> u32 {
-        self.in_flight.load(Ordering::Relaxed)
+        self.places.load(Ordering::Relaxed) as u32
     }
 
     /// How many wait for a place.
     pub fn waiting(&self) -> u32 {
-        self.waiting.load(Ordering::Relaxed)
+        (self.places.load(Ordering::Relaxed) >> 32) as u32
     }
 
     /// Takes a place if one is free and nobody waits for it. Who gets one gives it back by [`release`](Self::release).
     #[inline]
     pub fn try_admit(&self) -> bool {
-        self.waiting.load(Ordering::SeqCst) == 0 && self.take()
+        self.take(|places| places < WAITS)
     }
 
     /// Waits for a place: `waiter` is told, perhaps before this returns.
@@ -138,7 +141,7 @@ impl Limiter {
         let mut queue = self.queue();
         let pushed = queue.push(ask, waiter, pace, now);
         self.count(&queue);
-        let refusal = |queue: &Queue<_>, shed| self.refusal(shed, queue.len(), pace);
+        let refusal = |queue: &MutexGuard<'_, Queue<_>>, shed| self.refusal(shed, queue.len(), pace);
         let (place, displaced) = match pushed {
             Push::Waits(place) => (place, None),
             Push::Displaces(place, less) => (place, Some((less, refusal(&queue, Shed::Full)))),
@@ -191,8 +194,7 @@ impl Limiter {
     /// Gives a place back, and gives it to the next one.
     #[inline]
     pub fn release(&self, now: impl FnOnce() -> Instant) {
-        self.in_flight.fetch_sub(1, Ordering::SeqCst);
-        if self.waiting.load(Ordering::SeqCst) != 0 {
+        if self.places.fetch_sub(1, Ordering::AcqRel) >= WAITS {
             self.serve(now());
         }
     }
@@ -200,7 +202,7 @@ impl Limiter {
     /// Gives free places to those who wait.
     fn serve(&self, now: Instant) {
         let pace = self.pace();
-        while self.waiting.load(Ordering::SeqCst) != 0 && self.take() {
+        while self.take(|places| places >= WAITS) {
             let mut queue = self.queue();
             let popped = queue.pop(pace, now);
             let overdue: Vec<_> = std::iter::from_fn(|| queue.overdue(pace, now)).collect();
@@ -220,16 +222,17 @@ impl Limiter {
                 waiter.tell(Err(self.refusal(Shed::Delay, left, pace)));
             }
             if !is_taken {
-                self.in_flight.fetch_sub(1, Ordering::SeqCst);
+                self.places.fetch_sub(1, Ordering::AcqRel);
             }
         }
     }
 
+    /// Takes a place if one is free and `may` says so of the word of places.
     #[inline]
-    fn take(&self) -> bool {
+    fn take(&self, may: impl Fn(u64) -> bool) -> bool {
         let limit = self.limit.load(Ordering::Relaxed);
-        let one_more = |in_flight: u32| (in_flight < limit).then_some(in_flight + 1);
-        self.in_flight.fetch_update(Ordering::SeqCst, Ordering::Relaxed, one_more).is_ok()
+        let one_more = |places: u64| (may(places) && (places as u32) < limit).then_some(places + 1);
+        self.places.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).is_ok()
     }
 
     fn pace(&self) -> Pace {
@@ -246,8 +249,11 @@ impl Limiter {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn count(&self, queue: &Queue<Box<dyn Waiter>>) {
-        self.waiting.store(u32::try_from(queue.len()).unwrap_or(u32::MAX), Ordering::SeqCst);
+    /// Says how many wait. Only whoever has the queue's lock changes that half of the word.
+    fn count(&self, queue: &MutexGuard<'_, Queue<Box<dyn Waiter>>>) {
+        let waiting = u64::from(u32::try_from(queue.len()).unwrap_or(u32::MAX));
+        let before = self.places.load(Ordering::Relaxed) / WAITS;
+        self.places.fetch_add(waiting.wrapping_sub(before).wrapping_mul(WAITS), Ordering::AcqRel);
     }
 }
 

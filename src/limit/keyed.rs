@@ -85,9 +85,11 @@ impl KeyedRates {
             return Some(own);
         }
         cells().find(|cell| {
+            // In this order: who sees what another thread took sees whose cell it is. The other way round a key that is new
+            // to two threads may find its own cell busy, and get two.
+            let is_full = cell.tat.load(Ordering::Acquire) <= at;
             let held = cell.tag.load(Ordering::Relaxed);
-            let is_free = held == tag || cell.tat.load(Ordering::Relaxed) <= at;
-            is_free
+            (held == tag || is_full)
                 && match cell.tag.compare_exchange(held, tag, Ordering::Relaxed, Ordering::Relaxed) {
                     Ok(_) => true,
                     Err(seen) => seen == tag,

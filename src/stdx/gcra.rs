@@ -42,7 +42,8 @@ impl Rate {
         }
     }
 
-    /// Takes one of a bucket whose TAT is `memory`, at `at`.
+    /// Takes one of a bucket whose TAT is `memory`, at `at`. Whoever loads that TAT by `Acquire` sees what this thread did
+    /// before.
     ///
     /// # Errors
     /// The nanoseconds to wait; `u64::MAX` when it is for ever.
@@ -50,7 +51,7 @@ impl Rate {
         let mut tat = memory.load(Ordering::Relaxed);
         loop {
             let next = self.next(tat, at)?;
-            match memory.compare_exchange_weak(tat, next, Ordering::Relaxed, Ordering::Relaxed) {
+            match memory.compare_exchange_weak(tat, next, Ordering::Release, Ordering::Relaxed) {
                 Ok(_) => return Ok(()),
                 Err(seen) => tat = seen,
             }
