@@ -79,15 +79,18 @@ fn layer(size: usize, algorithm: Algorithm, breaker: Option<&BreakerSettings>) -
     balance
 }
 
-/// The choice alone: no clock, no request, no completion.
-fn choice(size: usize, rule: Rule, formula: Formula) -> impl FnMut() {
+/// The choice alone: no clock, no request, no completion. Every third endpoint has a request in flight; each latency was
+/// learned at some time within `age` before the choice.
+fn choice(size: usize, rule: Rule, formula: Formula, age: Duration) -> impl FnMut() {
     let mut set = Set::default();
     let mut ring = Ring::default();
-    let now = Moment::from_micros(10_000_000);
+    let now = Moment::from_micros(100_000_000);
     for index in 0..size {
         let place = set.vacancy(Rank { priority: 0, far: false });
         let cell = Cell::new(index as u32 + 1, index as u64, Moment::default(), 0.03);
-        cell.learn(&formula, now, 0.01 + index as f32 * 1e-6);
+        let before = (index as u64 * 7919 * 1000) % (age.as_micros() as u64 + 1);
+        let learned = Moment::from_micros(now.micros() - before);
+        cell.learn(&formula, learned, 0.01 + index as f32 * 1e-6);
         if index % 3 == 0 {
             cell.begin(now);
         }
@@ -96,7 +99,7 @@ fn choice(size: usize, rule: Rule, formula: Formula) -> impl FnMut() {
         set.put(place, Slot { cell, weight: 1000, item: () });
     }
     set.seal();
-    let picker = Picker { rule, formula, slow_start: None, overflow_below: 0.7, others: None };
+    let picker = Picker::new(rule, formula);
     let rng = Rng::thread();
     move || {
         let now = black_box(now);
@@ -108,7 +111,7 @@ fn choice(size: usize, rule: Rule, formula: Formula) -> impl FnMut() {
 /// All of a choice but the choice.
 fn nothing() -> impl FnMut() {
     let (ring, rng) = (Ring::default(), Rng::thread());
-    let now = Moment::from_micros(10_000_000);
+    let now = Moment::from_micros(100_000_000);
     move || {
         let now = black_box(now);
         let ask = Ask { now, rng: &rng, hash: None, ring: &ring, panic: false, avoid: |_: u32| false };
@@ -126,13 +129,26 @@ fn choices(options: &Options) {
     for size in SIZES {
         let name = format!("peak EWMA of two, {size}");
         if options.wants(&name) {
-            rows.extend(measure(options, &name, choice(size, Rule::Choices(2), peak)));
+            rows.extend(measure(options, &name, choice(size, Rule::Choices(2), peak, Duration::ZERO)));
+        }
+        let name = format!("  the same, learned within a minute, {size}");
+        if options.wants(&name) {
+            let choice = choice(size, Rule::Choices(2), peak, Duration::from_secs(60));
+            rows.extend(measure(options, &name, choice));
+        }
+    }
+    let load = Formula::new(Estimator::Peak, Power::None, Duration::from_secs(10), Duration::ZERO);
+    for size in SIZES {
+        let name = format!("least request of two, {size}");
+        if options.wants(&name) {
+            rows.extend(measure(options, &name, choice(size, Rule::Choices(2), load, Duration::ZERO)));
         }
     }
     for size in SIZES {
         let name = format!("recently freed, {size}");
         if options.wants(&name) {
-            rows.extend(measure(options, &name, choice(size, Rule::Freed, Formula::default())));
+            let choice = choice(size, Rule::Freed, Formula::default(), Duration::ZERO);
+            rows.extend(measure(options, &name, choice));
         }
     }
     print("The choice alone", "cargo bench --bench balance -- --callgrind", &rows);

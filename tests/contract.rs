@@ -10,25 +10,28 @@ use enmesh::authz::rules::AuthzPolicy;
 use enmesh::authz::settings::{Action, AuthzSettings};
 use enmesh::balance::inspect::BreakerState;
 use enmesh::balance::layer::Balance;
+use enmesh::balance::tell::TellLoadLayer;
 use enmesh::breaker::layer::BreakerLayer;
 use enmesh::classify::respond::RespondLayer;
 use enmesh::discover::endpoint::{Endpoint, EndpointSet};
 use enmesh::error::{BoxError, Error};
-use enmesh::fault::decide::FaultSwitch;
+use enmesh::fault::decide::{FaultPolicy, FaultSwitch};
+use enmesh::fault::layer::FaultLayer;
 use enmesh::limit::layer::LimitLayer;
 use enmesh::mesh::stack;
 use enmesh::metrics::layer::MetricsLayer;
 use enmesh::metrics::names::Direction;
+use enmesh::metrics::route::Hedge;
 use enmesh::metrics::set::MetricsSet;
-use enmesh::policy::call::{Call, CallScope, CallState};
+use enmesh::policy::call::{Call, CallScope, CallState, Nobody};
 use enmesh::policy::compile::Compiler;
 use enmesh::policy::limits::LimitPolicy;
 use enmesh::policy::route::RouteEntry;
-use enmesh::profile::route::Route;
+use enmesh::profile::route::{FaultSettings, Route};
 use enmesh::profile::service::ServiceProfile;
 use enmesh::profile::settings::{
-    BackoffSettings, BalancerSettings, BreakerSettings, BudgetSettings, Detector, FailureClass, Limit,
-    Limits, RetrySettings, Timeouts,
+    BackoffSettings, BalancerSettings, BreakerSettings, BudgetSettings, Detector, FailureClass,
+    HedgeSettings, Limit, Limits, RetrySettings, Share, Timeouts,
 };
 use enmesh::retry::budget::Budget;
 use enmesh::retry::decide::RetryPolicy;
@@ -72,6 +75,8 @@ struct Shared {
     /// Whether calls without readiness are a fault of the caller.
     is_strict: AtomicBool,
     failures: AtomicU32,
+    /// How often an answer pends once more.
+    delays: AtomicU32,
     alive: AtomicU32,
     calls: AtomicU32,
 }
@@ -141,13 +146,14 @@ impl<R> Service<R> for Inner {
         self.shared.calls.fetch_add(1, SeqCst);
         let alive = Alive::new(&self.shared);
         self.shared.poll();
-        Reply { alive: Some(alive), pended: false }
+        Reply { alive: Some(alive), delays: self.shared.delays.load(SeqCst), pended: false }
     }
 }
 
 #[derive(Debug)]
 struct Reply {
     alive: Option<Alive>,
+    delays: u32,
     pended: bool,
 }
 
@@ -158,6 +164,10 @@ impl Future for Reply {
         let shared = Arc::clone(&self.alive.as_ref().expect("polled after its end").0);
         shared.poll();
         std::task::ready!(pend_once(&mut self.pended, cx));
+        if let Some(left) = self.delays.checked_sub(1) {
+            (self.delays, self.pended) = (left, false);
+            return self.poll(cx);
+        }
         let failed = shared.failures.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok();
         let frames = vec![
             Frame::trailers(HeaderMap::new()),
@@ -170,7 +180,8 @@ impl Future for Reply {
     }
 }
 
-#[derive(Debug)]
+/// By default those of an answer that nobody sent.
+#[derive(Debug, Default)]
 struct Frames {
     alive: Option<Alive>,
     frames: Vec<Frame<Bytes>>,
@@ -185,7 +196,9 @@ impl Body for Frames {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        self.alive.as_ref().expect("alive").0.poll();
+        if let Some(alive) = &self.alive {
+            alive.0.poll();
+        }
         std::task::ready!(pend_once(&mut self.pended, cx));
         self.pended = false;
         Poll::Ready(self.frames.pop().map(Ok))
@@ -375,12 +388,23 @@ fn breaker(threshold: u32) -> BreakerSettings {
     }
 }
 
-/// The one route of a service with every limit, and what its metrics count that has not ended.
+/// The one route of a service with every timeout and retries, and what its metrics count that has not ended.
 fn entry<T: Clone>(target: T) -> (Arc<RouteEntry<T>>, impl Fn() -> Held + 'static) {
+    entry_of(target, Route::default(), Limits::default())
+}
+
+/// The same, with whatever else `route` says, and limits of the service.
+fn entry_of<T: Clone>(
+    target: T,
+    route: Route,
+    limits: Limits,
+) -> (Arc<RouteEntry<T>>, impl Fn() -> Held + 'static) {
     let mut profile = ServiceProfile::new("svc:80".parse().unwrap());
     let own = profile.names[0].clone();
-    profile.routes = vec![Route { retry: Some(retry()), timeouts: timeouts(), ..Route::default() }];
+    let retry = route.retry.clone().unwrap_or_else(retry);
+    profile.routes = vec![Route { retry: Some(retry), timeouts: timeouts(), ..route }];
     profile.retry_budget = Some(budget());
+    profile.limits = limits;
     let metrics = MetricsSet::unseen();
     let compiler = Compiler {
         service: "svc:80".into(),
@@ -398,6 +422,11 @@ fn entry<T: Clone>(target: T) -> (Arc<RouteEntry<T>>, impl Fn() -> Held + 'stati
         vec![("calls under way", reading.requests - ended), ("budget", budget.level(clock::now()))]
     };
     (entry, gauges)
+}
+
+/// Every request is held up for so long.
+fn delay(time: Duration) -> FaultSettings {
+    FaultSettings { delay: Some((time, Share { numerator: 1, denominator: 1 })), abort: None }
 }
 
 /// The call of a request, beginning now.
@@ -548,6 +577,61 @@ async fn a_limit_holds_it() {
     Case::new("limit", &inner, LimitLayer::new(LimitPolicy::new(&limits)).layer(inner.clone())).holds().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn faults_hold_it() {
+    let inner = inner();
+    for delay in [None, Some(delay(MS(3)))] {
+        let policy = FaultPolicy::new(delay.unwrap_or_default(), FaultSwitch::default());
+        let layer = FaultLayer::new(policy, Rng::seeded(1));
+        Case::new("fault", &inner, layer.layer(inner.clone())).holds().await;
+    }
+}
+
+/// The second attempt begins while the first one is at every poll of its own.
+#[tokio::test(start_paused = true)]
+async fn hedges_hold_it() {
+    for after in 1..6 {
+        let inner = inner();
+        inner.shared.delays.store(4, SeqCst);
+        let retry = RetrySettings { hedge: Some(HedgeSettings::After(MS(after))), ..retry() };
+        let (entry, gauges) =
+            entry_of((), Route { retry: Some(retry), ..Route::default() }, Limits::default());
+        let layer = RetryLayer::<Nobody>::by_route(Rng::seeded(1));
+        let service = layer.layer(inner.clone()).map_request(call(&entry));
+        Case::new("hedge", &inner, service).gauged(gauges).holds().await;
+        let sent = entry.policy.metrics.hedges(Hedge::Won) + entry.policy.metrics.hedges(Hedge::Lost);
+        assert!(after > 3 || sent > 0, "{after} ms: nothing was hedged");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_tells_its_load_holds_it() {
+    let inner = inner();
+    let layer = TellLoadLayer::default();
+    let service = layer.layer(inner.clone());
+    let gauges = move || vec![("in flight", u64::from(layer.in_flight()))];
+    Case::new("tell load", &inner, service).gauged(gauges).holds().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_taken_out_of_its_call_holds_it() {
+    let inner = inner();
+    let (entry, gauges) = entry(());
+    let service = stack::PlainLayer.layer(inner.clone()).map_request(call(&entry));
+    Case::new("plain", &inner, service).gauged(gauges).holds().await;
+}
+
+/// A whole call that is held up and then waits for the one place.
+#[tokio::test(start_paused = true)]
+async fn a_guarded_call_holds_it() {
+    let inner = inner();
+    let route = Route { fault: Some(delay(MS(2))), ..Route::default() };
+    let limits = Limits { requests_max: Some(1), pending_max: Some(1), ..Limits::default() };
+    let (entry, gauges) = entry_of((), route, limits);
+    let stack = stack::around::<Nobody, _>(Rng::seeded(1), stack::replica(inner.clone()));
+    Case::new("guarded", &inner, stack.map_request(call(&entry))).gauged(gauges).holds().await;
+}
+
 /// Timeout, retries and breaker by plain tower, without a mesh.
 #[tokio::test(start_paused = true)]
 async fn layers_stacked_by_hand_hold_it() {
@@ -585,4 +669,119 @@ async fn the_servers_stack_holds_it() {
         .layer(gate())
         .service(inner.clone());
     Case::new("the server's stack", &inner, stack).holds().await;
+}
+
+#[cfg(feature = "http")]
+mod meshed {
+    use super::*;
+    use enmesh::Mesh;
+    use enmesh::tap::filter::Filter;
+    use enmesh::tap::hub::Item;
+
+    fn profile() -> ServiceProfile {
+        let route = Route { retry: Some(retry()), timeouts: timeouts(), ..Route::default() };
+        let limits = Limits { requests_max: Some(1), pending_max: Some(1), ..Limits::default() };
+        ServiceProfile {
+            routes: vec![route],
+            limits,
+            retry_budget: Some(budget()),
+            ..ServiceProfile::new("svc:80".parse().unwrap())
+        }
+    }
+
+    /// What the mesh counts that has not ended, and the places that are taken.
+    fn gauges(mesh: &Mesh) -> impl Fn() -> Held + 'static {
+        let mesh = mesh.clone();
+        move || {
+            let stats = mesh.stats();
+            let under_way = stats.routes.iter().map(|route| {
+                let reading = &route.reading;
+                reading.requests - reading.successes - reading.failures - reading.cancelled
+            });
+            let under_way = under_way.sum();
+            let services = mesh.inspect().services;
+            let places =
+                services.iter().flat_map(|service| [&service.limit, &service.inbound_limit]).flatten();
+            let taken = places.map(|limit| u64::from(limit.in_flight + limit.waiting)).sum();
+            vec![("calls under way", under_way), ("places", taken)]
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_meshs_layer_around_any_service_holds_it() {
+        let inner = inner();
+        let mesh = Mesh::builder().profile(profile()).seed(1).build().unwrap();
+        Case::new("mesh", &inner, mesh.layer().layer(inner.clone())).gauged(gauges(&mesh)).holds().await;
+        assert!(mesh.stats().routes.iter().any(|route| route.reading.requests > 0), "it is another route's");
+    }
+
+    /// Whoever observes is told the end of each attempt whose beginning it was told.
+    #[tokio::test(start_paused = true)]
+    async fn attempts_that_are_told_hold_it() {
+        let inner = inner();
+        let mesh = Mesh::builder().profile(profile()).seed(1).build().unwrap();
+        let tap = std::cell::RefCell::new(mesh.taps().observe(Filter::default()).unwrap());
+        let (begun, ended) = (std::cell::Cell::new(0u64), std::cell::Cell::new(0u64));
+        let others = gauges(&mesh);
+        let told = move || {
+            while let Some(item) = tap.borrow_mut().ready() {
+                let Item::Event(event) = item else { panic!("events were lost") };
+                begun.set(begun.get() + u64::from(event.request_init_event.is_some()));
+                ended.set(ended.get() + u64::from(event.response_end_event.is_some()));
+            }
+            (begun.get(), ended.get())
+        };
+        let told = std::rc::Rc::new(told);
+        let seen = std::rc::Rc::clone(&told);
+        let gauges = move || {
+            let (begun, ended) = seen();
+            others().into_iter().chain([("told and not ended", begun - ended)]).collect()
+        };
+        Case::new("told", &inner, mesh.layer().layer(inner.clone())).gauged(gauges).holds().await;
+        assert!(told().0 > 0, "nothing was told");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_meshs_server_layer_holds_it() {
+        let inner = inner();
+        let mesh = Mesh::builder().name("svc:80").profile(profile()).seed(1).build().unwrap();
+        Case::new("inbound", &inner, mesh.inbound().layer(inner.clone())).gauged(gauges(&mesh)).holds().await;
+        assert!(mesh.stats().routes.iter().any(|route| route.reading.requests > 0), "it is another route's");
+    }
+}
+
+/// Whoever adds a layer adds it here too, with the test that holds it.
+#[test]
+fn every_layer_has_its_test() {
+    let here = include_str!("contract.rs");
+    let held = |layer: &str| match layer {
+        // by the mesh's own
+        "MeshLayer" => here.contains("mesh.layer()"),
+        "TellAttemptsLayer" => here.contains("mesh.taps()"),
+        "InboundLayer" => here.contains("mesh.inbound()"),
+        // by the stack that it is the outermost of
+        "WholeLayer" => here.contains("stack::outbound(") && here.contains("stack::around::<"),
+        _ => here.contains(&format!("{layer}.layer(")) || here.contains(&format!("{layer}::")),
+    };
+    let (mut layers, mut folders) =
+        (Vec::new(), vec![std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src")]);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let Ok(text) = std::fs::read_to_string(&path) else { continue };
+            let names =
+                text.lines().filter(|line| line.starts_with("impl<S") && line.contains(" Layer<S> for "));
+            layers.extend(names.map(|line| {
+                let name = line.split(" for ").nth(1).unwrap_or_default();
+                name.split(['<', ' ']).next().unwrap_or_default().to_owned()
+            }));
+        }
+    }
+    assert!(layers.len() >= 16, "{layers:?}");
+    let missing: Vec<_> = layers.iter().filter(|layer| !held(layer)).collect();
+    assert!(missing.is_empty(), "not held to the contract: {missing:?}");
 }

@@ -74,7 +74,7 @@ impl Ours {
             far: (0..plan.servers()).map(|server| knobs.zones && plan.zone_of(server) != here).collect(),
             ring: Ring::default(),
             ring_max: knobs.ring,
-            picker: Picker { rule, formula, slow_start: knobs.slow_start, overflow_below: 0.7, others },
+            picker: Picker::new(rule, formula).with_slow_start(knobs.slow_start).with_others(others),
             rng,
             last_id: 0,
         };
@@ -139,14 +139,14 @@ impl Balancer for Ours {
 
     fn ended(&mut self, server: usize, now: f64, sent: f64, end: End, report: &Report) {
         let Some(slot) = self.slot(server) else { return };
-        let (now, sent, cell, formula) = (moment(now), moment(sent), &slot.cell, &self.picker.formula);
+        let (now, sent, cell, formula) = (moment(now), moment(sent), &slot.cell, self.picker.formula());
         if sent.millis() < cell.born_ms() {
             // Sent to the one that was there before.
             return;
         }
         cell.headers(sent);
         let secs = now.secs_since(sent);
-        if let (Some(mean), End::Well) = (&self.picker.others, end) {
+        if let (Some(mean), End::Well) = (self.picker.others(), end) {
             mean.learn(cell.reported(report.in_flight, now));
         }
         match end {

@@ -1,5 +1,6 @@
 //! Floor 2: what sending one more request to an endpoint costs: latency, load and health in one number.
 
+use crate::balance::fade::Fade;
 use crate::classify::outcome::{Cause, Outcome, Verdict};
 use crate::stdx::moment::Moment;
 use crate::stdx::sync::{AtomicU32, Ordering::Relaxed};
@@ -51,6 +52,12 @@ impl Latency {
         Self { secs: f32::from_bits((word >> 32) as u32), stamp: word as u32, assumed: false }
     }
 
+    /// Whether somebody measured it, of one that was taken for measured.
+    #[inline(always)]
+    pub(crate) fn is_measured(self) -> bool {
+        self.secs.is_sign_positive()
+    }
+
     /// A share as one word: above the stamp how its bits differ from those of 1, so that to see a whole one is cheap.
     #[inline]
     pub(crate) fn pack_share(self) -> u64 {
@@ -65,7 +72,7 @@ impl Latency {
 
     /// Whether it is 1: a share of everything.
     #[inline(always)]
-    fn is_whole(self) -> bool {
+    pub(crate) fn is_whole(self) -> bool {
         self.secs.to_bits() == 1.0f32.to_bits()
     }
 
@@ -112,7 +119,13 @@ impl View {
     /// Whether somebody measured the latency, of a view that takes it for measured.
     #[inline(always)]
     pub(crate) fn is_measured(&self) -> bool {
-        self.latency.secs.is_sign_positive()
+        self.latency.is_measured()
+    }
+
+    /// What this request would be one more than, and it itself.
+    #[inline(always)]
+    pub(crate) fn load(&self) -> f32 {
+        (self.count() + self.streams() + 1) as f32
     }
 
     /// How many wait for headers.
@@ -229,6 +242,8 @@ pub struct Formula {
     decay_ms: f32,
     /// How long a latency stays before it begins to be forgotten, in milliseconds.
     grace_ms: u32,
+    /// The same decay, for the choice of two.
+    fade: Fade,
 }
 
 impl Default for Formula {
@@ -279,7 +294,7 @@ impl Formula {
     pub fn new(estimator: Estimator, power: Power, decay: Duration, grace: Duration) -> Self {
         let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX).min(u32::MAX / 2);
         let decay_ms = (decay.as_secs_f32() * 1000.0).max(1.0);
-        Self { estimator, power, decay_ms, grace_ms }
+        Self { estimator, power, decay_ms, grace_ms, fade: Fade::new(decay_ms) }
     }
 
     /// The latency after a sample of `secs`.
@@ -331,7 +346,7 @@ impl Formula {
 
     /// A count that fades with the time constant of `FADE_MS`.
     #[inline]
-    pub fn faded(count: Latency, now: Moment) -> f32 {
+    pub fn faded_count(count: Latency, now: Moment) -> f32 {
         count.secs * (-(count.age_ms(now) as f32) / FADE_MS).exp()
     }
 
@@ -364,6 +379,28 @@ impl Formula {
         (view.is_measured() && fresh && view.health.is_whole()).then(|| self.weighed(power, view, at, 1.0))
     }
 
+    /// Whether [`Cell::costs_more_than`](crate::balance::endpoint::Cell::costs_more_than) knows this formula.
+    pub(crate) fn compares_two(&self) -> bool {
+        match self.power {
+            Power::None => true,
+            Power::One => self.grace_ms == 0,
+            Power::ThreeHalves => false,
+        }
+    }
+
+    /// Whether latency counts at all.
+    #[inline(always)]
+    pub(crate) fn counts_latency(&self) -> bool {
+        self.power != Power::None
+    }
+
+    /// A measured latency as it counts now, within 0.14 % of [`Formula::estimate`], where there is no grace; `None` if it
+    /// is all but forgotten.
+    #[inline(always)]
+    pub(crate) fn faded(&self, latency: Latency, millis: u32) -> Option<f32> {
+        Some(self.fade.left_of(latency.secs, millis.wrapping_sub(latency.stamp))?.max(LATENCY_MIN))
+    }
+
     /// The cost, and what the endpoint reports of others' requests counts if `at` says so.
     pub(crate) fn weighed_among(&self, view: &View, at: Glance, load_factor: f32) -> f32 {
         let mut load = (view.count() + view.streams()) as f32 * load_factor + 1.0;
@@ -386,23 +423,31 @@ impl Formula {
         if view.health.is_whole() { cost } else { sickly(cost, view.health, at.now) }
     }
 
-    /// The latency as it counts now, raised to what the mean age of the waiting requests shows. Of exponential
-    /// latencies that age has the latency for its mean and for its deviation, of constant ones half of it.
+    /// The latency as it counts now.
     #[inline(always)]
     fn present(&self, view: &View, at: Glance) -> f32 {
         let mut latency = view.latency.secs;
         if at.millis.wrapping_sub(view.latency.stamp) > self.grace_ms {
             latency = self.estimate(view.latency, at.now);
         }
-        if view.count() != 0 {
-            let count = view.count() as f32;
-            let age = view.age_ticks(at.now) as i64 as f32 * TICK_SECS;
-            if age > latency * (count + ALIVE_DEVIATIONS * count.sqrt()) {
-                latency = 2.0 * age / count;
-            }
-        }
-        latency
+        risen(latency, view, at.now)
     }
+}
+
+/// A latency, raised to what the mean age of the waiting requests shows. Of exponential latencies that age has the
+/// latency for its mean and for its deviation, of constant ones half of it.
+#[inline(always)]
+pub(crate) fn risen(latency: f32, view: &View, now: Moment) -> f32 {
+    if view.count() == 0 {
+        return latency;
+    }
+    let count = view.count() as f32;
+    let age = view.age_ticks(now) as i64 as f32 * TICK_SECS;
+    // What is not above the mean mostly saves the root.
+    if age > latency * count && age > latency * (count + ALIVE_DEVIATIONS * count.sqrt()) {
+        return 2.0 * age / count;
+    }
+    latency
 }
 
 /// The cost, raised for what did not go well.

@@ -1,6 +1,6 @@
 //! Floor 2: what is known of one endpoint: 64 bytes of atomics, read and written by every thread without a lock.
 
-use crate::balance::cost::{Formula, Latency, Others, View, waiting_since};
+use crate::balance::cost::{Formula, Latency, Others, View, risen, waiting_since};
 use crate::balance::set::Place;
 use crate::stdx::moment::Moment;
 use crate::stdx::sync::{AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -68,7 +68,7 @@ impl Cell {
     /// How often it was drawn in the last seconds, as far as [`Cell::drawn`] was told.
     #[inline]
     pub fn draws(&self, now: Moment) -> f32 {
-        Formula::faded(Latency::unpack(self.draws.load(Relaxed)), now)
+        Formula::faded_count(Latency::unpack(self.draws.load(Relaxed)), now)
     }
 
     /// When it was first seen, in milliseconds.
@@ -215,6 +215,34 @@ impl Cell {
         self.view_of(self.latency())
     }
 
+    /// Whether one more request costs more here than at `other`, of two that are measured and well and of a formula for
+    /// which [`Formula::compares_two`]; `None` of others. What [`Formula::score`] says of both, in half the instructions.
+    #[inline(always)]
+    pub(crate) fn costs_more_than(&self, other: &Self, formula: &Formula, now: Moment) -> Option<bool> {
+        let health = |cell: &Self| Latency::unpack_share(cell.health.load(Relaxed));
+        let latency = |cell: &Self| Latency::unpack_measured(cell.latency.load(Relaxed));
+        let (here, there) = (latency(self), latency(other));
+        if !(health(self).is_whole() & health(other).is_whole() & here.is_measured() & there.is_measured()) {
+            return None;
+        }
+        if !formula.counts_latency() {
+            return Some(other.waiting_view(there).load() < self.waiting_view(here).load());
+        }
+        let millis = now.millis();
+        let (own, others) = (formula.faded(here, millis)?, formula.faded(there, millis)?);
+        let view = self.waiting_view(here);
+        let own = risen(own, &view, now) * view.load();
+        let view = other.waiting_view(there);
+        Some(risen(others, &view, now) * view.load() < own)
+    }
+
+    /// What waits and streams here, read when it is used and no sooner, so that registers suffice; of well endpoints.
+    #[inline(always)]
+    fn waiting_view(&self, latency: Latency) -> View {
+        let (waiting, streams) = (self.waiting.load(Relaxed), self.streams.load(Relaxed));
+        View { latency, health: Latency { secs: 1.0, ..latency }, waiting, streams }
+    }
+
     #[inline(always)]
     fn view_of(&self, latency: Latency) -> View {
         View {
@@ -229,8 +257,9 @@ impl Cell {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::balance::cost::ticks;
+    use crate::balance::cost::{Estimator, Power, TICK_SECS, ticks};
     use proptest::prelude::*;
+    use std::time::Duration;
 
     fn at(secs: f64) -> Moment {
         Moment::from_micros((secs * 1e6) as u64)
@@ -252,6 +281,46 @@ mod tests {
     }
 
     proptest! {
+        /// The model: both scores, of latencies that fade by `exp`.
+        #[test]
+        fn the_dearer_of_two_is_the_one_whose_score_is_more(
+            secs in (1e-6f32..100.0, 1e-6f32..100.0), ages in (0u32..900_000, 0u32..900_000), soon: (bool, bool),
+            waiting in (0u64..4, 0u64..4), streams in (0u64..4, 0u64..4), well: (bool, bool), latency_counts: bool,
+        ) {
+            let now = Moment::from_micros(1_000_000_000);
+            let one = |secs, age: u32, soon: bool, waiting: u64, streams, well: bool| {
+                let cell = Cell::new(1, 1, now, 0.03);
+                let stamp = now.millis() - if soon { age / 1000 } else { age };
+                cell.latency.store(Latency { secs, stamp, assumed: false }.pack(), Relaxed);
+                (0..waiting).for_each(|_| cell.begin(Moment::from_micros(999_000_000)));
+                (0..streams).for_each(|_| cell.stream_begins());
+                cell.judge(well, || now);
+                cell
+            };
+            let first = one(secs.0, ages.0, soon.0, waiting.0, streams.0, well.0);
+            let second = one(secs.1, ages.1, soon.1, waiting.1, streams.1, well.1);
+            let power = if latency_counts { Power::One } else { Power::None };
+            let formula = Formula::new(Estimator::Peak, power, Duration::from_secs(10), Duration::ZERO);
+            prop_assert!(formula.compares_two() && !Formula::default().compares_two());
+            let forgotten = |cell: &Cell| latency_counts && now.millis() - cell.latency().stamp > 550_000;
+            let (a, b) = (formula.score(&first.view(), now), formula.score(&second.view(), now));
+            match first.costs_more_than(&second, &formula, now) {
+                None => prop_assert!(!well.0 || !well.1 || forgotten(&first) || forgotten(&second)),
+                // Between those that differ by less than both errors either may be taken.
+                Some(found) if (a / b - 1.0).abs() < 0.003 => prop_assert!(latency_counts || found == (b < a)),
+                Some(found) => {
+                    // Where the age of what waits is all but what may be, it counts twice or not at all.
+                    let is_close = |cell: &Cell| {
+                        let (view, count) = (cell.view(), cell.view().count() as f32);
+                        let may_be = formula.estimate(view.latency, now) * (count + 1.5 * count.sqrt());
+                        count > 0.0 && (view.age_ticks(now) as f32 * TICK_SECS / may_be - 1.0).abs() < 0.003
+                    };
+                    let either = latency_counts && (is_close(&first) || is_close(&second));
+                    prop_assert!(found == (b < a) || either, "{} {}", a, b);
+                }
+            }
+        }
+
         #[test]
         fn count_and_age_are_exact_whatever_wraps(
             base in 0u64..u64::MAX / 2,

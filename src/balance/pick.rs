@@ -19,6 +19,8 @@ const DRAWS_MAX: u32 = 16;
 pub const CHOICES_MAX: u8 = 10;
 /// What latency counts in [`Rule::Freed`]; its picker's formula must say the same.
 const OWN_POWER: Power = Power::ThreeHalves;
+/// Where a nearer tier begins to overflow when nothing is said: 70 % (100 / Envoy's 1.4).
+const OVERFLOW_BELOW: f32 = 0.7;
 /// A new endpoint's share begins at a tenth, as Envoy's slow start has it.
 const SLOW_START_MIN: f32 = 0.1;
 
@@ -41,15 +43,17 @@ pub enum Rule {
 #[derive(Debug, Clone)]
 pub struct Picker {
     /// The rule.
-    pub rule: Rule,
+    pub(crate) rule: Rule,
     /// What an endpoint costs, for the rules that compare.
-    pub formula: Formula,
+    pub(crate) formula: Formula,
     /// How long a new endpoint gets less than its share.
-    pub slow_start: Option<Duration>,
+    slow_start: Option<Duration>,
     /// Below this share of usable endpoints (0 to 1) a tier's traffic overflows to the next.
-    pub overflow_below: f32,
+    overflow_below: f32,
     /// How many requests of others endpoints report in the mean, where reports count.
-    pub others: Option<Arc<OthersMean>>,
+    others: Option<Arc<OthersMean>>,
+    /// Whether [`Picker::two`] may choose.
+    plain_two: bool,
 }
 
 /// What one request asks for.
@@ -82,9 +86,72 @@ impl<F: Fn(u32) -> bool> Ask<'_, F> {
 }
 
 impl Picker {
+    /// Chooses by `rule` and `formula`, without slow start and reports; tiers overflow below 70 %.
+    pub fn new(rule: Rule, formula: Formula) -> Self {
+        let plain_two = matches!(rule, Rule::Choices(2)) && formula.compares_two();
+        Self { rule, formula, slow_start: None, overflow_below: OVERFLOW_BELOW, others: None, plain_two }
+    }
+
+    /// A new endpoint gets less than its share for so long.
+    #[must_use]
+    pub fn with_slow_start(mut self, slow_start: Option<Duration>) -> Self {
+        self.plain_two &= slow_start.is_none();
+        self.slow_start = slow_start;
+        self
+    }
+
+    /// A tier overflows below this share of usable endpoints, 0 to 1.
+    #[must_use]
+    pub fn with_overflow_below(mut self, share: f32) -> Self {
+        self.overflow_below = share;
+        self
+    }
+
+    /// What endpoints report of others' requests counts, against this mean.
+    #[must_use]
+    pub fn with_others(mut self, others: Option<Arc<OthersMean>>) -> Self {
+        self.plain_two &= others.is_none();
+        self.others = others;
+        self
+    }
+
+    /// What an endpoint costs.
+    pub fn formula(&self) -> &Formula {
+        &self.formula
+    }
+
+    /// How many requests of others endpoints report in the mean, where that counts.
+    pub fn others(&self) -> Option<&OthersMean> {
+        self.others.as_deref()
+    }
+
     /// An endpoint for `ask`: a usable one that the request has not met, else any usable one, else `None`.
     #[inline]
     pub fn pick<'s, T, F: Fn(u32) -> bool>(&self, set: &'s Set<T>, ask: &Ask<'_, F>) -> Option<&'s Slot<T>> {
+        if self.plain_two
+            && let Some(tier) = set.sole()
+            && let Some(slot) = self.two(tier, ask)
+        {
+            return Some(slot);
+        }
+        self.pick_any(set, ask)
+    }
+
+    /// The cheaper of two at random, where all weigh the same and these two are open, measured and well, as they mostly
+    /// are; `None` otherwise.
+    #[inline(always)]
+    fn two<'s, T, F: Fn(u32) -> bool>(&self, tier: &'s Tier<T>, ask: &Ask<'_, F>) -> Option<&'s Slot<T>> {
+        let [first, second] = tier.two(ask.rng.next_u64())?;
+        let (one, other) = (&*first.cell, &*second.cell);
+        if !(one.is_open() & other.is_open()) || (ask.avoid)(one.id()) || (ask.avoid)(other.id()) {
+            return None;
+        }
+        Some(if one.costs_more_than(other, &self.formula, ask.now)? { second } else { first })
+    }
+
+    /// [`Picker::pick`] by any rule, whatever the endpoints are like.
+    #[inline]
+    fn pick_any<'s, T, F: Fn(u32) -> bool>(&self, set: &'s Set<T>, ask: &Ask<'_, F>) -> Option<&'s Slot<T>> {
         let (index, tier) = self.tier(set, ask)?;
         if let Some(only) = tier.only().filter(|slot| set.sole().is_some() && ask.allows(&slot.cell)) {
             return Some(only);
@@ -255,39 +322,15 @@ impl Picker {
         (age / (window.as_secs_f32() * 1000.0).max(1.0)).clamp(SLOW_START_MIN, 1.0)
     }
 
-    /// The cheapest of so many random ones.
-    #[inline]
+    /// The cheapest of so many random ones, the first of equals.
+    #[inline(never)]
     fn choices<'s, T, F: Fn(u32) -> bool>(
         &self,
         tier: &'s Tier<T>,
         choices: usize,
         ask: &Ask<'_, F>,
     ) -> Option<&'s Slot<T>> {
-        let random = ask.rng.next_u64();
-        let first = self.explore_from(random, tier, ask)?;
-        if choices == 2 || tier.count() <= 2 {
-            let again = |slot: &Slot<T>| std::ptr::eq(slot, first);
-            // The second draw from the same random number, shuffled: it need not be independent, only even.
-            let second = tier.draw((random ^ random >> 32).wrapping_mul(0xD6E8_FEB8_6659_FD93));
-            let second = match second.filter(|slot| ask.allows(&slot.cell) && !again(slot)) {
-                Some(second) => second,
-                None => self.explore_other(tier, ask, again).unwrap_or(first),
-            };
-            return self.cheaper(tier, ask.now, first, second);
-        }
-        self.choices_of_many(tier, choices, ask, first)
-    }
-
-    #[inline(never)]
-    fn choices_of_many<'s, T, F: Fn(u32) -> bool>(
-        &self,
-        tier: &'s Tier<T>,
-        choices: usize,
-        ask: &Ask<'_, F>,
-        first: &'s Slot<T>,
-    ) -> Option<&'s Slot<T>> {
-        let mut contest = Contest::new(self, tier, ask.now);
-        let mut drawn = [first; CHOICES_MAX as usize];
+        let mut drawn = [self.explore(tier, ask)?; CHOICES_MAX as usize];
         let mut count = 1;
         for _ in 1..choices.min(drawn.len()).min(tier.count() as usize) {
             let again = |slot: &Slot<T>| drawn[..count].iter().any(|other| std::ptr::eq(*other, slot));
@@ -295,57 +338,8 @@ impl Picker {
             drawn[count] = slot;
             count += 1;
         }
+        let mut contest = Contest::new(self, tier, ask.now);
         contest.enter_all(self.formula.power(), &drawn[..count], false);
-        contest.end()
-    }
-
-    /// The cheaper of two, the first of equals.
-    #[inline]
-    fn cheaper<'s, T>(
-        &self,
-        tier: &'s Tier<T>,
-        now: Moment,
-        first: &'s Slot<T>,
-        second: &'s Slot<T>,
-    ) -> Option<&'s Slot<T>> {
-        if self.is_plain(tier) {
-            let at = Glance::from(now);
-            let second_is = match self.formula.power() {
-                Power::None => self.second_is_cheaper(Power::None, at, first, second),
-                Power::One => self.second_is_cheaper(Power::One, at, first, second),
-                Power::ThreeHalves => self.second_is_cheaper(Power::ThreeHalves, at, first, second),
-            };
-            if let Some(second_is) = second_is {
-                return Some(if second_is { second } else { first });
-            }
-        }
-        self.cheaper_of_any(tier, now, [first, second])
-    }
-
-    /// Whether the second is cheaper, of two that are as endpoints mostly are.
-    #[inline(always)]
-    fn second_is_cheaper<T>(
-        &self,
-        power: Power,
-        at: Glance,
-        first: &Slot<T>,
-        second: &Slot<T>,
-    ) -> Option<bool> {
-        let first = self.formula.usual(power, &first.cell.measured_view(), at)?;
-        let second = self.formula.usual(power, &second.cell.measured_view(), at)?;
-        Some(second < first)
-    }
-
-    /// The same, whatever is known of them.
-    #[inline(never)]
-    fn cheaper_of_any<'s, T>(
-        &self,
-        tier: &'s Tier<T>,
-        now: Moment,
-        two: [&'s Slot<T>; 2],
-    ) -> Option<&'s Slot<T>> {
-        let mut contest = Contest::new(self, tier, now);
-        contest.enter_all(self.formula.power(), &two, false);
         contest.end()
     }
 
@@ -453,7 +447,7 @@ mod tests {
             set.seal();
             let peak = Formula::new(Estimator::Peak, power, Duration::from_secs(10), Duration::ZERO);
             let formula = if power == Power::ThreeHalves { Formula::default() } else { peak };
-            let picker = Picker { rule, formula, slow_start: None, overflow_below: 0.7, others: None };
+            let picker = Picker::new(rule, formula);
             Self { set, picker, ring: Ring::default(), rng: Rng::seeded(7), now: 1_000_000, places }
         }
 
@@ -588,6 +582,22 @@ mod tests {
     }
 
     #[test]
+    fn on_a_cold_start_no_endpoint_gets_a_crowd() {
+        for (name, rule, power) in all_rules() {
+            let world = World::even(50, rule, power);
+            // 100 at once to 50 of which nothing is known, before any is answered.
+            for _ in 0..100 {
+                let id = world.pick(None, false, |_| false).expect("all are usable");
+                world.cell(id as usize).begin(Moment::from_micros(world.now));
+            }
+            let most = (0..50).map(|id| world.cell(id).in_flight()).max();
+            // Where chance alone decides one of them gets nine in one of a million cases.
+            let at_most = if name == "random" { 9 } else { 4 };
+            assert!(most <= Some(at_most), "{name}: {most:?}");
+        }
+    }
+
+    #[test]
     fn a_new_endpoint_is_tried_at_once_and_not_flooded() {
         for (rule, power) in [(Rule::Freed, Power::ThreeHalves), (Rule::Choices(2), Power::One)] {
             let mut world = World::even(4, rule, power);
@@ -610,7 +620,7 @@ mod tests {
     fn a_new_endpoint_starts_slowly() {
         for (name, rule, power) in all_rules() {
             let mut world = World::even(4, rule, power);
-            world.picker.slow_start = Some(Duration::from_secs(1000));
+            world.picker = world.picker.with_slow_start(Some(Duration::from_secs(1000)));
             world.now = 2_000_000_000;
             let mut set = world.set.clone();
             let born = Moment::from_micros(world.now);

@@ -215,13 +215,10 @@ impl Rules {
         };
         let percent =
             self.settings.locality.as_ref().map_or(OVERFLOW_PERCENT, |here| here.overflow_below_percent);
-        Picker {
-            rule,
-            formula: self.formula,
-            slow_start: self.settings.slow_start.filter(|window| !window.is_zero()),
-            overflow_below: f32::from(percent) / 100.0,
-            others: self.others.clone(),
-        }
+        Picker::new(rule, self.formula)
+            .with_slow_start(self.settings.slow_start.filter(|window| !window.is_zero()))
+            .with_overflow_below(f32::from(percent) / 100.0)
+            .with_others(self.others.clone())
     }
 }
 

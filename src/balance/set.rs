@@ -2,13 +2,15 @@
 
 use crate::balance::alias::Alias;
 use crate::balance::endpoint::Cell;
+use crate::balance::leaf::{LEAF, Leaf, Weights, running};
 use crate::stdx::sync::{AtomicU32, Ordering::Relaxed};
 use std::sync::Arc;
 
-/// Slots of one leaf.
-const LEAF: usize = 64;
 /// The most tiers: two for each of 32 priorities. Endpoints of further priorities share the last tier.
 pub const TIERS_MAX: usize = 64;
+/// How often a draw by number that met a hole is drawn again: a quarter of the slots may be holes, so that even the
+/// fifth draw is one in a thousand.
+const REDRAWS_MAX: u32 = 16;
 
 /// Where an endpoint is in its set: the same for as long as it is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -73,12 +75,9 @@ pub struct Set<T> {
     tiers: Vec<Arc<Tier<T>>>,
     /// The tiers that have endpoints, by rank.
     order: Vec<usize>,
-    /// The only tier that has endpoints, or `NO_TIER`.
-    sole: usize,
+    /// The only tier that has endpoints; none while something changes.
+    sole: Option<Arc<Tier<T>>>,
 }
-
-/// A number that no tier has.
-const NO_TIER: usize = usize::MAX;
 
 /// The endpoints of one rank.
 #[derive(Debug)]
@@ -90,61 +89,23 @@ pub struct Tier<T> {
     /// For each leaf the weight of it and those before.
     until: Box<[u64]>,
     weights: Weights,
+    /// How many slots there are, where one drawn by its number is drawn fairly: all that are held weigh the same, and
+    /// at most a quarter are not held. Otherwise 0.
+    numbered: u32,
     /// How many are shut; all versions of a tier share it.
     shut: Arc<AtomicU32>,
     changed: bool,
 }
 
-#[derive(Debug)]
-struct Leaf<T> {
-    slots: Vec<Option<Slot<T>>>,
-    held: usize,
-    /// All slots are held and weigh the same, so that each is drawn as its table would draw it: by number.
-    uniform: bool,
-    alias: Alias,
-    until: Box<[u64]>,
-    weights: Weights,
-    changed: bool,
-}
-
-/// Weights of many, those of 0 left out.
-#[derive(Debug, Clone, Copy)]
-struct Weights {
-    sum: u64,
-    count: u32,
-    least: u32,
-    most: u32,
-}
-
-impl Weights {
-    const NONE: Self = Self { sum: 0, count: 0, least: u32::MAX, most: 0 };
-
-    fn of(weight: u32) -> Self {
-        if weight == 0 {
-            return Self::NONE;
-        }
-        Self { sum: u64::from(weight), count: 1, least: weight, most: weight }
-    }
-
-    fn and(self, other: Self) -> Self {
-        Self {
-            sum: self.sum + other.sum,
-            count: self.count + other.count,
-            least: self.least.min(other.least),
-            most: self.most.max(other.most),
-        }
-    }
-}
-
 impl<T> Default for Set<T> {
     fn default() -> Self {
-        Self { tiers: Vec::new(), order: Vec::new(), sole: NO_TIER }
+        Self { tiers: Vec::new(), order: Vec::new(), sole: None }
     }
 }
 
 impl<T> Clone for Set<T> {
     fn clone(&self) -> Self {
-        Self { tiers: self.tiers.clone(), order: self.order.clone(), sole: self.sole }
+        Self { tiers: self.tiers.clone(), order: self.order.clone(), sole: self.sole.clone() }
     }
 }
 
@@ -157,21 +118,8 @@ impl<T> Clone for Tier<T> {
             alias: self.alias.clone(),
             until: self.until.clone(),
             weights: self.weights,
+            numbered: self.numbered,
             shut: Arc::clone(&self.shut),
-            changed: self.changed,
-        }
-    }
-}
-
-impl<T: Clone> Clone for Leaf<T> {
-    fn clone(&self) -> Self {
-        Self {
-            slots: self.slots.clone(),
-            held: self.held,
-            uniform: self.uniform,
-            alias: self.alias.clone(),
-            until: self.until.clone(),
-            weights: self.weights,
             changed: self.changed,
         }
     }
@@ -193,7 +141,7 @@ impl<T> Set<T> {
     /// The tier that has endpoints, if there is but one.
     #[inline]
     pub(crate) fn sole(&self) -> Option<&Tier<T>> {
-        self.tiers.get(self.sole).map(|tier| &**tier)
+        self.sole.as_deref()
     }
 
     /// How many endpoints may get something new.
@@ -235,6 +183,7 @@ impl<T: Clone> Set<T> {
     /// has one place in one set. [`Set::seal`] must follow before anything is drawn.
     pub fn put(&mut self, place: Place, slot: Slot<T>) {
         slot.cell.settle(place, slot.weight > 0);
+        self.sole = None;
         let Some(tier) = self.tiers.get_mut(place.tier()) else { return };
         let tier = Arc::make_mut(tier);
         tier.changed = true;
@@ -256,6 +205,7 @@ impl<T: Clone> Set<T> {
     /// Takes an endpoint out.
     pub fn remove(&mut self, place: Place) -> Option<Slot<T>> {
         self.get(place)?;
+        self.sole = None;
         let tier = Arc::make_mut(self.tiers.get_mut(place.tier())?);
         tier.changed = true;
         let leaf = Arc::make_mut(tier.leaves.get_mut(place.leaf())?);
@@ -268,12 +218,15 @@ impl<T: Clone> Set<T> {
 
     /// Makes what changed ready to be drawn from.
     pub fn seal(&mut self) {
+        self.sole = None;
         for tier in self.tiers.iter_mut().filter(|tier| tier.changed) {
             Arc::make_mut(tier).seal();
         }
         self.order = (0..self.tiers.len()).filter(|index| self.tiers[*index].weights.count > 0).collect();
         self.order.sort_by_key(|index| self.tiers[*index].rank);
-        self.sole = if let [only] = self.order.as_slice() { *only } else { NO_TIER };
+        if let [only] = self.order.as_slice() {
+            self.sole = self.tiers.get(*only).cloned();
+        }
     }
 
     /// The tier of `rank`, made if there is none: a new one, one that is empty, or the last in rank.
@@ -304,6 +257,7 @@ impl<T> Tier<T> {
             alias: Alias::default(),
             until: Box::default(),
             weights: Weights::NONE,
+            numbered: 0,
             shut: Arc::default(),
             changed: true,
         }
@@ -368,11 +322,40 @@ impl<T> Tier<T> {
     /// One endpoint at random by weight.
     #[inline]
     pub fn draw(&self, random: u64) -> Option<&Slot<T>> {
-        let leaf = match self.leaves.as_slice() {
-            [only] => only,
-            leaves => leaves.get(self.alias.draw((random >> 32) as u32)?)?,
-        };
-        leaf.draw(random as u32)
+        self.numbered(scaled(random as u32, self.numbered))
+            .filter(|_| self.numbered > 0)
+            .or_else(|| self.redraw(random))
+    }
+
+    /// Two different ones at random, each as likely as any, from one random number; `None` if they differ in weight, if
+    /// there is but one, or by bad luck.
+    #[inline(always)]
+    pub(crate) fn two(&self, random: u64) -> Option<[&Slot<T>; 2]> {
+        let others = self.numbered.checked_sub(1)?;
+        let first = scaled(random as u32, self.numbered);
+        let second = scaled((random >> 32) as u32, others);
+        let second = second + u32::from(second >= first);
+        Some([self.numbered(first)?, self.numbered(second)?])
+    }
+
+    /// The slot of this number, if it is held.
+    #[inline(always)]
+    fn numbered(&self, number: u32) -> Option<&Slot<T>> {
+        let number = number as usize;
+        self.leaves.get(number / LEAF)?.slots.get(number % LEAF)?.as_ref()
+    }
+
+    /// One at random by weight, where numbers are no way or this one met a hole.
+    #[inline(never)]
+    fn redraw(&self, random: u64) -> Option<&Slot<T>> {
+        let mut again = random;
+        for _ in 0..REDRAWS_MAX.min(self.numbered) {
+            again = (again ^ again >> 32).wrapping_mul(0xD6E8_FEB8_6659_FD93);
+            if let Some(slot) = self.numbered(scaled((again >> 32) as u32, self.numbered)) {
+                return Some(slot);
+            }
+        }
+        self.leaves.get(self.alias.draw((random >> 32) as u32)?)?.draw(random as u32)
     }
 
     /// The endpoint whose weight covers `point`, a number below [`Tier::weight`], in the order of places.
@@ -381,8 +364,7 @@ impl<T> Tier<T> {
         let index = self.until.partition_point(|until| *until <= point);
         let leaf = self.leaves.get(index)?;
         let before = if index == 0 { 0 } else { self.until[index - 1] };
-        let slot = leaf.until.partition_point(|until| *until <= point - before);
-        leaf.slots.get(slot)?.as_ref()
+        leaf.at(point - before)
     }
 
     /// The endpoint whose turn is the `turn`th: one after the other if all weigh the same, else spread evenly by
@@ -413,7 +395,22 @@ impl<T> Tier<T> {
     }
 }
 
+/// `random` of 2^32 as so many of `bound`.
+#[inline(always)]
+fn scaled(random: u32, bound: u32) -> u32 {
+    ((u64::from(random) * u64::from(bound)) >> 32) as u32
+}
+
 impl<T: Clone> Tier<T> {
+    /// How many slots may be drawn by number.
+    fn numbers(&self) -> u32 {
+        let Some(last) = self.leaves.last() else { return 0 };
+        let slots = (self.leaves.len() - 1) * LEAF + last.slots.len();
+        let held: usize = self.leaves.iter().map(|leaf| leaf.held).sum();
+        let is_fair = self.is_even() && held == self.weights.count as usize && held >= slots - slots / 4;
+        if is_fair { slots as u32 } else { 0 }
+    }
+
     fn seal(&mut self) {
         for leaf in self.leaves.iter_mut().filter(|leaf| leaf.changed) {
             Arc::make_mut(leaf).seal();
@@ -425,60 +422,9 @@ impl<T: Clone> Tier<T> {
         self.alias = Alias::new(&sums);
         self.until = running(&sums);
         self.weights = self.leaves.iter().fold(Weights::NONE, |all, leaf| all.and(leaf.weights));
+        self.numbered = self.numbers();
         self.changed = false;
     }
-}
-
-impl<T> Default for Leaf<T> {
-    fn default() -> Self {
-        Self {
-            slots: Vec::new(),
-            held: 0,
-            uniform: false,
-            alias: Alias::default(),
-            until: Box::default(),
-            weights: Weights::NONE,
-            changed: true,
-        }
-    }
-}
-
-impl<T> Leaf<T> {
-    #[inline(always)]
-    fn draw(&self, random: u32) -> Option<&Slot<T>> {
-        let index = if self.uniform {
-            ((u64::from(random) * self.slots.len() as u64) >> 32) as usize
-        } else {
-            self.alias.draw(random)?
-        };
-        self.slots.get(index)?.as_ref()
-    }
-
-    fn seal(&mut self) {
-        while self.slots.last().is_some_and(Option::is_none) {
-            self.slots.pop();
-        }
-        let weights: Vec<u32> =
-            self.slots.iter().map(|slot| slot.as_ref().map_or(0, |slot| slot.weight)).collect();
-        let wide: Vec<u64> = weights.iter().map(|weight| u64::from(*weight)).collect();
-        self.alias = Alias::new(&wide);
-        self.until = running(&wide);
-        self.weights = weights.iter().fold(Weights::NONE, |all, weight| all.and(Weights::of(*weight)));
-        self.uniform =
-            self.weights.count as usize == self.slots.len() && self.weights.least == self.weights.most;
-        self.changed = false;
-    }
-}
-
-fn running(weights: &[u64]) -> Box<[u64]> {
-    let mut sum = 0;
-    weights
-        .iter()
-        .map(|weight| {
-            sum += weight;
-            sum
-        })
-        .collect()
 }
 
 #[cfg(test)]
@@ -541,27 +487,56 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_uniform_leaf_is_drawn_from_as_its_table_says() {
-        let rng = Rng::seeded(5);
-        for (count, hole) in (1..=LEAF as u32).map(|count| (count, None)).chain([(9, Some(3))]) {
-            let mut set = Set::default();
-            let places: Vec<Place> = (0..count)
-                .map(|id| {
-                    let place = set.vacancy(NEAR);
-                    set.put(place, slot(id, 700));
-                    place
-                })
-                .collect();
-            hole.map(|at: usize| set.remove(places[at]));
-            set.seal();
-            let leaf = &set.tiers[0].leaves[0];
-            assert_eq!(leaf.uniform, hole.is_none());
-            for random in (0..200).map(|_| rng.next_u64() as u32).chain([0, u32::MAX]) {
-                let told = leaf.alias.draw(random).and_then(|index| leaf.slots[index].as_ref());
-                assert_eq!(leaf.draw(random).map(|slot| slot.item), told.map(|slot| slot.item));
+    /// Who is drawn how often, by [`Tier::draw`] and [`Tier::two`].
+    fn draws(set: &Set<u32>) -> (BTreeMap<u32, f64>, BTreeMap<u32, f64>) {
+        let (rng, tier) = (Rng::seeded(5), set.first().unwrap());
+        let (mut one, mut two) = (BTreeMap::new(), BTreeMap::new());
+        for _ in 0..200_000 {
+            let random = rng.next_u64();
+            *one.entry(tier.draw(random).unwrap().item).or_default() += 1.0 / 200_000.0;
+            if let Some([first, second]) = tier.two(random) {
+                assert_ne!(first.item, second.item);
+                [first, second].iter().for_each(|slot| *two.entry(slot.item).or_default() += 1.0);
             }
         }
+        let total: f64 = two.values().sum();
+        two.values_mut().for_each(|count| *count /= total);
+        (one, two)
+    }
+
+    #[test]
+    fn draws_by_number_are_even_with_holes_and_without() {
+        let check = |count: u32, holes: &[usize], weight: &dyn Fn(u32) -> u32, by_number: bool| {
+            let mut set = Set::default();
+            let mut places = Vec::new();
+            for id in 0..count {
+                let place = set.vacancy(NEAR);
+                set.put(place, slot(id, weight(id)));
+                places.push(place);
+            }
+            holes.iter().for_each(|at| drop(set.remove(places[*at])));
+            set.seal();
+            let tier = set.first().unwrap();
+            assert_eq!(tier.numbered > 0, by_number, "{count} with {holes:?}");
+            let (one, two) = draws(&set);
+            let is_even = |draws: &BTreeMap<u32, f64>| {
+                let share = 1.0 / f64::from(tier.count());
+                draws.len() == tier.count() as usize
+                    && draws.values().all(|one| (one / share - 1.0).abs() < 0.1)
+            };
+            assert!(is_even(&one), "{count} with {holes:?}: {one:?}");
+            assert_eq!(!two.is_empty(), by_number && tier.count() > 1, "{count} with {holes:?}");
+            assert!(two.is_empty() || is_even(&two), "{count} with {holes:?}: {two:?}");
+        };
+        let same: &dyn Fn(u32) -> u32 = &|_| 700;
+        check(1, &[], same, true);
+        check(2, &[], same, true);
+        check(10, &[3, 4], same, true);
+        check(10, &[9], same, true);
+        check(150, &[0, 63, 64, 149], same, true);
+        check(8, &[1, 3, 5], same, false);
+        check(150, &(0..64).collect::<Vec<_>>(), same, false);
+        check(10, &[], &|id| if id == 5 { 0 } else { 700 }, false);
     }
 
     #[test]
