@@ -355,9 +355,25 @@ async fn identity_handshakes_and_decisions_are_counted_where_the_mesh_counts() {
         assert_eq!(ask(&client).await.unwrap().0, status);
         assert_eq!(shown(&client, "tls_handshakes_total{direction=\"outbound\"}"), Some(1.0));
     }
+    let port = server.addr.port();
+    let target = format!("target_addr=\"127.0.0.1:{port}\",target_ip=\"127.0.0.1\",target_port=\"{port}\"");
+    let tls = |name: &str| format!("tls=\"true\",client_id=\"spiffe://mesh.example/{name}\"");
+    let srv = "srv_group=\"\",srv_kind=\"default\",srv_name=\"localhost\",srv_port=\"\"";
+    let route = "route_group=\"\",route_kind=\"default\",route_name=\"http\"";
+    let friends = "authz_group=\"enmesh.dev\",authz_kind=\"authorization\",authz_name=\"friends\"";
+    let nobody = "authz_group=\"\",authz_kind=\"default\",authz_name=\"default\"";
+    let (web, other) = (tls("web"), tls("other"));
     for (series, value) in [
-        ("inbound_http_authz_allow_total{authz_name=\"friends\"}", 1.0),
-        ("inbound_http_authz_deny_total{authz_name=\"default\"}", 1.0),
+        (&*format!("inbound_http_authz_allow_total{{{target},{web},{srv},{route},{friends}}}"), 1.0),
+        (&format!("inbound_http_authz_deny_total{{{target},{other},{srv},{route},{nobody}}}"), 1.0),
+        (
+            &format!(
+                "request_total{{direction=\"inbound\",authority=\"localhost\",{target},{web},{srv},{route},{friends}}}"
+            ),
+            1.0,
+        ),
+        (&format!("tcp_open_total{{direction=\"inbound\",peer=\"src\",{target},{other},{srv}}}"), 1.0),
+        (&format!("tcp_open_total{{direction=\"inbound\",peer=\"src\",{target},{web},{srv}}}"), 1.0),
         ("tls_handshakes_total{direction=\"inbound\"}", 2.0),
         ("control_identity_epoch", 1.0),
         ("control_identity_cert_refreshes_total", 1.0),

@@ -34,23 +34,30 @@ spec:
     condition: {pathRegex: '/.*[02468]'}
 ";
 
+/// One after the other, since what is held is counted for the whole process.
+static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+/// A request that says `n` wherever a caller can say something.
+fn request(host: &str, n: u32) -> Request<Full<Bytes>> {
+    let mut request = Request::new(Full::<Bytes>::default());
+    *request.uri_mut() = format!("http://{host}/{n}").parse().unwrap();
+    let value = HeaderValue::from_str(&format!("{n}.example")).unwrap();
+    for name in ["host", "user-agent", "x-tenant", "l5d-dst-override", "l5d-client-id", "traceparent"] {
+        request.headers_mut().insert(name, value.clone());
+    }
+    request
+}
+
 #[tokio::test]
 async fn a_million_paths_hosts_and_headers_leave_memory_flat() {
+    let _turn = TURN.lock().await;
     let mesh = Mesh::builder().profile_yaml(PROFILE).dns(false).build().unwrap();
     let inner = tower::service_fn(|request: Request<_>| async move {
         drop(request);
         Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
     });
     let mut service = mesh.layer().layer(inner);
-    let mut send = async |n: u32| {
-        let mut request = Request::new(Full::<Bytes>::default());
-        *request.uri_mut() = format!("http://web.ns/{n}").parse().unwrap();
-        let value = HeaderValue::from_str(&format!("{n}.example")).unwrap();
-        for name in ["host", "user-agent", "x-tenant", "l5d-dst-override"] {
-            request.headers_mut().insert(name, value.clone());
-        }
-        drop(service.call(request).await.unwrap());
-    };
+    let mut send = async |n: u32| drop(service.call(request("web.ns", n)).await.unwrap());
     for n in 0..20_000 {
         send(n).await;
     }
@@ -63,5 +70,64 @@ async fn a_million_paths_hosts_and_headers_leave_memory_flat() {
     // A latency that was not met before costs half a kibibyte, of which there are 25.
     assert!(grown < 64 * 1024, "{grown} bytes more are held");
     // A bucket shows its zeros too, so even a new latency adds no series.
+    assert_eq!(series(&mesh), shown);
+}
+
+#[tokio::test]
+async fn a_million_requests_that_arrive_from_as_many_callers_leave_memory_flat() {
+    let _turn = TURN.lock().await;
+    let mesh = Mesh::builder().name("web.ns:80").profile_yaml(PROFILE).dns(false).build().unwrap();
+    let app = tower::service_fn(|request: Request<_>| async move {
+        drop(request);
+        Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
+    });
+    let mut service = mesh.inbound().layer(app);
+    let mut send = async |n: u32| {
+        let mut request = request(&format!("h{n}.example"), n);
+        // Also those who prove who they are are many.
+        #[cfg(any(feature = "tls", feature = "ring"))]
+        request.extensions_mut().insert(enmesh::tls::identity::PeerIdentity {
+            identity: format!("spiffe://mesh.example/{n}").parse().unwrap(),
+            trust_domain: "mesh.example".parse().unwrap(),
+            not_after: std::time::SystemTime::UNIX_EPOCH,
+        });
+        drop(service.call(request).await.unwrap());
+    };
+    for n in 0..20_000 {
+        send(n).await;
+    }
+    let shown = series(&mesh);
+    let before = held();
+    for n in 20_000..1_000_000 {
+        send(n).await;
+    }
+    let grown = held() - before;
+    assert!(grown < 64 * 1024, "{grown} bytes more are held");
+    assert_eq!(series(&mesh), shown);
+}
+
+#[tokio::test]
+async fn hosts_beyond_what_callers_may_name_leave_memory_flat() {
+    let _turn = TURN.lock().await;
+    let mesh = Mesh::builder().dns(false).build().unwrap();
+    let inner = tower::service_fn(|_: Request<_>| async {
+        Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
+    });
+    let mut service = mesh.layer().layer(inner);
+    let mut send = async |n: u32| service.call(request(&format!("h{n}.ns"), n)).await.is_ok();
+    let max = u32::try_from(enmesh::mesh::directory::SERVICES_MAX).unwrap();
+    let mut taken = 0;
+    for n in 0..max + 100 {
+        taken += u32::from(send(n).await);
+    }
+    // The mesh knows itself besides.
+    assert!((max - 1..=max).contains(&taken), "{taken} services may be named");
+    let (before, shown) = (held(), series(&mesh));
+    let before = before.max(held());
+    for n in max + 100..1_000_000 {
+        assert!(!send(n).await);
+    }
+    let grown = held() - before;
+    assert!(grown < 64 * 1024, "{grown} bytes more are held");
     assert_eq!(series(&mesh), shown);
 }

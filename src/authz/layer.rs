@@ -5,9 +5,14 @@ use crate::authz::header;
 use crate::authz::path;
 use crate::authz::rules::AuthzPolicy;
 use crate::authz::settings::Action;
+use crate::authz::settings::Origin;
 use crate::error::Error;
 use crate::limit::rate::Counted;
 use crate::metrics::registry::Registry;
+use crate::metrics::rules;
+use crate::metrics::rules::Rule;
+use crate::metrics::rules::Rules;
+use crate::metrics::rules::Verdict;
 use crate::policy::call::MeshRequest;
 use crate::policy::observe::Note;
 use crate::profile::invalid::Fault;
@@ -50,6 +55,8 @@ pub struct Gate(Arc<Shared>);
 struct Shared {
     live: ArcSwap<Live>,
     registry: Registry,
+    /// Where the rules have their numbers, if somebody above counts by them.
+    rules: Option<Arc<Rules>>,
     newest: Mutex<Newest>,
     born: Instant,
     /// When the policy's source was last heard, in milliseconds after `born`.
@@ -81,12 +88,28 @@ pub struct GateState {
     pub age: Duration,
 }
 
+/// What counts the requests that a rule decides about.
+enum Count {
+    Counter(Counter),
+    /// Whoever counts above, by this number.
+    Above(u32),
+}
+
+impl Count {
+    fn count(&self) {
+        match self {
+            Self::Counter(counter) => counter.increment(1),
+            Self::Above(number) => rules::decided(*number),
+        }
+    }
+}
+
 /// A policy with the counters of its rules.
 struct Live {
     policy: AuthzPolicy,
-    counters: Vec<Counter>,
+    counts: Vec<Count>,
     /// Refusals for a policy whose source was silent for too long.
-    too_old: Counter,
+    too_old: Count,
     /// Refusals by rate limits, by [`Counted`].
     limited: Option<[(Counted, Counter); 3]>,
 }
@@ -100,29 +123,40 @@ impl fmt::Debug for Gate {
 impl Gate {
     /// A gate with this policy, which stands until another is published, however long its source is silent.
     pub fn new(policy: AuthzPolicy) -> Self {
-        Self::build(policy, None, Registry::global())
+        Self::build(policy, None, Registry::global(), None)
     }
 
     /// A gate that refuses everything once its source was not [`heard`](Self::heard) for `age_max`.
     pub fn with_age_max(policy: AuthzPolicy, age_max: Duration) -> Self {
-        Self::build(policy, Some(age_max), Registry::global())
+        Self::build(policy, Some(age_max), Registry::global(), None)
     }
 
     /// A gate that counts in `registry`; otherwise as [`new`](Self::new).
     pub fn counted(policy: AuthzPolicy, registry: Registry) -> Self {
-        Self::build(policy, None, registry)
+        Self::build(policy, None, registry, None)
     }
 
-    fn build(policy: AuthzPolicy, age_max: Option<Duration>, registry: Registry) -> Self {
-        let live = ArcSwap::from_pointee(Live::new(policy, &registry));
+    /// A gate that does not count by itself which rule decided: it tells whoever stands above and counts, by the rules'
+    /// numbers. Rates and refused policies it counts in `registry`.
+    pub fn told(policy: AuthzPolicy, registry: Registry, rules: Arc<Rules>) -> Self {
+        Self::build(policy, None, registry, Some(rules))
+    }
+
+    fn build(
+        policy: AuthzPolicy,
+        age_max: Option<Duration>,
+        registry: Registry,
+        rules: Option<Arc<Rules>>,
+    ) -> Self {
+        let live = ArcSwap::from_pointee(Live::new(policy, &registry, rules.as_deref()));
         let (born, heard, newest) = (clock::now(), AtomicU64::new(0), Mutex::default());
-        Self(Arc::new(Shared { live, registry, newest, born, heard, age_max }))
+        Self(Arc::new(Shared { live, registry, rules, newest, born, heard, age_max }))
     }
 
     /// Judges by this policy from now on. Rate limits that are the same go on counting where they were.
     pub fn publish(&self, policy: AuthzPolicy) {
         let policy = policy.keep_counts(&self.0.live.load().policy);
-        self.0.live.store(Arc::new(Live::new(policy, &self.0.registry)));
+        self.0.live.store(Arc::new(Live::new(policy, &self.0.registry, self.0.rules.as_deref())));
         self.newest().faults.clear();
         self.heard();
     }
@@ -190,13 +224,13 @@ impl Gate {
         }
         let live = self.0.live.load();
         if self.is_too_old() {
-            live.too_old.increment(1);
+            live.too_old.count();
             return Err(Error::Denied { rule: TOO_OLD.into() });
         }
         let client = Client { peer: request.extensions().get::<PeerIdentity>(), address };
         let decision = live.policy.decide(&RequestHead::of_request(request), &client);
-        if let Some(counter) = live.counters.get(decision.index) {
-            counter.increment(1);
+        if let Some(count) = live.counts.get(decision.index) {
+            count.count();
         }
         match decision.action {
             Action::Allow => live.limit(&client).map(|()| None),
@@ -214,30 +248,27 @@ impl Gate {
 }
 
 impl Live {
-    fn new(policy: AuthzPolicy, registry: &Registry) -> Self {
-        let denied = |name| registry.counter("inbound_http_authz_deny_total", vec![name]);
-        let counter = |(name, action): (&Arc<str>, Action)| {
-            let name = Label::new("authz_name", Arc::clone(name));
-            match action {
-                Action::Allow => registry.counter("inbound_http_authz_allow_total", vec![name]),
-                Action::Deny => denied(name),
-                Action::NotFound => registry.counter("inbound_http_route_not_found_total", vec![name]),
-                Action::Audit => {
-                    let audit = Label::new("authz_kind", "audit");
-                    registry.counter("inbound_http_authz_allow_total", vec![name, audit])
-                }
-            }
+    fn new(policy: AuthzPolicy, registry: &Registry, rules: Option<&Rules>) -> Self {
+        let server = policy.server().cloned();
+        let count = |(name, origin, action): (&Arc<str>, Origin, Action)| {
+            let rule = named(server.clone(), name, origin, action);
+            let Some(rules) = rules else { return Count::Counter(counter(registry, rule)) };
+            Count::Above(rules.number(&rule))
         };
-        let counters = policy.names().map(counter).collect();
+        let counts = policy.named().map(count).collect();
+        let too_old = count((&TOO_OLD.into(), Origin::Default, Action::Deny));
         let limited = policy.rates().map(|rates| {
             [Counted::Total, Counted::Identity, Counted::Override].map(|counted| {
-                let name = Label::new("ratelimit_name", Arc::clone(rates.name()));
-                let scope = Label::new("ratelimit_scope", counted.as_str());
-                (counted, registry.counter("inbound_http_local_ratelimit_total", vec![name, scope]))
+                let labels = vec![
+                    Label::new("ratelimit_group", "policy.linkerd.io"),
+                    Label::new("ratelimit_kind", "httplocalratelimitpolicy"),
+                    Label::new("ratelimit_name", Arc::clone(rates.name())),
+                    Label::new("ratelimit_scope", counted.as_str()),
+                ];
+                (counted, registry.counter("inbound_http_local_ratelimit_total", labels))
             })
         });
-        let too_old = denied(Label::new("authz_name", TOO_OLD));
-        Self { policy, counters, too_old, limited }
+        Self { policy, counts, too_old, limited }
     }
 
     /// Whether the rate limits take a request that the rules let in.
@@ -251,6 +282,41 @@ impl Live {
             Error::RateLimited { retry_after: refused.retry_after }
         })
     }
+}
+
+/// A rule as labels name it.
+fn named(server: Option<Arc<str>>, name: &Arc<str>, origin: Origin, action: Action) -> Rule {
+    let (group, kind) = match (origin, action) {
+        // Linkerd's own default policy that lets in and warns.
+        (_, Action::Audit) => ("", "audit"),
+        (Origin::Own, _) => ("enmesh.dev", "authorization"),
+        (Origin::Default, _) => ("", "default"),
+        (Origin::ServerAuthorization, _) => ("policy.linkerd.io", "serverauthorization"),
+        (Origin::AuthorizationPolicy, _) => ("policy.linkerd.io", "authorizationpolicy"),
+        (Origin::TrafficTarget, _) => ("access.smi-spec.io", "traffictarget"),
+    };
+    let verdict = match action {
+        Action::Allow | Action::Audit => Verdict::Allowed,
+        Action::Deny => Verdict::Denied,
+        Action::NotFound => Verdict::NotFound,
+    };
+    let name = name.strip_prefix("default:").map_or_else(|| Arc::clone(name), Arc::from);
+    Rule { server, group, kind, name, verdict }
+}
+
+/// The counter of a rule.
+fn counter(registry: &Registry, rule: Rule) -> Counter {
+    let family = match rule.verdict {
+        Verdict::Allowed => "inbound_http_authz_allow_total",
+        Verdict::Denied => "inbound_http_authz_deny_total",
+        Verdict::NotFound => "inbound_http_route_not_found_total",
+    };
+    let labels = vec![
+        Label::new("authz_group", rule.group),
+        Label::new("authz_kind", rule.kind),
+        Label::new("authz_name", rule.name),
+    ];
+    registry.counter(family, labels)
 }
 
 /// Where a request's caller has its address.

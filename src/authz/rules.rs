@@ -6,6 +6,7 @@ use crate::authz::rates::ServerRates;
 use crate::authz::settings::Action;
 use crate::authz::settings::AuthzSettings;
 use crate::authz::settings::Clients;
+use crate::authz::settings::Origin;
 use crate::authz::settings::RuleSettings;
 use crate::profile::invalid::Fault;
 use crate::profile::invalid::Invalid;
@@ -31,6 +32,7 @@ pub struct AuthzPolicy {
     trust_domain: Option<TrustDomain>,
     default_name: Arc<str>,
     rates: Option<Arc<ServerRates>>,
+    server: Option<Arc<str>>,
 }
 
 #[derive(Debug)]
@@ -43,6 +45,7 @@ struct Rule {
     /// What the request's condition looks at.
     looks: Looks,
     upgrades: bool,
+    origin: Origin,
 }
 
 /// What becomes of a request, and by which rule.
@@ -83,7 +86,8 @@ impl AuthzPolicy {
         let trust_domain = settings.trust_domain.clone();
         let rates = ServerRates::new(&settings.rates, trust_domain.as_ref()).map(Arc::new);
         let default_name = "default".into();
-        Ok(Self { rules, otherwise: settings.otherwise, trust_domain, default_name, rates })
+        let (otherwise, server) = (settings.otherwise, settings.server.clone());
+        Ok(Self { rules, otherwise, trust_domain, default_name, rates, server })
     }
 
     /// The rate limits of what is let in, if there are any.
@@ -106,6 +110,17 @@ impl AuthzPolicy {
     pub fn names(&self) -> impl Iterator<Item = (&Arc<str>, Action)> {
         let rules = self.rules.iter().map(|rule| (&rule.name, rule.action));
         rules.chain(std::iter::once((&self.default_name, self.otherwise)))
+    }
+
+    /// The same, with what each was written as.
+    pub fn named(&self) -> impl Iterator<Item = (&Arc<str>, Origin, Action)> {
+        let rules = self.rules.iter().map(|rule| (&rule.name, rule.origin, rule.action));
+        rules.chain(std::iter::once((&self.default_name, Origin::Default, self.otherwise)))
+    }
+
+    /// The name of Linkerd's `Server` that they are of, if they are of one.
+    pub fn server(&self) -> Option<&Arc<str>> {
+        self.server.as_ref()
     }
 
     /// What becomes of a request. Its path must have passed [`check`](crate::authz::path::check).
@@ -155,6 +170,7 @@ impl Rule {
             request,
             looks: Looks::of(&settings.request),
             upgrades: settings.upgrades,
+            origin: settings.origin,
         })
     }
 

@@ -20,6 +20,8 @@ pub struct AuthzSettings {
     pub trust_domain: Option<TrustDomain>,
     /// How many of the requests that are let in are taken in a second. Default: any number.
     pub rates: RateSettings,
+    /// The name of Linkerd's `Server` that they are of, in metrics. Default: none.
+    pub server: Option<Arc<str>>,
 }
 
 /// How many requests a second a server takes, in all and of each client; each limit may be used up at once and then
@@ -43,6 +45,7 @@ impl Default for AuthzSettings {
             otherwise: Action::Deny,
             trust_domain: None,
             rates: RateSettings::default(),
+            server: None,
         }
     }
 }
@@ -60,12 +63,44 @@ pub struct RuleSettings {
     pub request: Condition,
     /// Whether it may allow `CONNECT` and protocol upgrades, behind which no further rule is asked. Default: no.
     pub upgrades: bool,
+    /// What it was written as, in metrics. Default: one of our own.
+    pub origin: Origin,
+}
+
+/// What a rule was written as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Origin {
+    /// A rule of our own `Authorization`, or one in code.
+    #[default]
+    Own,
+    /// None: it is what is done by default.
+    Default,
+    /// Linkerd's `ServerAuthorization`.
+    ServerAuthorization,
+    /// Linkerd's `AuthorizationPolicy`.
+    AuthorizationPolicy,
+    /// SMI's `TrafficTarget`.
+    TrafficTarget,
 }
 
 impl RuleSettings {
     /// A rule for all requests of these callers.
     pub fn new(name: impl Into<Arc<str>>, action: Action, clients: Clients) -> Self {
-        Self { name: name.into(), action, clients, request: Condition::Always, upgrades: false }
+        Self {
+            name: name.into(),
+            action,
+            clients,
+            request: Condition::Always,
+            upgrades: false,
+            origin: Origin::Own,
+        }
+    }
+
+    /// The same, written as this.
+    #[must_use]
+    pub fn written_as(mut self, origin: Origin) -> Self {
+        self.origin = origin;
+        self
     }
 
     /// The same for these requests alone.

@@ -31,6 +31,7 @@ use crate::authz::settings::Action;
 use crate::authz::settings::AuthzSettings;
 use crate::authz::settings::Clients;
 use crate::authz::settings::IdentityMatch;
+use crate::authz::settings::Origin;
 use crate::authz::settings::RuleSettings;
 use crate::profile::import::smi;
 use crate::profile::invalid::Fault;
@@ -185,7 +186,9 @@ impl TrafficTargets {
             let Some(request) = self.request(target, workload.port, &mut compiled.faults) else { continue };
             let clients = self.clients(target, &mut compiled.faults);
             let name = format!("{}/{}", target.key.0, target.key.1);
-            compiled.settings.rules.push(RuleSettings::new(name, Action::Allow, clients).on(request));
+            compiled.settings.rules.push(
+                RuleSettings::new(name, Action::Allow, clients).on(request).written_as(Origin::TrafficTarget),
+            );
         }
         compiled
     }

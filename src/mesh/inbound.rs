@@ -9,7 +9,7 @@ use crate::limit::body::Placed;
 use crate::limit::layer::{Limit, LimitLayer};
 use crate::mesh::services::Services;
 use crate::mesh::stack::{Plain, PlainLayer};
-use crate::metrics::client::Clients;
+use crate::metrics::arrivals::Arrivals;
 use crate::metrics::layer::{Meter, Metrics, MetricsLayer};
 use crate::metrics::names::Direction;
 use crate::policy::call::Call;
@@ -41,16 +41,16 @@ pub struct InboundLayer {
     /// Held, since they keep the policy up to date.
     services: Arc<Services>,
     gate: Option<Gate>,
-    clients: Arc<Clients>,
+    arrivals: Arc<Arrivals>,
     /// Headers whose values `Debug` hides.
     secret: Arc<[HeaderName]>,
 }
 
 impl InboundLayer {
-    pub(crate) fn new(services: Arc<Services>, gate: Option<Gate>, clients: Arc<Clients>) -> Self {
+    pub(crate) fn new(services: Arc<Services>, gate: Option<Gate>, arrivals: Arc<Arrivals>) -> Self {
         let policy = Arc::clone(services.directory().inbound());
         let secret = [header::AUTHORIZATION, header::PROXY_AUTHORIZATION, header::COOKIE];
-        Self { policy, services, gate, clients, secret: Arc::from(secret) }
+        Self { policy, services, gate, arrivals, secret: Arc::from(secret) }
     }
 }
 
@@ -75,7 +75,7 @@ impl<S> Layer<S> for InboundLayer {
             .layer(SetSensitiveRequestHeadersLayer::from_shared(Arc::clone(&self.secret)))
             // writes what the rest read
             .layer_fn(|inner| Enter { inner, policy: Arc::clone(&policy), services: Arc::clone(&services) })
-            .layer(MetricsLayer::default().with_clients(Arc::clone(&self.clients)))
+            .layer(MetricsLayer::default().with_arrivals(Arc::clone(&self.arrivals)))
             // below the metrics, so that what has no time left is counted; hands the deadline down to what the
             // application sends meanwhile
             .layer(ArrivalLayer::new())

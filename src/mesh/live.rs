@@ -2,6 +2,7 @@
 
 use crate::mesh::directory::{Directory, Known};
 use crate::mesh::services::Services;
+use crate::metrics::arrivals::Client;
 use crate::metrics::edges::{self, Edges, Security, Told};
 use crate::metrics::families;
 use crate::metrics::ledger::{Collect, Sink};
@@ -185,22 +186,25 @@ impl Live {
     fn callers(&self) -> Vec<Total> {
         let Some(services) = self.services.upgrade() else { return Vec::new() };
         let own = services.directory().inbound().load_full();
-        let (callers, others) = self.metrics.clients().all();
-        let row = |client: &str, tls, overflow, tally: &Tally| Total {
-            key: Arc::new(RowKey::client(own.service(), client)),
-            facts: Facts { tls, overflow, ..Facts::default() },
-            reading: reading(tally),
+        let mut readings: BTreeMap<Client, Reading> = BTreeMap::new();
+        for listener in self.metrics.all_arrivals() {
+            for (client, heap) in listener.all() {
+                let sum = readings.entry(client).or_default();
+                *sum = sum.merge(&reading(&heap.tally));
+            }
+            let sum = readings.entry(Client::Other).or_default();
+            *sum = sum.merge(&reading(listener.rest()));
+        }
+        let row = |(client, reading): (Client, Reading)| {
+            let (name, tls, overflow) = match &client {
+                Client::Known(identity) => (identity.as_str(), Some(true), false),
+                Client::Unknown => ("", Some(false), false),
+                Client::Other => (OTHER, None, true),
+            };
+            let key = Arc::new(RowKey::client(own.service(), name));
+            Total { key, facts: Facts { tls, overflow, ..Facts::default() }, reading }
         };
-        let mut rows: Vec<Total> = callers
-            .iter()
-            .map(|(caller, tally)| match caller {
-                Some(caller) => row(caller.as_str(), Some(true), false, tally),
-                None => row("", Some(false), false, tally),
-            })
-            .collect();
-        rows.push(row(OTHER, None, true, &others));
-        rows.retain(|row| row.reading.requests > 0);
-        rows
+        readings.into_iter().filter(|(_, reading)| reading.requests > 0).map(row).collect()
     }
 
     fn past(&self) -> MutexGuard<'_, Past> {

@@ -12,6 +12,8 @@ mod caller;
 #[cfg(feature = "http")]
 pub mod client;
 #[cfg(feature = "http")]
+mod dialling;
+#[cfg(feature = "http")]
 pub mod directory;
 #[cfg(feature = "http")]
 pub mod env;

@@ -5,8 +5,6 @@ use crate::admin::fleet::{Fleet, Peer};
 use crate::authz::layer::Gate;
 use crate::authz::rules::AuthzPolicy;
 use crate::authz::settings::AuthzSettings;
-use crate::connect::settings::ConnectSettings;
-use crate::discover::endpoint::Endpoint;
 use crate::error::{BoxError, Error};
 use crate::fault::decide::FaultSwitch;
 #[cfg(feature = "admin")]
@@ -18,10 +16,9 @@ use crate::mesh::builder::MeshBuilder;
 use crate::mesh::builder::OwnIdentity as Rotating;
 use crate::mesh::caller::Callers;
 use crate::mesh::client::Client;
-use crate::mesh::directory::{Connect, Connection, Directory, Parts};
+use crate::mesh::dialling::dialling;
+use crate::mesh::directory::{Directory, Parts};
 use crate::mesh::inbound::InboundLayer;
-#[cfg(not(any(feature = "tls", feature = "ring")))]
-use crate::mesh::insecure::Secure;
 #[cfg(any(feature = "tls", feature = "ring"))]
 use crate::mesh::inspect::IdentityView;
 use crate::mesh::inspect::Inspection;
@@ -34,20 +31,18 @@ use crate::mesh::live::{self, Live};
 use crate::mesh::look::Look;
 use crate::mesh::recording::Recording;
 #[cfg(any(feature = "tls", feature = "ring"))]
-use crate::mesh::secure::{Secure, SecureAccept};
+use crate::mesh::secure::SecureAccept;
 use crate::mesh::services::Services;
 use crate::mesh::sources;
 use crate::mesh::stats::Stats;
 use crate::mesh::tasks::{self, Tasks};
-#[cfg(not(any(feature = "tls", feature = "ring")))]
-use crate::mesh::telemetry::Identities;
-use crate::mesh::telemetry::{Connections, tls_of};
+use crate::mesh::telemetry::Connections;
 use crate::mesh::watching;
 use crate::metrics::ledger::Collect;
 use crate::metrics::registry::Registry;
+use crate::metrics::rules::Rules;
 use crate::metrics::set::MetricsSet;
 use crate::profile::name::ServiceName;
-use crate::profile::service::ServiceProfile;
 use crate::serve::body::RequestBody;
 use crate::serve::handshake::Plain as Plaintext;
 use crate::serve::listen::{self, Drained};
@@ -58,8 +53,6 @@ use crate::tap::hub::TapHub;
 use crate::tap::redact::Redaction;
 #[cfg(any(feature = "tls", feature = "ring"))]
 use crate::tls::acceptor::{Acceptor, Mode};
-#[cfg(any(feature = "tls", feature = "ring"))]
-use crate::tls::connector::Connector;
 #[cfg(any(feature = "tls", feature = "ring"))]
 use crate::tls::epoch::EpochSettings;
 #[cfg(feature = "admin")]
@@ -161,8 +154,13 @@ impl Mesh {
 
     /// The server side as a layer, for servers that are not started by [`serve`](Self::serve).
     pub fn inbound(&self) -> InboundLayer {
-        let clients = Arc::clone(self.made.metrics.clients());
-        InboundLayer::new(Arc::clone(&self.made.services), self.made.gate.clone(), clients)
+        self.inbound_at(None)
+    }
+
+    /// The same, for a server that listens at `addr`: what it counts says so.
+    pub fn inbound_at(&self, addr: Option<SocketAddr>) -> InboundLayer {
+        let arrivals = self.made.metrics.arrivals(addr);
+        InboundLayer::new(Arc::clone(&self.made.services), self.made.gate.clone(), arrivals)
     }
 
     /// Turns the faults that profiles ask for off and on, from the next request on.
@@ -241,13 +239,15 @@ impl Mesh {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let app = self.inbound().layer(app);
+        // A listener that cannot say where it listens is counted without an address.
+        let target = listener.local_addr().ok();
+        let app = self.inbound_at(target).layer(app);
         let mut draining = self.made.draining.subscribe();
         let serving = Serving::begin(&self.made.serving);
         // An error means that the sender is gone, which `self` holds.
         let shutdown = async move { drop(draining.wait_for(|draining| *draining).await) };
         let settings = self.made.serve.clone();
-        let stats = Arc::clone(&self.made.connections.served);
+        let stats = self.made.connections.served(target);
         #[cfg(any(feature = "tls", feature = "ring"))]
         let drained = match &self.made.identities {
             Some(identities) => {
@@ -290,21 +290,21 @@ fn faults(builder: &MeshBuilder) -> FaultSwitch {
 impl Made {
     pub(crate) fn of(mut builder: MeshBuilder) -> Result<Mesh, Error> {
         let recording = Recording::of(&builder)?;
-        let gate = gate(builder.authz.take(), recording.registry())?;
         let policy_file = builder.policy_file.take();
         let (needs_runtime, admin) = (sources::needs_runtime(&builder), builder.admin);
         #[cfg(any(feature = "tls", feature = "ring"))]
         let (identities, rotating) = rotated(builder.identity.take(), recording.registry()).unzip();
         let rng = builder.seed.map_or_else(Rng::thread, Rng::seeded);
-        let metrics = Arc::new(MetricsSet::new(recording.registry().clone()));
-        recording.add(&(metrics.clone() as Arc<dyn Collect>));
+        let metrics = counted(&recording);
+        let gate = gate(builder.authz.take(), recording.registry(), metrics.rules())?;
         let (profiles, endpoints) = sources::of(&builder, &metrics);
         let own = builder.name.clone().unwrap_or_else(ServiceName::localhost);
         #[cfg(feature = "admin")]
         let shown_as = ShownAs::of(&own, &mut builder);
         #[cfg(not(any(feature = "tls", feature = "ring")))]
         let identities = None;
-        let (connections, connect) = dialling(builder.connect.clone(), identities.as_ref());
+        let (connections, connect) = dialling(&own, builder.connect.clone(), identities.as_ref());
+        metrics.secure(connections.is_secured());
         let faults = faults(&builder);
         let directory = Directory::new(Parts {
             own: own.clone(),
@@ -326,7 +326,7 @@ impl Made {
             identities: identities.clone(),
         };
         let services = Arc::new(Services::new(directory, watch));
-        let told: [Arc<dyn Collect>; 2] = [services.clone(), connections.clone()];
+        let told = [services.clone() as Arc<dyn Collect>, connections.clone()];
         told.iter().for_each(|source| metrics.add(source));
         let made = Self {
             services,
@@ -457,26 +457,6 @@ impl Made {
     }
 }
 
-/// What makes the connections of replicas, and what is told of them.
-fn dialling(settings: ConnectSettings, identities: Option<&Identities>) -> (Arc<Connections>, Box<Connect>) {
-    let connections = Arc::new(Connections::of(identities));
-    let secured = connections.is_secured();
-    #[cfg(any(feature = "tls", feature = "ring"))]
-    let connector = identities.map(|own| Connector::new(own.clone(), Connector::HANDSHAKE_MAX));
-    let told = Arc::clone(&connections);
-    let connect = move |endpoint: &Arc<Endpoint>, service: &ServiceName, profile: &ServiceProfile, tls| {
-        let settings = settings.clone().with_limits(&profile.limits);
-        #[cfg(any(feature = "tls", feature = "ring"))]
-        let handshake = Secure::new(connector.clone(), service.host(), tls);
-        #[cfg(not(any(feature = "tls", feature = "ring")))]
-        let (_, handshake) = (service, Secure::new(tls));
-        let connection = Connection::new(endpoint.as_ref().clone(), settings, handshake);
-        told.add(endpoint, tls_of(secured, profile.tls.mode, endpoint), connection.stats());
-        connection
-    };
-    (connections, Box::new(connect))
-}
-
 /// The identities of a mesh, and the task that keeps them fresh.
 #[cfg(any(feature = "tls", feature = "ring"))]
 fn rotated(
@@ -487,9 +467,20 @@ fn rotated(
     Some(rotation(own.source, EpochSettings { registry: registry.clone(), ..own.settings }))
 }
 
+/// All that is counted, and told where metrics go.
+fn counted(recording: &Recording) -> Arc<MetricsSet> {
+    let metrics = Arc::new(MetricsSet::new(recording.registry().clone()));
+    recording.add(&(metrics.clone() as Arc<dyn Collect>));
+    metrics
+}
+
 /// The gate of these settings.
-fn gate(settings: Option<AuthzSettings>, registry: &Registry) -> Result<Option<Gate>, Error> {
+fn gate(
+    settings: Option<AuthzSettings>,
+    registry: &Registry,
+    rules: &Arc<Rules>,
+) -> Result<Option<Gate>, Error> {
     let Some(settings) = settings else { return Ok(None) };
     let policy = AuthzPolicy::compile(&settings).map_err(|invalid| Error::Config(Box::new(invalid)))?;
-    Ok(Some(Gate::counted(policy, registry.clone())))
+    Ok(Some(Gate::told(policy, registry.clone(), Arc::clone(rules))))
 }

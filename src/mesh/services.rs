@@ -17,7 +17,8 @@ use tokio::sync::{Notify, mpsc};
 /// The most spellings of names that are remembered; each service may be spelt in several ways.
 const SPELLINGS_MAX: usize = 4 * crate::mesh::directory::SERVICES_MAX;
 
-type Spelt = ArcSwap<HashMap<Box<str>, Arc<Service>>>;
+/// Spellings are shared, since the table is copied for each new one.
+type Spelt = ArcSwap<HashMap<Arc<str>, Arc<Service>>>;
 
 /// The services by the spelling of their authority, and the directory behind them.
 #[derive(Debug)]
@@ -123,10 +124,11 @@ impl Services {
     #[cold]
     fn remember(&self, spelt: &Spelt, authority: &str, port: u16) -> Result<Arc<Service>, Error> {
         let service = self.on_port(authority, port)?;
+        let authority: Arc<str> = authority.into();
         spelt.rcu(|spelt| {
             let mut spelt = HashMap::clone(spelt);
             if spelt.len() < SPELLINGS_MAX {
-                spelt.insert(authority.into(), Arc::clone(&service));
+                spelt.insert(Arc::clone(&authority), Arc::clone(&service));
             }
             spelt
         });

@@ -6,18 +6,21 @@ use crate::connect::stats::ConnectStats;
 use crate::discover::endpoint::Endpoint;
 use crate::mesh::directory::{Known, Target};
 use crate::mesh::services::Services;
-use crate::metrics::emit::service_labels;
+use crate::metrics::arrived::{peer_labels, server_labels, target_labels};
+use crate::metrics::emit::{parts, service_labels};
 use crate::metrics::families::{self, Family};
-use crate::metrics::ledger::{Collect, Sink};
-use crate::metrics::set::{Tls, endpoint_labels};
+use crate::metrics::ledger::{Collect, RETAIN, Sink};
+use crate::metrics::set::{LISTENERS_MAX, Tls, endpoint_labels};
 use crate::policy::route::RouteEntry;
+use crate::profile::name::ServiceName;
 use crate::profile::settings::TlsMode;
-use crate::serve::stats::ServeStats;
-use crate::stdx::traffic::{ENDS, Traffic, Volume};
+use crate::serve::stats::{DETECTED, ServeStats, TCP_ERRORS};
+use crate::stdx::traffic::{ENDS, Volume};
 #[cfg(any(feature = "tls", feature = "ring"))]
 use crate::tls::rotate::Identities;
 use metrics::Label;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 impl Collect for Services {
@@ -118,10 +121,16 @@ pub(crate) type Identities = std::convert::Infallible;
 #[derive(Debug, Default)]
 pub(crate) struct Connections {
     dialled: Mutex<BTreeMap<Vec<Label>, Line>>,
-    /// What this process's servers count.
-    pub(crate) served: Arc<ServeStats>,
+    /// What this process's servers count, by where they listen.
+    served: Mutex<BTreeMap<Option<SocketAddr>, Arc<ServeStats>>>,
+    /// The bytes sent and received over connections that are no more, by [`ZONES`].
+    past_zones: Mutex<[[u64; 2]; ZONES.len()]>,
     identities: Option<Identities>,
+    own: Arc<str>,
 }
+
+/// Whether an endpoint is in the zone that its service's profile says is ours, in Linkerd's words.
+const ZONES: [&str; 3] = ["Unknown", "Local", "Remote"];
 
 /// The connections to one endpoint.
 #[derive(Debug, Default)]
@@ -129,6 +138,8 @@ struct Line {
     /// Those of an endpoint that came back are others than before; what was before stays counted.
     past: Totals,
     live: Vec<Arc<ConnectStats>>,
+    /// Its place in [`ZONES`], as was said last.
+    zone: usize,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -155,7 +166,7 @@ impl Totals {
 impl Line {
     /// All connections until now. Those of endpoints that are gone become the past.
     fn totals(&mut self) -> Totals {
-        let Self { past, live } = self;
+        let Self { past, live, .. } = self;
         live.retain(|stats| {
             let held = Arc::strong_count(stats) > 1;
             if !held {
@@ -170,9 +181,20 @@ impl Line {
 }
 
 impl Connections {
-    /// None yet, of a process with these certificates.
-    pub(crate) fn of(identities: Option<&Identities>) -> Self {
-        Self { identities: identities.cloned(), ..Self::default() }
+    /// None yet, of the process that is `own` and has these certificates.
+    pub(crate) fn of(own: &ServiceName, identities: Option<&Identities>) -> Self {
+        Self { identities: identities.cloned(), own: own.to_string().into(), ..Self::default() }
+    }
+
+    /// What a server counts that listens at `target`.
+    pub(crate) fn served(&self, target: Option<SocketAddr>) -> Arc<ServeStats> {
+        let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those that ended make room; what is beyond is counted as if it were not known where it listens.
+        if served.len() >= LISTENERS_MAX && !served.contains_key(&target) {
+            served.retain(|_, stats| Arc::strong_count(stats) > 1);
+        }
+        let target = target.filter(|_| served.len() < LISTENERS_MAX || served.contains_key(&target));
+        Arc::clone(served.entry(target).or_default())
     }
 
     /// Whether this process has an identity.
@@ -181,12 +203,23 @@ impl Connections {
     }
 
     /// Tells of the connections to an endpoint for as long as somebody else holds `stats`.
-    pub(crate) fn add(&self, endpoint: &Endpoint, tls: Tls, stats: &Arc<ConnectStats>) {
+    pub(crate) fn add(
+        &self,
+        endpoint: &Endpoint,
+        tls: Tls,
+        own_zone: Option<&str>,
+        stats: &Arc<ConnectStats>,
+    ) {
         let mut labels = endpoint_labels(&"".into(), endpoint, tls);
         labels.retain(|label| label.key() != "authority");
         labels.insert(1, Label::from_static_parts("peer", "dst"));
         let mut dialled = self.dialled.lock().unwrap_or_else(PoisonError::into_inner);
-        dialled.entry(labels).or_default().live.push(Arc::clone(stats));
+        let line = dialled.entry(labels).or_default();
+        line.zone = match (own_zone, endpoint.zone.as_deref()) {
+            (Some(own), Some(its)) => 1 + usize::from(own != its),
+            (None, _) | (_, None) => 0,
+        };
+        line.live.push(Arc::clone(stats));
     }
 }
 
@@ -206,9 +239,26 @@ impl Collect for Connections {
             let status = identities.status();
             sink.counter(&families::IDENTITY_REFUSED, &[], status.refused);
         }
+        self.dialled(sink);
+        let served = self.served.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for (target, stats) in served {
+            self.accepted(target, &stats, sink);
+        }
+    }
+}
+
+impl Connections {
+    /// Tells of connections to endpoints.
+    fn dialled(&self, sink: &mut Sink<'_>) {
+        let mut past = self.past_zones.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut live = [[0; 2]; ZONES.len()];
         self.dialled.lock().unwrap_or_else(PoisonError::into_inner).retain(|labels, line| {
             let totals = line.totals();
             tell(labels, &totals.volume, sink);
+            let is_past = line.live.is_empty();
+            let zones = if is_past { &mut *past } else { &mut live };
+            zones[line.zone][0] += totals.volume.written;
+            zones[line.zone][1] += totals.volume.read;
             let addr: Vec<Label> =
                 labels.iter().filter(|label| label.key() == "target_addr").cloned().collect();
             for (reason, count) in FAILURES.into_iter().zip(totals.failures) {
@@ -216,22 +266,52 @@ impl Collect for Connections {
                 nonzero(&families::CONNECT_FAILURES, &addr, Some(reason), count, sink);
             }
             nonzero(&families::RESENT, &addr, None, totals.resent, sink);
-            !line.live.is_empty()
+            !is_past
         });
-        for (proved, tls) in
-            [(true, "true"), (false, if self.is_secured() { "no_identity" } else { "disabled" })]
-        {
-            let traffic: &Arc<Traffic> = self.served.traffic(proved);
-            let labels = [
-                Label::from_static_parts("direction", "inbound"),
-                Label::from_static_parts("peer", "src"),
-                Label::from_static_parts("tls", tls),
-            ];
-            let volume = traffic.read();
+        for ((zone, live), past) in ZONES.into_iter().zip(live).zip(*past) {
+            for (op, bytes) in [("Send", live[0] + past[0]), ("Recv", live[1] + past[1])] {
+                let labels = [Label::from_static_parts("op", op)];
+                let zone = Some(Label::from_static_parts("zone_locality", zone));
+                nonzero(&families::TRANSFER_COST, &labels, zone, bytes, sink);
+            }
+        }
+    }
+
+    /// Tells of connections from callers to one listener.
+    fn accepted(&self, target: Option<SocketAddr>, stats: &ServeStats, sink: &mut Sink<'_>) {
+        let (target, server) = (target_labels(target), self.server());
+        for peer in stats.all_traffic(sink.now(), RETAIN) {
+            let client = match &peer.peer {
+                None => peer_labels(None, self.is_secured()),
+                Some(name) => peer_labels(Some(name), true),
+            };
+            let side =
+                [Label::from_static_parts("direction", "inbound"), Label::from_static_parts("peer", "src")];
+            let labels = [&side[..], &target, &client, &server].concat();
+            let volume = peer.traffic.read();
             if volume.opened > 0 {
                 tell(&labels, &volume, sink);
             }
         }
+        let (detected, took) = stats.detections();
+        for (result, count) in DETECTED.into_iter().zip(detected) {
+            let result = Some(Label::from_static_parts("result", result));
+            nonzero(&families::DETECTED, &server, result, count, sink);
+        }
+        if !took.is_empty() {
+            sink.histogram(&families::DETECT_SECONDS, &server, &took);
+        }
+        for (error, count) in TCP_ERRORS.into_iter().zip(stats.tcp_errors()) {
+            let labels = [&target[..], &server].concat();
+            let error = Some(Label::from_static_parts("error", error));
+            nonzero(&families::IN_TCP_ERRORS, &labels, error, count, sink);
+        }
+    }
+
+    /// The labels of the server that connections come to: a policy is for requests, so it is this process itself.
+    fn server(&self) -> [Label; 4] {
+        let (name, _, port) = parts(&self.own);
+        server_labels(None, name, port)
     }
 }
 

@@ -54,7 +54,6 @@ pub(crate) fn route(route: &RouteMetrics, retain: Duration, sink: &mut Sink<'_>)
     if calls.begun == 0 {
         return;
     }
-    errors(names.direction, &calls, sink);
     let base = sp_labels(names);
     sink.counter(&families::ROUTE_REQUEST, &base, calls.begun);
     legacy_endings(&families::ROUTE_RESPONSE, &base, &calls, sink);
@@ -66,35 +65,24 @@ pub(crate) fn route(route: &RouteMetrics, retain: Duration, sink: &mut Sink<'_>)
         sink.histogram(&families::DEADLINE_LEFT, &base, &left);
     }
     match names.direction {
-        Direction::Inbound => inbound(names, &calls, sink),
+        Direction::Inbound => inbound(route, &calls, sink),
         Direction::Outbound => outbound(route, &base, &calls, retain, sink),
     }
 }
 
 fn outbound(route: &RouteMetrics, base: &[Label], calls: &Told, retain: Duration, sink: &mut Sink<'_>) {
-    let (names, retries) = (route.names(), route.retries());
-    let backends = route.backends().sweep(sink.now(), retain);
     let attempts = route.attempts().read();
-    let grpc = calls.is_grpc().unwrap_or(false);
-    let policy = if grpc { &GRPC } else { &HTTP };
-    let labels = policy_labels(names, grpc);
-    sink.histogram(&policy.duration, &labels, &calls.latency);
-    policy_endings(&policy.statuses, &labels, grpc, calls, sink);
-    for (family, count) in [
-        (&policy.retries, retries.sent),
-        (&policy.retry_successes, retries.succeeded),
-        (&policy.retry_limit, retries.spent()),
-        (&policy.retry_overflow, retries.no_budget()),
-    ] {
-        sink.counter(family, &labels, count);
+    // What the protocol is shows with the first response; before, only errors are told.
+    if !calls.endings.is_empty() {
+        let grpc = route.is_grpc(calls.is_grpc()).unwrap_or(false);
+        by_policy(route, calls, grpc, retain, sink);
     }
-    for backend in backends {
-        let told = backend.tally.read();
-        let mut labels = labels.clone();
-        object_labels(BACKEND, ["core", "Service"], &backend.name, &mut labels);
-        sink.counter(&policy.backend_requests, &labels, told.begun);
-        sink.histogram(&policy.backend_duration, &labels, &told.latency);
-        policy_endings(&policy.backend_statuses, &labels, grpc, &told, sink);
+    let retries = route.retries();
+    // Linkerd's family of errors is added up over all routes.
+    for (ending, count) in &calls.endings {
+        if let Some(word) = ending.error() {
+            sink.counter(&families::OUT_HTTP_ERRORS, &[Label::from_static_parts("error", word)], *count);
+        }
     }
     sink.counter(&families::ROUTE_ACTUAL_REQUEST, base, attempts.begun);
     legacy_endings(&families::ROUTE_ACTUAL_RESPONSE, base, &attempts, sink);
@@ -114,8 +102,36 @@ fn outbound(route: &RouteMetrics, base: &[Label], calls: &Told, retain: Duration
     }
 }
 
-fn inbound(names: &RouteNames, calls: &Told, sink: &mut Sink<'_>) {
-    let grpc = calls.is_grpc().unwrap_or(false);
+/// The families of one protocol.
+fn by_policy(route: &RouteMetrics, calls: &Told, grpc: bool, retain: Duration, sink: &mut Sink<'_>) {
+    let retries = route.retries();
+    let policy = if grpc { &GRPC } else { &HTTP };
+    let labels = policy_labels(route.names(), grpc);
+    sink.histogram(&policy.duration, &labels, &calls.latency);
+    policy_endings(&policy.statuses, &labels, grpc, calls, sink);
+    for (family, count) in [
+        (&policy.retries, retries.sent),
+        (&policy.retry_successes, retries.succeeded),
+        (&policy.retry_limit, retries.spent()),
+        (&policy.retry_overflow, retries.no_budget()),
+    ] {
+        sink.counter(family, &labels, count);
+    }
+    for backend in route.backends().sweep(sink.now(), retain) {
+        let told = backend.tally.read();
+        let mut labels = labels.clone();
+        object_labels(BACKEND, ["core", "Service"], &backend.name, &mut labels);
+        sink.counter(&policy.backend_requests, &labels, told.begun);
+        sink.histogram(&policy.backend_duration, &labels, &told.latency);
+        policy_endings(&policy.backend_statuses, &labels, grpc, &told, sink);
+    }
+}
+
+fn inbound(route: &RouteMetrics, calls: &Told, sink: &mut Sink<'_>) {
+    if calls.endings.is_empty() {
+        return;
+    }
+    let (names, grpc) = (route.names(), route.is_grpc(calls.is_grpc()).unwrap_or(false));
     let (requests, statuses, duration) = if grpc {
         (&families::IN_GRPC_REQUESTS, &families::IN_GRPC_STATUSES, &families::IN_GRPC_DURATION)
     } else {
@@ -132,14 +148,6 @@ fn inbound(names: &RouteNames, calls: &Told, sink: &mut Sink<'_>) {
         Label::new("route_kind", kind),
         Label::new("route_name", route),
     ];
-    // As `linkerd viz stat` asks for: over all routes, which are added up.
-    let application = [
-        Label::from_static_parts("direction", Direction::Inbound.as_str()),
-        Label::new("authority", Arc::clone(&names.dst)),
-    ];
-    sink.counter(&families::REQUEST, &application, calls.begun);
-    legacy_endings(&families::RESPONSE, &application, calls, sink);
-    sink.histogram(&families::LATENCY, &application, &calls.latency);
     sink.counter(requests, &labels, calls.begun);
     sink.histogram(duration, &labels, &calls.latency);
     for (ending, count) in calls.endings.iter().filter(|(ending, _)| !ending.is_cancelled()) {
@@ -160,20 +168,7 @@ pub(crate) fn endpoint(endpoint: &EndpointMetrics, sink: &mut Sink<'_>) {
     sink.counter(&families::ENDPOINT_CANCELLED, &endpoint.labels, told.cancelled());
 }
 
-/// Linkerd's families of errors, which are added up over all routes.
-fn errors(direction: Direction, calls: &Told, sink: &mut Sink<'_>) {
-    let family = match direction {
-        Direction::Inbound => &families::IN_HTTP_ERRORS,
-        Direction::Outbound => &families::OUT_HTTP_ERRORS,
-    };
-    for (ending, count) in &calls.endings {
-        if let Some(word) = ending.error() {
-            sink.counter(family, &[Label::from_static_parts("error", word)], *count);
-        }
-    }
-}
-
-fn legacy_endings(family: &Family, base: &[Label], told: &Told, sink: &mut Sink<'_>) {
+pub(crate) fn legacy_endings(family: &Family, base: &[Label], told: &Told, sink: &mut Sink<'_>) {
     endings(
         family,
         base,
@@ -208,7 +203,7 @@ fn endings<'a>(
     }
 }
 
-fn with(base: &[Label], one: Label) -> Vec<Label> {
+pub(crate) fn with(base: &[Label], one: Label) -> Vec<Label> {
     base.iter().cloned().chain([one]).collect()
 }
 
@@ -259,7 +254,8 @@ fn policy_labels(names: &RouteNames, grpc: bool) -> Vec<Label> {
     let mut labels = Vec::new();
     object_labels(PARENT, ["core", "Service"], &names.dst, &mut labels);
     let [group, kind, route] = route_words(names, grpc);
-    let (_, namespace, _) = parts(&names.dst);
+    // A default route is no object, and has no namespace (linkerd2-proxy `Meta::Default`).
+    let namespace = if names.kind == RouteKind::Default { "" } else { parts(&names.dst).1 };
     labels.push(Label::new("route_group", group));
     labels.push(Label::new("route_kind", kind));
     labels.push(Label::new("route_namespace", namespace.to_owned()));
@@ -269,7 +265,7 @@ fn policy_labels(names: &RouteNames, grpc: bool) -> Vec<Label> {
 }
 
 /// The group, the kind and the name of a route.
-fn route_words(names: &RouteNames, grpc: bool) -> [String; 3] {
+pub(crate) fn route_words(names: &RouteNames, grpc: bool) -> [String; 3] {
     let (group, kind) = match (names.kind, grpc) {
         (RouteKind::Default, _) => ("", "default"),
         (RouteKind::Profile, _) => ("linkerd.io", "ServiceProfile"),
@@ -285,7 +281,7 @@ fn route_words(names: &RouteNames, grpc: bool) -> [String; 3] {
 }
 
 /// The name, the namespace and the port of `name.namespace:port`.
-fn parts(object: &str) -> (&str, &str, &str) {
+pub(crate) fn parts(object: &str) -> (&str, &str, &str) {
     let (host, port) = match object.rsplit_once(':') {
         Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => (host, port),
         _ => (object, ""),

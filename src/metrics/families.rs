@@ -52,12 +52,25 @@ pub const LATENCY_MS: &[f64] = &[
 pub const REQUEST_SECONDS: &[f64] = &[0.05, 0.5, 1.0, 10.0];
 /// Linkerd's buckets of responses of backends, and of requests that arrive, in seconds (linkerd.md §8.5).
 pub const RESPONSE_SECONDS: &[f64] = &[0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 10.0];
+/// Linkerd's buckets of looking what a connection speaks, in seconds (linkerd.md §8.5).
+pub const DETECT_BUCKETS: &[f64] = &[0.001, 0.1];
 /// Linkerd's buckets of time in a queue, in seconds (linkerd.md §8.5).
 pub const QUEUE_SECONDS: &[f64] = &[0.0005, 0.005, 0.05, 0.5, 1.0, 3.0];
 
 macro_rules! endpoint {
     ($($more:literal)?) => {
         concat!("direction authority target_addr target_ip target_port tls no_tls_reason server_id dst_*", $($more)?)
+    };
+}
+/// What more is known of what arrives.
+macro_rules! arrived {
+    ($($more:literal)?) => {
+        concat!(" client_id srv_group srv_kind srv_name srv_port route_group route_kind route_name authz_group authz_kind authz_name", $($more)?)
+    };
+}
+macro_rules! judged {
+    ($($more:literal)?) => {
+        concat!("target_addr target_ip target_port tls no_tls_reason client_id srv_group srv_kind srv_name srv_port", $($more,)? " authz_group authz_kind authz_name")
     };
 }
 macro_rules! sp_route {
@@ -89,7 +102,7 @@ macro_rules! in_route {
 }
 macro_rules! tcp {
     ($($more:literal)?) => {
-        concat!("direction peer target_addr target_ip target_port tls no_tls_reason server_id dst_*", $($more)?)
+        concat!("direction peer target_addr target_ip target_port tls no_tls_reason server_id client_id srv_group srv_kind srv_name srv_port dst_*", $($more)?)
     };
 }
 
@@ -107,10 +120,10 @@ use Scale::{Millis, Seconds};
 
 families! {
     // Linkerd's, by endpoint (linkerd.md §8.2)
-    REQUEST = "request_total", Counter, endpoint!(), "Attempts sent to an endpoint; inbound: requests that arrived";
-    RESPONSE = "response_total", Counter, endpoint!(" status_code classification grpc_status error"),
+    REQUEST = "request_total", Counter, concat!(endpoint!(), arrived!()), "Attempts sent to an endpoint; inbound: requests that arrived";
+    RESPONSE = "response_total", Counter, concat!(endpoint!(), arrived!(" status_code classification grpc_status error")),
         "Attempts at an endpoint that ended, when the response's body has ended; inbound: requests answered";
-    LATENCY = "response_latency_ms", Histogram(Millis, LATENCY_MS), endpoint!(),
+    LATENCY = "response_latency_ms", Histogram(Millis, LATENCY_MS), concat!(endpoint!(), arrived!()),
         "From the attempt to its response's headers, or its end";
     // Linkerd's, by route of a ServiceProfile
     ROUTE_REQUEST = "route_request_total", Counter, sp_route!(), "Calls of a route, outside retries";
@@ -168,12 +181,13 @@ families! {
     IN_GRPC_DURATION = "inbound_grpc_request_duration_seconds", Histogram(Seconds, RESPONSE_SECONDS), in_route!(),
         "From the request's head to its response's first frame, or its end";
     OUT_HTTP_ERRORS = "outbound_http_errors_total", Counter, "error", "Calls that ended without a response, by Linkerd's words";
-    IN_HTTP_ERRORS = "inbound_http_errors_total", Counter, "error",
+    IN_HTTP_ERRORS = "inbound_http_errors_total", Counter,
+        "error target_addr target_ip target_port srv_group srv_kind srv_name srv_port",
         "Requests that this process could not answer, refusals by policy excluded, by Linkerd's words";
     // Linkerd's, of authorization and limits (§8.4)
-    AUTHZ_ALLOW = "inbound_http_authz_allow_total", Counter, "authz_group authz_kind authz_name", "Requests that a rule let in";
-    AUTHZ_DENY = "inbound_http_authz_deny_total", Counter, "authz_group authz_kind authz_name", "Requests that a rule refused";
-    ROUTE_NOT_FOUND = "inbound_http_route_not_found_total", Counter, "authz_group authz_kind authz_name",
+    AUTHZ_ALLOW = "inbound_http_authz_allow_total", Counter, judged!(" route_group route_kind route_name"), "Requests that a rule let in";
+    AUTHZ_DENY = "inbound_http_authz_deny_total", Counter, judged!(" route_group route_kind route_name"), "Requests that a rule refused";
+    ROUTE_NOT_FOUND = "inbound_http_route_not_found_total", Counter, judged!(),
         "Requests that met no route and were refused";
     RATE_LIMITED = "inbound_http_local_ratelimit_total", Counter,
         "ratelimit_group ratelimit_kind ratelimit_name ratelimit_scope", "Requests that a rate limit refused";
@@ -183,6 +197,14 @@ families! {
     TCP_CLOSE = "tcp_close_total", Counter, tcp!(" errno"), "Connections closed; errno=\"\" is an end without an error";
     TCP_READ = "tcp_read_bytes_total", Counter, tcp!(), "Bytes read, inside TLS";
     TCP_WRITE = "tcp_write_bytes_total", Counter, tcp!(), "Bytes written, inside TLS";
+    TRANSFER_COST = "outbound_tcp_transfer_cost_bytes_total", Counter, "op zone_locality",
+        "Bytes to and from endpoints, inside TLS, by whether they are in the zone that their service's profile says is ours";
+    IN_TCP_ERRORS = "inbound_tcp_errors_total", Counter, "error target_addr target_ip target_port srv_group srv_kind srv_name srv_port",
+        "Connections whose handshake failed or took too long";
+    DETECTED = "inbound_tcp_detect_http_results_total", Counter, "result srv_group srv_kind srv_name srv_port",
+        "Accepted connections without ALPN that were looked at for what they speak";
+    DETECT_SECONDS = "inbound_tcp_detect_http_duration_seconds", Histogram(Seconds, DETECT_BUCKETS),
+        "srv_group srv_kind srv_name srv_port", "How long that took, to the first bytes";
     // Linkerd's, of balancers (§8.5)
     BALANCER_ENDPOINTS = "outbound_http_balancer_endpoints", Gauge, policy_backend!(" endpoint_state"),
         "Endpoints that may be picked (ready), and those that their breaker, weight or drain keeps out (pending)";

@@ -4,8 +4,9 @@ use crate::classify::body::{End, Watch, Watched};
 use crate::classify::classifier::{self, Head, trailers};
 use crate::classify::outcome::{Cause, Outcome, Verdict};
 use crate::error::{BoxError, Error};
-use crate::metrics::client::Clients;
+use crate::metrics::arrivals::Arrivals;
 use crate::metrics::route::RouteMetrics;
+use crate::metrics::rules;
 use crate::metrics::series::Ending;
 use crate::metrics::tally::Tally;
 use crate::policy::call::{Judged, MeshRequest};
@@ -28,7 +29,7 @@ use tower_service::Service;
 #[derive(Debug, Clone, Default)]
 pub struct MetricsLayer {
     own: Option<Arc<RouteMetrics>>,
-    clients: Option<Arc<Clients>>,
+    arrivals: Option<Arc<Arrivals>>,
 }
 
 impl MetricsLayer {
@@ -39,10 +40,11 @@ impl MetricsLayer {
         self
     }
 
-    /// Counts the calls of each caller too, by the [`PeerIdentity`] in a request's extensions. For servers.
+    /// Counts the calls of each caller too, by the [`PeerIdentity`] in a request's extensions and by the
+    /// [rule](rules::decided) that decides below. For servers.
     #[must_use]
-    pub fn with_clients(mut self, clients: Arc<Clients>) -> Self {
-        self.clients = Some(clients);
+    pub fn with_arrivals(mut self, arrivals: Arc<Arrivals>) -> Self {
+        self.arrivals = Some(arrivals);
         self
     }
 }
@@ -84,14 +86,20 @@ where
         let counted = route.or_else(|| self.layer.own.clone().map(Counted::Own));
         let counted =
             counted.map(|counted| (counted, request.state().map_or_else(clock::now, |state| state.started)));
-        let client = self.layer.clients.as_ref().map(|clients| {
+        let caller = self.layer.arrivals.as_ref().map(|arrivals| {
             let peer = request.http().extensions().get::<PeerIdentity>();
-            clients.of(peer.map(|peer| &peer.identity))
+            // What an earlier request left, which nobody asked for.
+            rules::take();
+            (arrivals, arrivals.caller(peer.map(|peer| &peer.identity)))
         });
         let observed = request.observed().map(Arc::clone);
         // First the call, then the count: a panic in it leaves nothing counted as under way.
         let inner = self.inner.call(request);
-        let begin = |(counted, started)| Meter::begin(counted, started, observed).of_client(client);
+        let begin = |(counted, started): (Counted, _)| {
+            let tally =
+                caller.map(|(arrivals, caller)| arrivals.tally(&caller, counted.metrics(), rules::take()));
+            Meter::begin(counted, started, observed).of_client(tally)
+        };
         MetricsFuture { inner, meter: counted.map(begin) }
     }
 }

@@ -4,7 +4,8 @@
 //! families are made from those at a scrape ([`emit`]), so their number costs a request nothing. Families, labels and
 //! buckets are Linkerd's ([`families`], `docs/metrics.md`), so its dashboards work. Labels come from configuration only.
 
-pub mod client;
+pub mod arrivals;
+pub mod arrived;
 pub mod edges;
 pub mod emit;
 pub mod families;
@@ -19,6 +20,7 @@ pub mod prometheus;
 pub mod registry;
 pub mod report;
 pub mod route;
+pub mod rules;
 pub mod series;
 pub mod set;
 pub mod show;

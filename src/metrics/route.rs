@@ -8,8 +8,8 @@ use crate::metrics::stat::{Causes, Reading};
 use crate::metrics::tally::Tally;
 use crate::stdx::histogram::{Counts, Histogram};
 use metrics::Label;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// The most backends of one route that are counted apart.
@@ -47,7 +47,10 @@ pub enum RouteKind {
 /// ends or is dropped.
 #[derive(Debug)]
 pub struct RouteMetrics {
+    number: u64,
     names: RouteNames,
+    /// Whether it is told as gRPC, once that is known.
+    grpc: OnceLock<bool>,
     calls: Tally,
     /// Its attempts, retries and hedges included.
     attempts: Tally,
@@ -135,11 +138,16 @@ impl Retries {
     }
 }
 
+/// Numbers routes; 64 bits do not come round.
+static NUMBERS: AtomicU64 = AtomicU64::new(1);
+
 impl RouteMetrics {
     /// Nothing counted yet.
     pub fn new(names: RouteNames) -> Self {
         Self {
+            number: NUMBERS.fetch_add(1, Ordering::Relaxed),
             names,
+            grpc: OnceLock::new(),
             calls: Tally::default(),
             attempts: Tally::default(),
             backends: Kept::new(BACKENDS_MAX),
@@ -150,6 +158,17 @@ impl RouteMetrics {
             faults: Default::default(),
             hedges: Default::default(),
         }
+    }
+
+    /// A number that no other route of this process has.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Whether it is told as gRPC: as most of its responses were when it was first told with any, so that no counter
+    /// moves from one family to another. `found` is how they are now.
+    pub(crate) fn is_grpc(&self, found: Option<bool>) -> Option<bool> {
+        found.map(|found| *self.grpc.get_or_init(|| found))
     }
 
     /// What names it.

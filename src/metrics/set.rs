@@ -1,16 +1,20 @@
 //! Floor 2: everything that is counted, made once and kept over updates.
 
 use crate::discover::endpoint::Endpoint;
-use crate::metrics::client::Clients;
+use crate::metrics::arrivals::{Arrivals, Place};
+use crate::metrics::arrived;
 use crate::metrics::emit;
 use crate::metrics::kept::Kept;
 use crate::metrics::ledger::{Collect, RETAIN, Sink};
 use crate::metrics::names::Direction;
 use crate::metrics::registry::Registry;
 use crate::metrics::route::{EndpointMetrics, RouteKind, RouteMetrics, RouteNames};
+use crate::metrics::rules::Rules;
 use crate::metrics::tally::Tally;
 use metrics::Label;
 use std::fmt;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// The most routes that are counted apart. Routes come from configuration, so this bounds a runaway one; what is
@@ -21,12 +25,18 @@ pub const ROUTES_MAX: usize = 20_000;
 /// further ones count as `target_addr="other"`.
 pub const ENDPOINTS_MAX: usize = 20_000;
 
+/// The most listeners whose requests are counted apart; those beyond are counted as if it were not known where they listen.
+pub const LISTENERS_MAX: usize = 64;
+
 /// All that is counted. Two profiles that name one route share its counters, and an update loses none.
 pub struct MetricsSet {
     registry: Registry,
     routes: Kept<RouteNames, RouteMetrics>,
     endpoints: Kept<Vec<Label>, EndpointMetrics>,
-    clients: Arc<Clients>,
+    arrivals: Kept<Place, Arrivals>,
+    rules: Arc<Rules>,
+    /// Whether callers can prove who they are.
+    secured: AtomicBool,
     more: Mutex<Vec<Weak<dyn Collect>>>,
 }
 
@@ -46,7 +56,8 @@ impl MetricsSet {
     /// A set whose further handles are resolved in `registry`.
     pub fn new(registry: Registry) -> Self {
         let (routes, endpoints) = (Kept::new(ROUTES_MAX), Kept::new(ENDPOINTS_MAX));
-        Self { registry, routes, endpoints, clients: Arc::default(), more: Mutex::default() }
+        let (arrivals, secured) = (Kept::new(LISTENERS_MAX), AtomicBool::new(false));
+        Self { registry, routes, endpoints, arrivals, rules: Arc::default(), secured, more: Mutex::default() }
     }
 
     /// A set that nobody reads, for compiling apart from all that runs.
@@ -96,9 +107,25 @@ impl MetricsSet {
         self.endpoints.get(&labels, other, make)
     }
 
-    /// What callers of this process's own service did.
-    pub fn clients(&self) -> &Arc<Clients> {
-        &self.clients
+    /// What counts what arrives at a listener; made when first asked for.
+    pub fn arrivals(&self, target: Option<SocketAddr>) -> Arc<Arrivals> {
+        let make = |place: &Place| Arrivals::new(place.clone(), Arc::clone(&self.rules));
+        self.arrivals.get(&Place { target }, Place::default, make)
+    }
+
+    /// What arrived at all listeners.
+    pub fn all_arrivals(&self) -> Vec<Arc<Arrivals>> {
+        self.arrivals.all()
+    }
+
+    /// The rules that decide about what arrives, by number.
+    pub fn rules(&self) -> &Arc<Rules> {
+        &self.rules
+    }
+
+    /// Whether callers can prove who they are: whether this process has an identity.
+    pub fn secure(&self, secured: bool) {
+        self.secured.store(secured, Ordering::Relaxed);
     }
 
     /// All routes, by direction, service and name.
@@ -120,6 +147,10 @@ impl Collect for MetricsSet {
         }
         for endpoint in self.endpoints.sweep(now, RETAIN) {
             emit::endpoint(&endpoint, sink);
+        }
+        let secured = self.secured.load(Ordering::Relaxed);
+        for listener in self.arrivals.sweep(now, RETAIN) {
+            arrived::arrivals(&listener, secured, RETAIN, sink);
         }
         let more = self.more.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for source in more.iter().filter_map(Weak::upgrade) {

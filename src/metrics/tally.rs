@@ -47,6 +47,11 @@ impl Tally {
         self.endings.count(ending);
     }
 
+    /// How many began.
+    pub fn begun(&self) -> u64 {
+        self.begun.load(Ordering::Relaxed)
+    }
+
     /// The totals so far. Endings are read first, so that what is under way is never negative.
     pub fn read(&self) -> Told {
         let latency = self.latency.read();

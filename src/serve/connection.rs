@@ -10,6 +10,7 @@ use crate::serve::http::Shared;
 use crate::serve::peers::Held;
 use crate::serve::peers::host_of;
 use crate::serve::settings::ServeSettings;
+use crate::serve::stats::Detected;
 use crate::serve::stats::Event;
 use crate::serve::wire;
 use crate::serve::wire::Activity;
@@ -20,7 +21,6 @@ use crate::stdx::traffic::Flow;
 use hyper_util::rt::TokioExecutor;
 use hyper_util::rt::TokioIo;
 use hyper_util::rt::TokioTimer;
-use std::fmt::Display;
 use std::future::Future;
 use std::future::pending;
 use std::net::SocketAddr;
@@ -69,7 +69,9 @@ pub(crate) async fn run<S: App, A: Accept>(
     if matches!(named, Some(None)) {
         return;
     }
-    let flow = Flow::begin(shared.stats.traffic(accepted.identity.is_some()));
+    // Held to the end, so that what the peer's connections count is told.
+    let traffic = shared.stats.traffic(accepted.name.as_ref());
+    let flow = Flow::begin(&traffic.traffic);
     let wire = TokioIo::new(Wire::new(accepted.io, flow, (first, http2), activity.clone()));
     let identity = accepted.identity;
     let remote = Remote { addr: remote, local };
@@ -99,7 +101,7 @@ pub(crate) async fn run<S: App, A: Accept>(
             .with_upgrades();
         drive(conn, |conn| conn.graceful_shutdown(), accepted.retired, &shared, &activity, drain).await;
     }
-    drop((open, named));
+    drop((open, named, traffic));
 }
 
 /// The handshake and the first bytes; `None` when there is nothing to serve.
@@ -109,10 +111,6 @@ async fn prepare<A: Accept>(
     accept: &A,
     shared: &Shared,
 ) -> Option<(Accepted<A::Io, A::Identity>, bool, Vec<u8>)> {
-    let failed = |error: &dyn Display| {
-        shared.stats.count(Event::HandshakeFailed);
-        tracing::debug!(%remote, %error, "handshake failed");
-    };
     let host = Held::Handshake(host_of(remote.ip()));
     let place = shared.place(host, shared.settings.handshakes_max.div_ceil(4))?;
     let handshake = async {
@@ -125,18 +123,30 @@ async fn prepare<A: Accept>(
     let mut accepted = match outcome {
         Ok(Ok(accepted)) => accepted,
         Ok(Err(error)) => {
-            failed(&error);
+            shared.stats.handshake_failed(Some(error.as_ref()));
+            tracing::debug!(%remote, %error, "handshake failed");
             return None;
         }
         Err(late) => {
-            failed(&late);
+            shared.stats.handshake_failed(None);
+            tracing::debug!(%remote, error = %late, "handshake failed");
             return None;
         }
     };
     if let Some(http2) = accepted.http2 {
         return Some((accepted, http2, Vec::new()));
     }
-    match timeout(shared.settings.header_timeout, wire::detect(&mut accepted.io)).await {
+    let begun = clock::now();
+    let found = timeout(shared.settings.header_timeout, wire::detect(&mut accepted.io)).await;
+    let how = match &found {
+        Ok(Ok(Some((true, _)))) => Detected::Http2,
+        Ok(Ok(Some((false, _)))) => Detected::Http1,
+        Ok(Ok(None)) => Detected::NotHttp,
+        Ok(Err(_)) => Detected::Error,
+        Err(_) => Detected::Timeout,
+    };
+    shared.stats.detected(how, clock::now().saturating_duration_since(begun));
+    match found {
         Ok(Ok(Some((http2, first)))) => Some((accepted, http2, first)),
         Ok(Ok(None) | Err(_)) => None,
         Err(_) => {

@@ -1,10 +1,48 @@
 //! Floor 5: what happened at a server, as plain counters.
 
+use crate::metrics::kept::Kept;
+use crate::stdx::clock::Instant;
+use crate::stdx::histogram::Counts;
+use crate::stdx::histogram::Histogram;
 use crate::stdx::traffic::Traffic;
 use std::any::Any;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// The most peers whose connections are counted apart; those beyond are counted as [`OTHER`].
+pub const PEERS_MAX: usize = 1024;
+
+/// The peers beyond [`PEERS_MAX`].
+pub const OTHER: &str = "other";
+
+/// Connections of one peer.
+#[derive(Debug)]
+pub struct PeerTraffic {
+    /// Who it proved to be; `None`: nothing was proved.
+    pub peer: Option<Arc<str>>,
+    /// What went over them.
+    pub traffic: Arc<Traffic>,
+}
+
+/// How it ended to look what is spoken, in Linkerd's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Detected {
+    Http1,
+    Http2,
+    /// It closed without a byte.
+    NotHttp,
+    Timeout,
+    Error,
+}
+
+/// The words of [`Detected`].
+pub const DETECTED: [&str; 5] = ["http/1", "http/2", "not_http", "read_timeout", "error"];
+
+/// Why a connection ended before its first request, in Linkerd's words.
+pub const TCP_ERRORS: [&str; 3] = ["tls detection timeout", "i/o", "unexpected"];
 
 /// One thing that is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -28,8 +66,19 @@ pub(crate) enum Event {
 #[derive(Debug, Default)]
 pub struct ServeStats {
     counters: [AtomicU64; 13],
-    plain: Arc<Traffic>,
-    secure: Arc<Traffic>,
+    peers: Peers,
+    detected: [AtomicU64; DETECTED.len()],
+    detecting: Histogram,
+    errors: [AtomicU64; TCP_ERRORS.len()],
+}
+
+#[derive(Debug)]
+struct Peers(Kept<Option<Arc<str>>, PeerTraffic>);
+
+impl Default for Peers {
+    fn default() -> Self {
+        Self(Kept::new(PEERS_MAX))
+    }
 }
 
 /// Counters of one server at one moment.
@@ -80,9 +129,45 @@ impl ServeStats {
         tracing::error!(panic = text, "the app panicked");
     }
 
-    /// Bytes, and how connections ended, of those whose peer proved who it is (`true`) or did not.
-    pub fn traffic(&self, proved: bool) -> &Arc<Traffic> {
-        if proved { &self.secure } else { &self.plain }
+    /// Bytes, and how connections ended, of the peer that proved to be this one, or of those that proved nothing. Asked
+    /// once for a connection.
+    pub fn traffic(&self, peer: Option<&Arc<str>>) -> Arc<PeerTraffic> {
+        let make = |peer: &Option<Arc<str>>| PeerTraffic { peer: peer.clone(), traffic: Arc::default() };
+        self.peers.0.get(&peer.cloned(), || Some(OTHER.into()), make)
+    }
+
+    /// The same of all peers. One without a connection for `retain` is forgotten after it was told once more.
+    pub fn all_traffic(&self, now: Instant, retain: Duration) -> Vec<Arc<PeerTraffic>> {
+        self.peers.0.sweep(now, retain)
+    }
+
+    /// How many connections were looked at for what they speak, by [`DETECTED`], and how long that took.
+    pub fn detections(&self) -> ([u64; DETECTED.len()], Counts) {
+        (self.detected.each_ref().map(|count| count.load(Ordering::Relaxed)), self.detecting.read())
+    }
+
+    /// How many connections ended before their first request, by [`TCP_ERRORS`].
+    pub fn tcp_errors(&self) -> [u64; TCP_ERRORS.len()] {
+        self.errors.each_ref().map(|count| count.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn detected(&self, how: Detected, took: Duration) {
+        self.detecting.record(took);
+        if let Some(count) = self.detected.get(how as usize) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A handshake failed by this error, or took too long.
+    pub(crate) fn handshake_failed(&self, error: Option<&(dyn std::error::Error + 'static)>) {
+        self.count(Event::HandshakeFailed);
+        let mut causes = std::iter::successors(error, |error| error.source());
+        let word = match error {
+            None => 0,
+            Some(_) if causes.any(|error| error.is::<io::Error>()) => 1,
+            Some(_) => 2,
+        };
+        self.errors[word].fetch_add(1, Ordering::Relaxed);
     }
 
     /// The counters now. They are read one by one, so requests under way may show in some and not in others.

@@ -20,6 +20,7 @@ use crate::authz::settings::AuthzSettings;
 use crate::authz::settings::Clients;
 use crate::authz::settings::IdentityMatch;
 use crate::authz::settings::NetworkMatch;
+use crate::authz::settings::Origin;
 use crate::authz::settings::RuleSettings;
 use crate::profile::invalid::Fault;
 use crate::profile::invalid::Severity;
@@ -72,7 +73,7 @@ pub struct Inbound {
 }
 
 /// An authorization that is resolved: whom it lets in, under which name.
-type Grant = (Arc<str>, Clients);
+type Grant = (Arc<str>, Origin, Clients);
 
 impl Documents {
     /// What they say about `workload`.
@@ -87,7 +88,7 @@ impl Documents {
                 cluster
                     .default
                     .clients(&cluster.networks)
-                    .map(|clients| allow(default_name(cluster.default), clients)),
+                    .map(|clients| allow(default_name(cluster.default), Origin::Default, clients)),
             );
             let settings = settings(rules, cluster.default.otherwise(), cluster);
             return Inbound { settings, speaks: Speaks::Unknown, faults };
@@ -113,12 +114,15 @@ impl Documents {
             Target::Route(..) => false,
         });
         grants.extend(
-            server.access.clients(&cluster.networks).map(|clients| (default_name(server.access), clients)),
+            server
+                .access
+                .clients(&cluster.networks)
+                .map(|clients| (default_name(server.access), Origin::Default, clients)),
         );
         let routes = self.routes_of(name, workload);
         let otherwise = server.access.otherwise();
         if routes.is_empty() {
-            rules.extend(grants.into_iter().map(|(name, clients)| allow(name, clients)));
+            rules.extend(grants.into_iter().map(|(name, origin, clients)| allow(name, origin, clients)));
             let settings = self.limited(name, workload, settings(rules, otherwise, cluster));
             return Inbound { settings, speaks: server.speaks, faults };
         }
@@ -128,9 +132,13 @@ impl Documents {
             });
             let on = |rule: RuleSettings| rule.on(matched.condition.clone());
             rules.extend(
-                of_route.into_iter().chain(grants.clone()).map(|(name, clients)| on(allow(name, clients))),
+                of_route
+                    .into_iter()
+                    .chain(grants.clone())
+                    .map(|(name, origin, clients)| on(allow(name, origin, clients))),
             );
-            rules.push(on(RuleSettings::new(format!("route {}", matched.name), otherwise, Clients::Anyone)));
+            let rest = RuleSettings::new(format!("route {}", matched.name), otherwise, Clients::Anyone);
+            rules.push(on(rest.written_as(Origin::Default)));
         }
         let settings = self.limited(name, workload, settings(rules, Action::NotFound, cluster));
         Inbound { settings, speaks: server.speaks, faults }
@@ -144,11 +152,14 @@ impl Documents {
         is_meant: impl Fn(&Target) -> bool,
     ) -> Vec<Grant> {
         let mut grants = Vec::new();
-        let all = self.server_authorizations.iter().chain(&self.policies);
-        let here = all.filter(|((namespace, _), _)| *namespace == workload.namespace);
-        for ((_, name), authorization) in here.filter(|(_, authorization)| is_meant(&authorization.target)) {
+        let servers = self.server_authorizations.iter().map(|one| (Origin::ServerAuthorization, one));
+        let all = servers.chain(self.policies.iter().map(|one| (Origin::AuthorizationPolicy, one)));
+        let here = all.filter(|(_, ((namespace, _), _))| *namespace == workload.namespace);
+        for (origin, ((_, name), authorization)) in
+            here.filter(|(_, (_, authorization))| is_meant(&authorization.target))
+        {
             match self.clients(authorization) {
-                Ok(clients) => grants.push((Arc::clone(name), clients)),
+                Ok(clients) => grants.push((Arc::clone(name), origin, clients)),
                 Err((namespace, missing)) => {
                     let fault = Fault::new(
                         Severity::Ignored,
@@ -203,6 +214,7 @@ impl Documents {
     /// The settings with the rate limits of their server.
     fn limited(&self, server: &Arc<str>, workload: &Workload, settings: AuthzSettings) -> AuthzSettings {
         let mut here = self.rates.iter().filter(|((namespace, _), _)| *namespace == workload.namespace);
+        let settings = AuthzSettings { server: Some(Arc::clone(server)), ..settings };
         match here.find(|(_, rates)| rates.server == *server) {
             Some((_, of_server)) => AuthzSettings { rates: of_server.rates.clone(), ..settings },
             None => settings,
@@ -253,7 +265,9 @@ fn probes(workload: &Workload, cluster: &Cluster) -> Vec<RuleSettings> {
     workload
         .probe_paths
         .iter()
-        .map(|path| RuleSettings::new("probe", Action::Allow, from()).on(on(path)))
+        .map(|path| {
+            RuleSettings::new("probe", Action::Allow, from()).on(on(path)).written_as(Origin::Default)
+        })
         .collect()
 }
 
@@ -262,8 +276,8 @@ fn default_name(access: Access) -> Arc<str> {
 }
 
 /// Linkerd's rules mean the whole connection: upgrades go with what allows the request that asks for them.
-fn allow(name: Arc<str>, clients: Clients) -> RuleSettings {
-    RuleSettings { upgrades: true, ..RuleSettings::new(name, Action::Allow, clients) }
+fn allow(name: Arc<str>, origin: Origin, clients: Clients) -> RuleSettings {
+    RuleSettings { upgrades: true, ..RuleSettings::new(name, Action::Allow, clients).written_as(origin) }
 }
 
 fn settings(rules: Vec<RuleSettings>, otherwise: Action, cluster: &Cluster) -> AuthzSettings {
