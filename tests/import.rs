@@ -584,6 +584,23 @@ fn routes_of_an_egress_network_are_for_the_hosts_they_name() {
 }
 
 #[test]
+fn annotations_of_an_egress_network_are_for_the_hosts_of_its_routes() {
+    let annotations = "annotations: {retry.linkerd.io/http: 5xx, retry.linkerd.io/limit: '3', timeout.linkerd.io/request: 9s, \
+                       balancer.linkerd.io/failure-accrual: consecutive}";
+    let annotated = EGRESS.replace("name: all,", &format!("name: all, {annotations},"));
+    let imported = imported(&(annotated.clone() + &egress_route("[api.example.com]", "[]")));
+    assert_eq!(faults(&imported), [""; 0]);
+    let profile = &imported.profiles[0];
+    assert_eq!(profile.retry.as_ref().unwrap().attempts_max, Some(4));
+    assert_eq!(profile.timeouts.request.duration(), Some(Duration::from_secs(9)));
+    assert!(profile.breaker.is_some());
+    let told = faults(&self::imported(&annotated));
+    assert!(told[0].contains("ignored: metadata.annotations: have no effect"), "{told:?}");
+    let told = faults(&self::imported(&(annotated.replace("9s", "nine") + &egress_route("[a.test]", "[]"))));
+    assert!(told[0].contains("metadata.annotations[\"timeout.linkerd.io/request\"]"), "{told:?}");
+}
+
+#[test]
 fn what_of_an_egress_network_would_be_passed_by_is_refused() {
     for hosts in ["[]", "['*.example.com']"] {
         let imported = imported(&(EGRESS.to_owned() + &egress_route(hosts, "[]")));

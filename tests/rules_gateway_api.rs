@@ -298,3 +298,29 @@ fn a_grant_is_for_its_kind_and_namespace_and_name() {
         );
     }
 }
+
+#[test]
+fn a_section_of_a_service_is_the_port_of_that_name() {
+    let service = "---\napiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: ns}\n\
+                   spec: {ports: [{name: http, port: 80}, {name: admin, port: 81}]}\n";
+    let names = |parent: &str, beside: &str| -> Vec<String> {
+        let route = document("HTTPRoute", "  rules:\n  - backendRefs: [{name: a, port: 80}]");
+        let route = route.replace("name: web}", &format!("name: web, {parent}}}"));
+        let profiles = imported(&(route + beside)).profiles;
+        profiles.iter().flat_map(|profile| &profile.names).map(ToString::to_string).collect()
+    };
+    assert_eq!(names("sectionName: admin", service), ["web.ns.svc.cluster.local:81"]);
+    assert_eq!(names("sectionName: admin, port: 81", service), ["web.ns.svc.cluster.local:81"]);
+    assert_eq!(names("sectionName: admin, port: 80", service), [""; 0], "both must hold");
+    assert_eq!(names("sectionName: gone", service), [""; 0], "it is for nothing, and told");
+    assert_eq!(names("sectionName: admin", ""), ["web.ns.svc.cluster.local"], "no file shows the ports: all");
+}
+
+#[test]
+fn a_listener_without_routes_answers_404() {
+    let gateway = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: gate, namespace: ns}\n\
+                   spec: {gatewayClassName: x, listeners: [{name: http, port: 80, protocol: HTTP}]}\n";
+    let profile = imported(gateway).profiles.remove(0);
+    assert_eq!((profile.names[0].to_string().as_str(), profile.routes.len()), ("gate.ns:80", 0));
+    assert_eq!(profile.no_match, NoMatch::NotFound);
+}

@@ -152,6 +152,12 @@ impl Node {
         loop {
             rest = rest.strip_prefix('.').unwrap_or(rest);
             let index = rest.strip_prefix('[').and_then(|rest| rest.split_once(']'));
+            if let Some((key, after)) = index
+                && let Some(entry) = node.entries().iter().find(|entry| format!("{:?}", entry.key) == key)
+            {
+                (node, place, rest) = (&entry.node, entry.place, after);
+                continue;
+            }
             // Keys may hold dots themselves: the longest that fits is meant.
             let fits = |key: &str| {
                 let after = rest.strip_prefix(key);
@@ -380,6 +386,7 @@ mod tests {
             ("a", 1, 1),
             ("a.x.y/z", 2, 3),
             ("a.x.y/z[1].k", 2, 15),
+            ("a[\"x.y/z\"][0]", 2, 11),
             ("a.x.y", 3, 7),
             ("a.x.gone[3]", 3, 3),
             ("a.x.y/z[7]", 2, 3),

@@ -15,7 +15,9 @@ use crate::profile::import::gateway_api::without_conflicts;
 use crate::profile::import::gateway_route::LINKERD;
 use crate::profile::import::gateway_route::ParentRef;
 use crate::profile::import::gateway_route::RouteObject;
+use crate::profile::import::linkerd;
 use crate::profile::invalid::Fault;
+use crate::profile::invalid::Severity;
 use crate::profile::matching::Condition;
 use crate::profile::matching::HostMatch;
 use crate::profile::name::ServiceName;
@@ -90,7 +92,15 @@ impl GatewayApi {
         let attached = self.by_parent(of_parent);
         for egress in &self.egress {
             let key = (Arc::clone(&egress.identity.namespace), Arc::clone(&egress.identity.name));
-            let Some(all) = attached.get(&key) else { continue };
+            let Some(all) = attached.get(&key) else {
+                if linkerd::is_annotated(&egress.identity) {
+                    let problem = "have no effect: no route of this network names a host";
+                    let remedy = "attach an HTTPRoute or a GRPCRoute with hostnames";
+                    let fault = Fault::new(Severity::Ignored, "metadata.annotations", problem, remedy);
+                    documents.say(egress.identity.document, fault);
+                }
+                continue;
+            };
             let routes: Vec<&RouteObject> = all.iter().map(|(route, _)| *route).collect();
             let ports: BTreeSet<Option<u16>> =
                 all.iter().flat_map(|(_, parents)| parents.iter().map(|parent| parent.port)).collect();
@@ -112,7 +122,8 @@ impl GatewayApi {
                     let mut routes = self.ordered(cluster, documents, attached.collect());
                     routes.extend(egress.deny.then(|| denied(egress)));
                     let everybody = *egress.identity.namespace == *EVERYBODY;
-                    out.push(ServiceProfile {
+                    let grpc = chosen.iter().any(|route| route.grpc);
+                    let mut profile = ServiceProfile {
                         names: name(&host, *port).into_iter().collect(),
                         namespace: (!everybody).then(|| Arc::clone(&egress.identity.namespace)),
                         defaults: DefaultsProfile::Linkerd,
@@ -120,7 +131,9 @@ impl GatewayApi {
                         no_match: NoMatch::Forward,
                         origin: Arc::clone(&first.identity.origin),
                         ..ServiceProfile::default()
-                    });
+                    };
+                    linkerd::annotate(&mut profile, &egress.identity, grpc, documents);
+                    out.push(profile);
                 }
             }
         }

@@ -66,6 +66,7 @@ impl GatewayApi {
         self.policies.settle(cluster, documents);
         self.add_unknown_gateways(documents);
         self.note_unused_parents(cluster, documents);
+        gateway_parent::number_sections(&mut self.routes, cluster, documents);
         let mut profiles = Vec::new();
         self.service_profiles(cluster, documents, &mut profiles);
         self.gateway_profiles(cluster, documents, &mut profiles);
@@ -120,7 +121,7 @@ impl GatewayApi {
             };
             for parent in &route.parents {
                 let kind = parent.kind.trim_start_matches('X');
-                if service_of(parent).is_some() || egress::of_parent(parent).is_some() {
+                if gateway_parent::service_of(parent).is_some() || egress::of_parent(parent).is_some() {
                     continue;
                 }
                 if !matches!(kind, "Gateway" | "ListenerSet") {
@@ -162,16 +163,15 @@ impl GatewayApi {
 
     fn service_profiles(&self, cluster: &Cluster, documents: &mut Documents, out: &mut Vec<ServiceProfile>) {
         let mut services: BTreeSet<Service> = self.policies.services().into_iter().collect();
-        services.extend(self.routes.iter().flat_map(|route| route.parents.iter().filter_map(service_of)));
-        let annotated = cluster
-            .services
-            .values()
-            .filter(|service| service.identity.annotations.keys().any(|key| key.contains(".linkerd.io/")));
+        services.extend(
+            self.routes.iter().flat_map(|route| route.parents.iter().filter_map(gateway_parent::service_of)),
+        );
+        let annotated = cluster.services.values().filter(|service| linkerd::is_annotated(&service.identity));
         services
             .extend(annotated.map(|service| {
                 (Arc::clone(&service.identity.namespace), Arc::clone(&service.identity.name))
             }));
-        let mut attached = self.by_parent(service_of);
+        let mut attached = self.by_parent(gateway_parent::service_of);
         for service in services {
             let routes = attached.remove(&service).unwrap_or_default();
             let mut ports: BTreeSet<Option<u16>> =
@@ -241,25 +241,8 @@ impl GatewayApi {
         };
         let bare = profile.clone();
         if let Some(known) = cluster.service(namespace, name).flatten() {
-            let annotations = &known.identity.annotations;
-            let document = known.identity.document;
-            let mut report = |key: &str, what: &str| {
-                let problem = format!("must be {what}: all of its kind have no effect");
-                let path = format!("metadata.annotations[{key:?}]");
-                documents.say(document, Fault::new(Severity::Ignored, path, problem, "correct it"));
-            };
             let grpc = routes.iter().any(|route| route.grpc) || routes.is_empty();
-            profile.retry = checked(&mut report, |report| linkerd::retry(annotations, grpc, report));
-            profile.timeouts =
-                checked(&mut report, |report| linkerd::timeouts(annotations, report)).unwrap_or_default();
-            profile.breaker = checked(&mut report, |report| linkerd::breaker(annotations, report));
-            if linkerd::penalizes_failures(annotations, &mut report) {
-                let problem =
-                    "is always so here: failures raise what an endpoint costs, by a measure of our own";
-                let path = "metadata.annotations[\"balancer.alpha.linkerd.io/penalize-failures\"]";
-                let fault = Fault::new(Severity::Approximated, path, problem, "remove it to silence this");
-                documents.say(document, fault);
-            }
+            linkerd::annotate(&mut profile, &known.identity, grpc, documents);
             if profile.origin.is_empty() {
                 profile.origin = Arc::clone(&known.identity.origin);
             }
@@ -309,8 +292,10 @@ impl GatewayApi {
                     frontend: Frontend::Listener { port, tls: place.listener.tls },
                 }));
             }
-            let Some(first) = attached.first() else { continue };
-            let origin = Arc::clone(&first.route.identity.origin);
+            // A listener without routes answers 404: its own document says so.
+            let first = attached.first().map(|first| &first.route.identity.origin);
+            let shown = places.iter().map(|place| &place.owner.origin).find(|origin| !origin.is_empty());
+            let Some(origin) = first.or(shown).map(Arc::clone) else { continue };
             let mut names: Vec<ServiceName> =
                 format!("{}.{}:{port}", gateway.1, gateway.0).parse().into_iter().collect();
             for host in attached.iter().flat_map(|attached| attached.hosts.iter().flatten()) {
@@ -409,25 +394,6 @@ fn said(route: &RouteObject, rule: &Timeouts) -> Timeouts {
             Timeouts { attempt: own.attempt.or(rule.attempt), request: own.request.or(rule.request), ..*own }
         }
     }
-}
-
-/// Nothing if a bad annotation was reported: on a service one bad setting drops all of its kind (linkerd.md §3.3).
-fn checked<T>(
-    report: &mut dyn FnMut(&str, &str),
-    read: impl FnOnce(&mut dyn FnMut(&str, &str)) -> Option<T>,
-) -> Option<T> {
-    let mut bad = false;
-    let found = read(&mut |key, what| {
-        bad = true;
-        report(key, what);
-    });
-    found.filter(|_| !bad)
-}
-
-/// The service that a parent is, if it is one.
-fn service_of(parent: &ParentRef) -> Option<Service> {
-    let is_service = matches!(&*parent.group, "" | "core") && *parent.kind == *"Service";
-    is_service.then(|| (Arc::clone(&parent.namespace), Arc::clone(&parent.name)))
 }
 
 /// Not the hosts of other listeners of the port that are narrower: each request meets one listener alone.

@@ -9,6 +9,8 @@ use crate::profile::import::gateway_match;
 use crate::profile::import::gateway_route::GROUP;
 use crate::profile::import::gateway_route::ParentRef;
 use crate::profile::import::gateway_route::RouteObject;
+use crate::profile::invalid::Fault;
+use crate::profile::invalid::Severity;
 use crate::profile::matching::HostMatch;
 use crate::profile::object::Object;
 use crate::profile::read::words;
@@ -205,6 +207,44 @@ pub(crate) fn grant(
         })
     })?;
     Some(Grant { namespace: identity.namespace, from, to })
+}
+
+/// The service that a parent is, if it is one: its namespace and name.
+pub(crate) fn service_of(parent: &ParentRef) -> Option<(Arc<str>, Arc<str>)> {
+    let is_service = matches!(&*parent.group, "" | "core") && *parent.kind == *"Service";
+    is_service.then(|| (Arc::clone(&parent.namespace), Arc::clone(&parent.name)))
+}
+
+/// A parent Service's `sectionName` is the name of a port: its number takes its place. A parent that has no such port
+/// is left out.
+pub(crate) fn number_sections(routes: &mut [RouteObject], cluster: &Cluster, documents: &mut Documents) {
+    for route in routes {
+        let document = route.identity.document;
+        route.parents.retain_mut(|parent| {
+            let (Some((namespace, name)), Some(section)) = (service_of(parent), parent.section.clone())
+            else {
+                return true;
+            };
+            let mut say = |severity, problem: String| {
+                let fault = Fault::new(severity, "", problem, "name the Service's port by its number");
+                documents.say_at(document, &parent.spot, fault);
+            };
+            let Some(known) = cluster.service(&namespace, &name).flatten() else {
+                let problem = format!("which port of {namespace}/{name} `{section}` is, no file says");
+                say(Severity::Approximated, format!("{problem}: all are meant"));
+                return true;
+            };
+            let is_it = |(port, own): &&(u16, Option<Arc<str>>)| {
+                own.as_ref() == Some(&section) && parent.port.is_none_or(|wanted| wanted == *port)
+            };
+            let port = known.ports.iter().find(is_it).map(|(port, _)| *port);
+            if port.is_none() {
+                say(Severity::Ignored, format!("{namespace}/{name} has no such port `{section}`"));
+            }
+            parent.port = port;
+            port.is_some()
+        });
+    }
 }
 
 /// A listener with the gateway it belongs to.

@@ -1,6 +1,11 @@
 //! Floor 1: reads Linkerd's annotations on services and routes: retries, timeouts, failure accrual.
 
 use crate::profile::duration;
+use crate::profile::import::cluster::Documents;
+use crate::profile::import::cluster::Identity;
+use crate::profile::invalid::Fault;
+use crate::profile::invalid::Severity;
+use crate::profile::service::ServiceProfile;
 use crate::profile::settings::BackoffSettings;
 use crate::profile::settings::BreakerSettings;
 use crate::profile::settings::Detector;
@@ -23,6 +28,45 @@ const RETRY_HTTP: &str = "retry.linkerd.io/http";
 const RETRY_GRPC: &str = "retry.linkerd.io/grpc";
 const RETRY_LIMIT: &str = "retry.linkerd.io/limit";
 const RETRY_TIMEOUT: &str = "retry.linkerd.io/timeout";
+
+/// Gives a profile the retries, timeouts and breaker that annotations of its Service, or of its EgressNetwork, ask for. One
+/// bad setting drops all of its kind (linkerd.md §3.3). `grpc` says whether gRPC codes apply.
+pub(crate) fn annotate(
+    profile: &mut ServiceProfile,
+    identity: &Identity,
+    grpc: bool,
+    documents: &mut Documents,
+) {
+    let annotations = &identity.annotations;
+    let path = |key: &str| format!("metadata.annotations[{key:?}]");
+    let mut report = |key: &str, what: &str| {
+        let problem = format!("must be {what}: all of its kind have no effect");
+        documents.say(identity.document, Fault::new(Severity::Ignored, path(key), problem, "correct it"));
+    };
+    profile.retry = checked(&mut report, |report| retry(annotations, grpc, report));
+    profile.timeouts = checked(&mut report, |report| timeouts(annotations, report)).unwrap_or_default();
+    profile.breaker = checked(&mut report, |report| breaker(annotations, report));
+    if penalizes_failures(annotations, &mut report) {
+        let problem = "is always so here: failures raise what an endpoint costs, by a measure of our own";
+        let remedy = "remove it to silence this";
+        let fault = Fault::new(Severity::Approximated, path(PENALIZE), problem, remedy);
+        documents.say(identity.document, fault);
+    }
+}
+
+/// Whether annotations of Linkerd's are there.
+pub(crate) fn is_annotated(identity: &Identity) -> bool {
+    identity.annotations.keys().any(|key| key.contains(".linkerd.io/"))
+}
+
+fn checked<T>(report: Report<'_>, read: impl FnOnce(Report<'_>) -> Option<T>) -> Option<T> {
+    let mut bad = false;
+    let found = read(&mut |key, what| {
+        bad = true;
+        report(key, what);
+    });
+    found.filter(|_| !bad)
+}
 
 /// The value of `key`, if `parse` understands it; otherwise it is reported.
 fn value<T>(
@@ -124,7 +168,7 @@ const ACCRUAL: &str = "balancer.linkerd.io/failure-accrual";
 const HONOUR: &str = "balancer.alpha.linkerd.io/failure-accrual-honor-retry-after";
 
 /// The breaker that annotations of a service ask for.
-pub(crate) fn breaker(annotations: &Annotations, report: Report<'_>) -> Option<BreakerSettings> {
+fn breaker(annotations: &Annotations, report: Report<'_>) -> Option<BreakerSettings> {
     let unified = value(annotations, ACCRUAL, report, |text| match text.trim() {
         "consecutive" => Ok(false),
         "unified" => Ok(true),
@@ -182,7 +226,7 @@ const PENALIZE: &str = "balancer.alpha.linkerd.io/penalize-failures";
 
 /// Whether failures are asked to make an endpoint dearer (Linkerd's load biaser). That is what balancers here always
 /// do, so there is nothing to set; bad values are reported.
-pub(crate) fn penalizes_failures(annotations: &Annotations, report: Report<'_>) -> bool {
+fn penalizes_failures(annotations: &Annotations, report: Report<'_>) -> bool {
     let own = |name: &str| format!("balancer.alpha.linkerd.io/load-biaser-{name}");
     let wanted = value(annotations, PENALIZE, report, go_bool).unwrap_or(false);
     for key in [own("penalty"), own("max-retry-after")] {
