@@ -72,10 +72,9 @@ pub fn told<T>(
     let goes_on = preflight.is_none() && entry.is_some_and(|entry| entry.answer.is_none());
     let written = |text: &Arc<str>| Some(text.to_string()).filter(|text| !text.is_empty());
     let forward = decision.forward().filter(|_| goes_on);
-    let all = forward.map_or(&[][..], |forward| &forward.filters).iter();
+    let of_route = forward.map_or(&[][..], |forward| &forward.filters);
     // What is changed for the only backend there is, is changed for every request.
-    let filters: Vec<&Filter> =
-        all.chain(only(&candidates).filter(|_| goes_on).into_iter().flatten()).collect();
+    let of_backend = only(&candidates).filter(|_| goes_on).unwrap_or_default();
     let in_order = forward.is_some_and(|forward| forward.choice == Choice::FirstAvailable);
     let set = match (&preflight, cors) {
         (Some((_, headers)), _) => headers.clone(),
@@ -97,8 +96,8 @@ pub fn told<T>(
         "grpc_status": grpc.filter(|_| asked.is_grpc()),
         "choice": forward.map(choice),
         "backends": if goes_on { backends(&candidates, in_order, naming, domain) } else { Vec::new() },
-        "request": sent(asked, request.clone(), entry, &candidates, &filters),
-        "response": answered(&filters, fixed(entry), &set),
+        "request": sent(asked, request.clone(), entry, &candidates, of_route.iter().chain(of_backend)),
+        "response": answered(of_backend.iter().chain(of_route), fixed(entry), &set),
         "redirect": redirect,
         "mirrors": forward.map(|forward| mirrors(forward, domain)).unwrap_or_default(),
         "cors": cors.map(|_| json!({"preflight": preflight.is_some(), "allowed": set.iter().any(|(name, _)| *name == ACCESS_CONTROL_ALLOW_ORIGIN)})),
@@ -171,7 +170,11 @@ fn session(session: &Session) -> Value {
 }
 
 /// What is changed in the response: by filters, by the route's own answer, and for a browser's page.
-fn answered(filters: &[&Filter], respond: Option<&Respond>, set: &Headers) -> Value {
+fn answered<'a>(
+    filters: impl Iterator<Item = &'a Filter>,
+    respond: Option<&Respond>,
+    set: &Headers,
+) -> Value {
     let mut all = changes(filters, respond, |filter| match filter {
         Filter::ResponseHeaders(mods) => Some(mods),
         Filter::RequestHeaders(_) | Filter::Rewrite(_) | Filter::Cors(_) => None,
@@ -214,9 +217,9 @@ fn backends<T>(
             "weight": candidate.weight, "share": share(index, candidate.weight), "status": status,
         });
         if let (true, false, Value::Object(fields)) = (several, candidate.filters.is_empty(), &mut written) {
-            let own: Vec<&Filter> = candidate.filters.iter().collect();
-            fields.insert("request".to_owned(), changes(&own, None, request_headers));
-            fields.insert("response".to_owned(), answered(&own, None, &Vec::new()));
+            let own = candidate.filters.iter();
+            fields.insert("request".to_owned(), changes(own.clone(), None, request_headers));
+            fields.insert("response".to_owned(), answered(own, None, &Vec::new()));
         }
         if let (Some(reason), Value::Object(fields)) = (reason, &mut written) {
             fields.insert("reason".to_owned(), reason.into());
@@ -237,12 +240,12 @@ fn place(name: &ServiceName, domain: &str) -> [Value; 3] {
 }
 
 /// What the backend would see.
-fn sent<T>(
+fn sent<'a, T>(
     asked: &Question,
     mut request: Request<()>,
     entry: Option<&RoutePolicy>,
     candidates: &[Candidate<'_, T>],
-    filters: &[&Filter],
+    filters: impl Iterator<Item = &'a Filter>,
 ) -> Value {
     let before = request.uri().authority().cloned();
     if let Some(entry) = entry {
@@ -273,19 +276,34 @@ fn request_headers(filter: &Filter) -> Option<&HeaderMods> {
     }
 }
 
-/// The changes of headers, names in lower case; a name with several values has a list.
+/// What all changes of headers together come to, names in lower case; a name with several values has a list.
 fn changes<'a>(
-    filters: &[&'a Filter],
+    filters: impl Iterator<Item = &'a Filter>,
     respond: Option<&Respond>,
     mods: impl Fn(&'a Filter) -> Option<&'a HeaderMods>,
 ) -> Value {
     let (mut set, mut added, mut removed) = (Map::new(), Map::new(), Vec::new());
     let fixed = respond.map(|respond| respond.headers.as_slice()).unwrap_or_default();
     fixed.iter().for_each(|pair| put(&mut set, pair));
-    for mods in filters.iter().copied().filter_map(mods) {
-        mods.set.iter().for_each(|pair| put(&mut set, pair));
-        mods.add.iter().for_each(|pair| put(&mut added, pair));
-        removed.extend(mods.remove.iter().map(|name| name.to_ascii_lowercase()));
+    for mods in filters.filter_map(mods) {
+        for name in mods.remove.iter().map(|name| name.to_ascii_lowercase()) {
+            set.remove(&name);
+            added.remove(&name);
+            removed.retain(|other| *other != name);
+            removed.push(name);
+        }
+        for (name, value) in &mods.set {
+            let name = name.to_ascii_lowercase();
+            added.remove(&name);
+            removed.retain(|other| *other != name);
+            set.insert(name, json!(&**value));
+        }
+        for pair in &mods.add {
+            let name = pair.0.to_ascii_lowercase();
+            let is_gone = removed.contains(&name);
+            removed.retain(|other| *other != name);
+            put(if is_gone || set.contains_key(&name) { &mut set } else { &mut added }, pair);
+        }
     }
     json!({"set_headers": set, "added_headers": added, "removed_headers": removed})
 }

@@ -146,9 +146,13 @@ impl Mods {
             headers.insert(name.clone(), value.clone());
         }
         for (name, value) in &self.add {
-            let joined = headers.get(name).filter(|_| *name != http::header::SET_COOKIE).and_then(|before| {
-                HeaderValue::from_bytes(&[before.as_bytes(), b",", value.as_bytes()].concat()).ok()
-            });
+            let before: Vec<&[u8]> = headers.get_all(name).iter().map(HeaderValue::as_bytes).collect();
+            let joined = match before.is_empty() || *name == http::header::SET_COOKIE {
+                true => None,
+                false => {
+                    HeaderValue::from_bytes(&[&before[..], &[value.as_bytes()]].concat().join(&b',')).ok()
+                }
+            };
             match joined {
                 Some(joined) => headers.insert(name.clone(), joined).is_some(),
                 None => headers.append(name.clone(), value.clone()),
@@ -316,11 +320,13 @@ mod tests {
         let both = [Filter::RequestHeaders(mods.clone()), Filter::ResponseHeaders(mods)];
         let filters = Filters::compile(&both, &Condition::Always).unwrap();
         let mut headers = HeaderMap::new();
-        for (name, value) in [("x-set", "old"), ("x-add", "a"), ("x-gone", "1"), ("set-cookie", "c=1")] {
+        for (name, value) in
+            [("x-set", "old"), ("x-add", "a"), ("x-add", "a2"), ("x-gone", "1"), ("set-cookie", "c=1")]
+        {
             headers.append(name, HeaderValue::from_static(value));
         }
         filters.response(&mut headers);
-        assert_eq!((headers["x-set"].as_bytes(), headers["x-add"].as_bytes()), (&b"new"[..], &b"a,b"[..]));
+        assert_eq!((headers["x-set"].as_bytes(), headers["x-add"].as_bytes()), (&b"new"[..], &b"a,a2,b"[..]));
         assert!(!headers.contains_key("x-gone"));
         assert_eq!(headers.get_all("set-cookie").iter().count(), 2);
     }

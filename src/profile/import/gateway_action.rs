@@ -16,6 +16,7 @@ use crate::profile::invalid::Severity;
 use crate::profile::route::Action;
 use crate::profile::route::Backend;
 use crate::profile::route::Choice;
+use crate::profile::route::Filter;
 use crate::profile::route::Forward;
 use crate::profile::route::Mirror;
 use crate::profile::route::Redirect;
@@ -93,7 +94,11 @@ impl Actions<'_> {
                 (None, Some(redirect)) => Action::Redirect(redirected(redirect, frontend)),
                 (None, None) => {
                     let mut doing = rule.doing.clone();
-                    doing.filters.extend(backend.doing.filters.iter().cloned());
+                    // The backend's own come next to it: last for requests, first for responses.
+                    let own = backend.doing.filters.iter().cloned();
+                    let (back, there): (Vec<Filter>, Vec<Filter>) =
+                        own.partition(|filter| matches!(filter, Filter::ResponseHeaders(_)));
+                    doing.filters = back.into_iter().chain(doing.filters).chain(there).collect();
                     doing.mirrors.extend(backend.doing.mirrors.iter().cloned());
                     let only = BackendRef { doing: Doing::default(), ..backend.clone() };
                     let backends = vec![self.weighted(route, &only)];
