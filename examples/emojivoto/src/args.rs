@@ -77,7 +77,7 @@ Options, for everything:
   --rate N            votes each second by the vote-bot (default 10)
   --no-bot            no vote-bot: all votes are yours
   --failure-rate F    share of doughnut votes that fail, 0 to 1 (default 1)
-  --slow DURATION     what the slow replica of voting takes for a vote (default 400ms)
+  --slow DURATION     what the slow replica of voting takes for a vote (default 400ms; the others: ARTIFICIAL_DELAY)
   --split             a canary of voting, which gets what the file it names says
   --plain             plain lines in place of the live table
   -h, --help          this text; after a service, its environment

@@ -4,6 +4,7 @@
 use crate::args;
 use crate::bot::Bot;
 use crate::emoji::Emojis;
+use crate::env::Env;
 use crate::mesh::{self, Mesh, Mode, Shown, Surroundings};
 use crate::proto::emoji_service_server::EmojiServiceServer;
 use crate::proto::voting_service_server::VotingServiceServer;
@@ -207,11 +208,11 @@ impl Running {
         serve(&emoji, listeners.emoji, Routes::new(EmojiServiceServer::new(Emojis)).into_axum_router());
 
         // The replicas count together, so that the leaderboard does not depend on which of them is asked.
-        let poll = Poll::default();
+        let (poll, usual) = (Poll::default(), usual_delay()?);
         let mut voting = Vec::new();
         for (i, listener) in listeners.voting.into_iter().enumerate() {
             let slow = i + 1 == REPLICAS;
-            let delay = if slow { demo.slow } else { Duration::ZERO };
+            let delay = if slow { demo.slow } else { usual };
             let (poll, rng, metrics) = (poll.clone(), Rng::thread(), Registry::global());
             let service = Voting { poll, failure_rate: demo.failure_rate, delay, rng, metrics };
             let label = endpoints[VOTING][i].to_string() + if slow { " slow" } else { "" };
@@ -298,6 +299,12 @@ impl Running {
         self.tasks.shutdown().await;
         Ok(())
     }
+}
+
+/// What a vote takes at a replica that is not slow.
+fn usual_delay() -> Result<Duration, String> {
+    let lookup = |name: &str| std::env::var(name).ok();
+    Ok(Env::new(&lookup).duration("ARTIFICIAL_DELAY")?.unwrap_or(Duration::ZERO))
 }
 
 /// The profiles that ship with the example, for when its source is not at hand.
