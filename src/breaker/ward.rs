@@ -185,7 +185,7 @@ impl<P: Patient> Ward<P> {
                 bed.probing = true;
                 // As long as the longest ejection: a probe that has not ended by then never will.
                 bed.until = now.plus(self.settings.ejection_max);
-                let pass = turn(bed.who.gate(), PROBING);
+                let pass = probes_pass(turn(bed.who.gate(), PROBING));
                 probe = Some((bed.who.clone(), pass));
                 beds.tell(now, number, What::Probed);
             }
@@ -197,23 +197,24 @@ impl<P: Patient> Ward<P> {
     /// A request that had `pass` ended. `now` is asked only if it matters.
     #[inline]
     pub fn record(&self, who: &P, pass: u32, rng: &Rng, outcome: &Outcome, now: impl FnOnce() -> Moment) {
-        if who.gate().load(Relaxed) != pass {
+        let gate = who.gate().load(Relaxed);
+        let is_unknown = || outcome.verdict == Verdict::Cancelled || outcome.cause == Cause::Local;
+        if gate != pass {
+            if gate & (STATE | OWNERS) == PROBING && pass == probes_pass(gate) {
+                self.decide(who, gate, rng, (!is_unknown()).then_some(outcome), now());
+            }
             return;
         }
-        let unknown = outcome.verdict == Verdict::Cancelled || outcome.cause == Cause::Local;
-        // Who is its owner's to leave alone, because it drains or left, is nobody's patient.
-        match pass & (STATE | OWNERS) {
-            OPEN if !unknown => {
-                let chart = who.chart();
-                let timed = chart.is_timed() || outcome.verdict == Verdict::Failure || chart.counts(outcome);
-                let now = if timed { now() } else { Moment::default() };
-                if let Some(reason) = chart.record(now, outcome) {
-                    self.trip(who, pass, rng, (reason, outcome.retry_after), now);
-                }
-            }
-            PROBING => self.decide(who, pass, rng, (!unknown).then_some(outcome), now()),
-            // Let in although it is shut, because too few were open.
-            _ => {}
+        // Who is its owner's to leave alone, because it drains or left, is nobody's patient. Who was let in although it is
+        // shut or tried, because too few were open, decides nothing.
+        if pass & (STATE | OWNERS) != OPEN || is_unknown() {
+            return;
+        }
+        let chart = who.chart();
+        let timed = chart.is_timed() || outcome.verdict == Verdict::Failure || chart.counts(outcome);
+        let now = if timed { now() } else { Moment::default() };
+        if let Some(reason) = chart.record(now, outcome) {
+            self.trip(who, pass, rng, (reason, outcome.retry_after), now);
         }
     }
 
@@ -419,6 +420,11 @@ impl<P> Beds<P> {
     }
 }
 
+/// The pass of the one request that tries an endpoint: a word that its gate never holds, so that no other has it.
+fn probes_pass(gate: u32) -> u32 {
+    gate ^ STATE
+}
+
 /// Changes a gate's state; its number goes up, the owner's bit stays.
 fn turn(gate: &AtomicU32, state: u32) -> u32 {
     let next = |word: u32| ((word | STATE | OWNERS).wrapping_add(1)) | word & OWNERS | state;
@@ -553,6 +559,22 @@ mod tests {
         assert_eq!(clinic.state(0), OPEN);
         clinic.end(0, early, &BAD);
         assert_eq!(clinic.state(0), OPEN);
+    }
+
+    #[test]
+    fn who_is_let_in_beside_the_probe_decides_nothing() {
+        for outcome in [GOOD, BAD, Outcome::DROPPED] {
+            let mut clinic = Clinic::new(1, settings(1), 0);
+            clinic.send(0, &BAD);
+            clinic.wait(1000);
+            let (_, probe) = clinic.attend().expect("a probe");
+            // As in a panic, when shut ones are used too.
+            clinic.send(0, &outcome);
+            assert_eq!(clinic.state(0), PROBING, "{outcome:?}");
+            assert_eq!(clinic.attend(), None, "one probe at a time");
+            clinic.end(0, probe, &GOOD);
+            assert_eq!(clinic.state(0), OPEN, "{outcome:?}");
+        }
     }
 
     #[test]
