@@ -14,6 +14,7 @@ use crate::control::source::Source;
 use crate::control::source::SourceFault;
 use crate::control::source::Updates;
 use crate::control::source::find;
+use crate::control::source::warn_of_faults;
 use crate::discover::endpoint::EndpointSet;
 use crate::metrics::registry::Registry;
 use crate::profile::invalid::Fault;
@@ -233,6 +234,7 @@ impl Shared {
         let left = (*since + LOOK_MAX).saturating_duration_since(now);
         match tokio::time::timeout(left, running).await {
             Ok(Ok((scanner, seen, again))) => {
+                self.warn_of_faults(&looking.seen, &seen);
                 (looking.scanner, looking.running, looking.seen) = (Some(scanner), None, seen);
                 return again;
             }
@@ -243,6 +245,18 @@ impl Shared {
             Err(_) => self.complain(looking, format!("takes longer than {LOOK_MAX:?} to look at")),
         }
         false
+    }
+
+    /// Warns of requests that are broken on purpose as soon as a file says so, whether or not anybody calls the service.
+    fn warn_of_faults(&self, before: &Directory, now: &Directory) {
+        let domain = &self.settings.cluster_domain;
+        for (name, profile) in &now.profiles {
+            let is_faulty = profile.routes.iter().any(|route| route.fault.is_some());
+            let is_main = profile.name().is_some_and(|own| own.short(domain) == *name);
+            if is_faulty && is_main && before.profiles.get(name) != Some(profile) {
+                warn_of_faults(profile);
+            }
+        }
     }
 
     fn start(&self, scanner: Option<Scanner>, now: Instant) -> JoinHandle<(Scanner, Arc<Directory>, bool)> {

@@ -137,6 +137,16 @@ pub fn by_name<'p, P>(
     (found.into_iter().map(|(name, (_, profile))| (name, profile)).collect(), unused)
 }
 
+/// Warns in the log of each route of `profile` that breaks its requests on purpose: one that was left in by mistake is
+/// looked for there.
+#[cfg(any(feature = "http", feature = "files"))]
+pub(crate) fn warn_of_faults(profile: &ServiceProfile) {
+    for route in profile.routes.iter().filter(|route| route.fault.is_some()) {
+        let (service, fault) = (profile.name().map(ToString::to_string), &route.fault);
+        tracing::warn!(?service, route = %route.name, ?fault, "requests of this route are broken on purpose");
+    }
+}
+
 /// What is wrong with a document about a service of which an earlier one speaks already.
 pub(crate) fn said_twice(service: &ServiceName) -> Fault {
     let problem = format!("says what an earlier document already says of {service}, and is not used");

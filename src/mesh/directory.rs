@@ -6,7 +6,7 @@
 use crate::balance::count::Count;
 use crate::balance::layer::Balance;
 use crate::connect::http::Connection as Wire;
-use crate::control::source::{Snapshot, Source, SourceFault, Updates};
+use crate::control::source::{Snapshot, Source, SourceFault, Updates, warn_of_faults};
 use crate::discover::endpoint::{Endpoint, EndpointSet};
 use crate::fault::decide::FaultSwitch;
 use crate::mesh::body::ReqBody;
@@ -267,7 +267,9 @@ impl Directory {
             metrics: &metrics,
             faults: self.parts.faults.clone(),
         };
-        warn_of_faults(&profile, &compiler.faults);
+        if compiler.faults.is_on() {
+            warn_of_faults(&profile);
+        }
         compiler.compile(profile, before, |backend| self.target(backend))
     }
 
@@ -435,14 +437,6 @@ impl Directory {
     /// Everything known, by the short name of the service.
     pub fn known(&self) -> impl Iterator<Item = (&ServiceName, &Known)> {
         self.known.iter()
-    }
-}
-
-/// A fault that was left in by mistake is looked for in the log.
-fn warn_of_faults(profile: &ServiceProfile, switch: &FaultSwitch) {
-    for route in profile.routes.iter().filter(|route| route.fault.is_some() && switch.is_on()) {
-        let (service, fault) = (profile.name().map(ToString::to_string), &route.fault);
-        tracing::warn!(?service, route = %route.name, ?fault, "requests of this route are broken on purpose");
     }
 }
 

@@ -5,6 +5,7 @@ use crate::admin::fleet::{Fleet, Peer};
 use crate::authz::layer::Gate;
 use crate::authz::rules::AuthzPolicy;
 use crate::authz::settings::AuthzSettings;
+use crate::control::source::warn_of_faults;
 use crate::error::{BoxError, Error};
 use crate::fault::decide::FaultSwitch;
 #[cfg(feature = "admin")]
@@ -284,7 +285,11 @@ impl Drop for Serving {
 /// The switch of faults. Its chance is another one than the balancers', so that a fault moves no choice of theirs.
 fn faults(builder: &MeshBuilder) -> FaultSwitch {
     let rng = builder.seed.map_or_else(Rng::thread, |seed| Rng::seeded(!seed));
-    FaultSwitch::new(builder.inject_faults.unwrap_or(true)).with_rng(rng)
+    let faults = FaultSwitch::new(builder.inject_faults.unwrap_or(true)).with_rng(rng);
+    if faults.is_on() {
+        builder.profiles.iter().for_each(warn_of_faults);
+    }
+    faults
 }
 
 impl Made {

@@ -65,7 +65,8 @@ pub(crate) fn run(args: &Args) -> Done {
             Err(error) => {
                 eprintln!("{}:{number}: is no request: {error}; see `enmesh explain --help`", args.requests);
                 faulty = true;
-                unusable(&Value::Null, &error.to_string())
+                let id = serde_json::from_str::<Value>(line).ok().and_then(|asked| asked.get("id").cloned());
+                unusable(&id.unwrap_or_default(), &error.to_string())
             }
         };
         text += &match args.output {
