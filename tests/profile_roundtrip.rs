@@ -457,10 +457,10 @@ fn breaker() -> impl Strategy<Value = BreakerSettings> {
 
 fn limits() -> impl Strategy<Value = Limits> {
     let adaptive = select(vec![Adaptive::Gradient2, Adaptive::Vegas]);
-    let counts = (of(1..=u32::MAX), of(any::<u32>()), of(1..=u32::MAX), of(1..=u32::MAX));
+    let counts = (of(1..=u32::MAX), of(any::<u32>()), of(1..=u32::MAX), of(1..=u32::MAX), of(1..=u32::MAX));
     (counts, of(time()), of(time()), of(adaptive), vec(rate().boxed(), 0..2)).prop_map(
         |(
-            (requests_max, pending_max, connections_max, requests_per_connection_max),
+            (requests_max, pending_max, connections_max, streams_max, requests_per_connection_max),
             idle,
             connection_age_max,
             adaptive,
@@ -470,6 +470,7 @@ fn limits() -> impl Strategy<Value = Limits> {
                 requests_max,
                 pending_max,
                 connections_max,
+                streams_max,
                 requests_per_connection_max,
                 idle,
                 connection_age_max,

@@ -7,7 +7,7 @@ use crate::error::BoxError;
 use crate::stdx::clock;
 use crate::stdx::clock::{Duration, Instant};
 use crate::stdx::moment::Moment;
-use crate::stdx::sync::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use crate::stdx::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use http::Response;
 use http_body::Body;
 use pin_project::pin_project;
@@ -23,9 +23,12 @@ use tower_service::Service;
 /// you rely on it: of 1,000 clients with one request in a second and a half to each server it makes the tail no better,
 /// since a queue lives shorter than a report (docs/balancing.md); it is for callers of servers that are busy for longer.
 ///
+/// A mesh's own servers have it, and it is on while their own profile says `balancer: {reports: true}`: the word that makes
+/// callers count reports makes the server tell them.
+///
 /// One count for all services that a layer and its clones make: give a server one. A response that carries a report
-/// already keeps its own. Costs two counters, a look at the clock and one header's allocation for each response; leave it
-/// out where strangers may not know how busy the server is.
+/// already keeps its own. Costs two counters, a look at the clock and one header's allocation for each response, and one
+/// load when it is [off](Self::set); leave it out where strangers may not know how busy the server is.
 ///
 /// ```
 /// use enmesh::balance::tell::TellLoadLayer;
@@ -51,6 +54,7 @@ pub struct TellLoadLayer {
 
 #[derive(Debug)]
 struct Load {
+    on: AtomicBool,
     in_flight: AtomicU32,
     latency: AtomicU64,
     formula: Formula,
@@ -60,6 +64,7 @@ struct Load {
 impl Default for TellLoadLayer {
     fn default() -> Self {
         let load = Load {
+            on: AtomicBool::new(true),
             in_flight: AtomicU32::new(0),
             latency: AtomicU64::new(Latency::assumed(0.0, Moment::default()).pack()),
             formula: Formula::default(),
@@ -70,7 +75,12 @@ impl Default for TellLoadLayer {
 }
 
 impl TellLoadLayer {
-    /// Requests in flight, to the end of their responses.
+    /// Tells, or not, from the next request on.
+    pub fn set(&self, on: bool) {
+        self.load.on.store(on, Relaxed);
+    }
+
+    /// Requests in flight, to the end of their responses, of those that came while it was on.
     pub fn in_flight(&self) -> u32 {
         self.load.in_flight.load(Relaxed)
     }
@@ -141,8 +151,9 @@ where
     }
 
     fn call(&mut self, request: R) -> Self::Future {
-        let place = Some(InFlight::begin(&self.load));
-        TellLoadFuture { inner: self.inner.call(request), place, started: clock::now() }
+        let begin = || (InFlight::begin(&self.load), clock::now());
+        let place = self.load.on.load(Relaxed).then(begin);
+        TellLoadFuture { inner: self.inner.call(request), place }
     }
 }
 
@@ -152,8 +163,8 @@ where
 pub struct TellLoadFuture<F> {
     #[pin]
     inner: F,
-    place: Option<InFlight>,
-    started: Instant,
+    /// Its place, and when it began, if anything is told.
+    place: Option<(InFlight, Instant)>,
 }
 
 impl<F, B, E> Future for TellLoadFuture<F>
@@ -167,11 +178,11 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let mut response = ready!(this.inner.poll(cx))?;
-        let place = this.place.take();
-        if let Some(place) = &place {
-            let told = || place.0.report(*this.started);
+        let place = this.place.take().map(|(place, started)| {
+            let told = || place.0.report(started);
             response.headers_mut().entry(&report::HEADER).or_insert_with(told);
-        }
+            place
+        });
         Poll::Ready(Ok(response.map(|body| Watched::maybe(body, place))))
     }
 }

@@ -37,6 +37,11 @@ impl<S> Balance<S> {
         }
     }
 
+    /// Shows the service of every endpoint, in use or not. Costs what the fleet costs; not for the request path.
+    pub fn each(&self, look: impl FnMut(&S)) {
+        self.core.roll.lock().unwrap_or_else(PoisonError::into_inner).services().for_each(look);
+    }
+
     /// How often something else happened than the choice of an open endpoint, by [`Oddity::WORDS`].
     pub fn oddities(&self) -> [u64; Oddity::WORDS.len()] {
         self.core.oddities.read()

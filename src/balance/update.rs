@@ -44,6 +44,11 @@ struct Known<S> {
 }
 
 impl<S> Roll<S> {
+    /// The services of all endpoints.
+    pub(crate) fn services(&self) -> impl Iterator<Item = &S> {
+        self.known.values().map(|known| &known.service)
+    }
+
     /// How many endpoints came, and how many went.
     pub(crate) fn changes(&self) -> (u64, u64) {
         (self.come, self.gone)

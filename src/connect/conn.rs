@@ -217,8 +217,9 @@ impl<B, H: Handshake> Http2<B, H> {
         self.sender.clone().try_send_request(request)
     }
 
-    pub(crate) fn has_room(&self) -> bool {
-        self.streams.load(Ordering::Relaxed) < self.streams_max.load(Ordering::Relaxed)
+    /// Whether it takes one more stream, of `streams_max` at most whatever the peer allows.
+    pub(crate) fn has_room(&self, streams_max: u32) -> bool {
+        self.streams.load(Ordering::Relaxed) < self.streams_max.load(Ordering::Relaxed).min(streams_max)
             && !self.sender.is_closed()
             && self.life.requests_max.is_none_or(|max| self.life.served.load(Ordering::Relaxed) < max)
     }

@@ -10,10 +10,11 @@ use crate::connect::conn::Leased;
 use crate::connect::handshake::Handshake;
 use crate::connect::handshake::Plain;
 use crate::connect::handshake::Protocol;
+use crate::connect::limits::PoolLimits;
+use crate::connect::line::Want;
 use crate::connect::open;
 use crate::connect::pool::Pool;
 use crate::connect::pool::Taken;
-use crate::connect::pool::Want;
 use crate::connect::prepare;
 use crate::connect::refusal::Ended;
 use crate::connect::settings::ConnectSettings;
@@ -79,6 +80,24 @@ impl<B, H: Handshake> Connection<B, H> {
     /// What happened on its connections.
     pub fn stats(&self) -> &Arc<ConnectStats> {
         &self.pool.stats
+    }
+}
+
+impl<B: Sendable, H: Handshake> Connection<B, H> {
+    /// Holds to what `settings` say of maxima, of idle times and ages, and of the time for opening, from now on; all else
+    /// stays as it was given. Connections that are open keep their age and the most requests that they serve.
+    pub fn limit(&self, settings: &ConnectSettings) {
+        let open = self.pool.limit(PoolLimits::of(settings));
+        match Handle::try_current() {
+            Ok(runtime) => open::start(&self.pool, open, &runtime),
+            // The next request orders them again.
+            Err(_) => self.pool.abandon(&open),
+        }
+    }
+
+    /// What it was given.
+    pub fn settings(&self) -> &ConnectSettings {
+        &self.pool.settings
     }
 }
 

@@ -13,6 +13,8 @@ pub mod tcp;
 
 mod backoff;
 mod conn;
+mod limits;
+mod line;
 mod open;
 mod pool;
 mod prepare;

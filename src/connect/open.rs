@@ -10,10 +10,10 @@ use crate::connect::handshake::Handshake;
 use crate::connect::handshake::Offer;
 use crate::connect::handshake::Protocol;
 use crate::connect::handshake::Retired;
-use crate::connect::pool::Opening;
-use crate::connect::pool::Place;
+use crate::connect::line::Opening;
+use crate::connect::line::Place;
+use crate::connect::line::Want;
 use crate::connect::pool::Pool;
-use crate::connect::pool::Want;
 use crate::connect::socket::Cut;
 use crate::connect::socket::Socket;
 use crate::connect::stats::OpenFailure;
@@ -126,7 +126,7 @@ async fn open<B: Sendable, H: Handshake>(pool: Arc<Pool<B, H>>, order: Opening, 
             return;
         }
         let place = Arc::new(Place::default());
-        let timeout = pool.settings.timeout;
+        let timeout = pool.limits().timeout;
         let established = tokio::time::timeout(timeout, establish(&pool, want, &place, &runtime)).await;
         let failure = match established {
             Ok(Ok(opened)) => {
@@ -247,14 +247,15 @@ fn describe(error: &(dyn std::error::Error + 'static)) -> String {
 
 fn life<B, H: Handshake>(pool: &Arc<Pool<B, H>>, secure: bool) -> Life<B, H> {
     // Up to a tenth less, so that connections opened together do not close together.
-    let age = pool.settings.age_max.map(|age| age.mul_f64(1.0 - 0.1 * pool.rng.unit()));
+    let limits = pool.limits();
+    let age = limits.age_max.map(|age| age.mul_f64(1.0 - 0.1 * pool.rng.unit()));
     Life {
         id: pool.next_id.fetch_add(1, Ordering::Relaxed),
         pool: pool.me.clone(),
         stats: pool.stats.clone(),
         secure,
         retire_at: age.map(|age| clock::now() + age),
-        requests_max: pool.settings.requests_max,
+        requests_max: limits.requests_max,
         served: Default::default(),
         answered: Default::default(),
         retired: Default::default(),
@@ -273,7 +274,7 @@ async fn open_http1<B: Sendable, H: Handshake, F: FnOnce() + Send + Unpin + 'sta
         .map_err(|error| Failure::new(OpenFailure::Protocol, describe(&error)))?;
     let http1 = Arc::new(Http1::new(life, sender));
     let runtime = retiring.runtime.clone();
-    runtime.spawn(drive_http1(conn.with_upgrades(), http1.clone(), pool.settings.http1_idle, retiring));
+    runtime.spawn(drive_http1(conn.with_upgrades(), http1.clone(), pool.limits().http1_idle, retiring));
     Ok(Opened::Http1(Free::new(http1)))
 }
 
@@ -333,7 +334,7 @@ async fn open_http2<B: Sendable, H: Handshake, F: FnOnce() + Send + Unpin + 'sta
     }
     let http2 = Arc::new(Http2::new(life, sender, streams));
     let runtime = retiring.runtime.clone();
-    runtime.spawn(drive_http2(conn, Arc::downgrade(&http2), settings.http2_idle, retiring));
+    runtime.spawn(drive_http2(conn, Arc::downgrade(&http2), pool.limits().http2_idle, retiring));
     Ok(Opened::Http2(http2))
 }
 

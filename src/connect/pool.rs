@@ -8,6 +8,14 @@ use crate::connect::conn::Http2;
 use crate::connect::conn::Lease;
 use crate::connect::handshake::Handshake;
 use crate::connect::handshake::Protocol;
+use crate::connect::limits::FAILURES_WAITED_MAX;
+use crate::connect::limits::PoolLimits;
+use crate::connect::limits::UNANSWERED_MAX;
+use crate::connect::line::Line;
+use crate::connect::line::Opening;
+use crate::connect::line::Place;
+use crate::connect::line::Sleeper;
+use crate::connect::line::Want;
 use crate::connect::open::Failure;
 use crate::connect::open::Opened;
 use crate::connect::settings::ConnectSettings;
@@ -18,30 +26,16 @@ use crate::stdx::clock;
 use crate::stdx::rng::Rng;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
-use std::sync::Weak;
-use std::sync::atomic::AtomicU8;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Waker;
-use std::time::Duration;
-use std::time::Instant;
-
-/// What a request needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Want {
-    pub(crate) protocol: Protocol,
-    /// Whether HTTP/1.1 must not become HTTP/2 when the peer prefers it.
-    pub(crate) strict: bool,
-}
+use std::time::{Duration, Instant};
 
 /// The connections of one replica.
 pub(crate) struct Pool<B, H: Handshake> {
     pub(crate) endpoint: Endpoint,
     pub(crate) addrs: Arc<[SocketAddr]>,
+    /// As they were given; what a profile says of them is in the state.
     pub(crate) settings: ConnectSettings,
     pub(crate) handshake: H,
     pub(crate) stats: Arc<ConnectStats>,
@@ -52,6 +46,9 @@ pub(crate) struct Pool<B, H: Handshake> {
 }
 
 struct State<B, H: Handshake> {
+    limits: PoolLimits,
+    /// Connections beyond the limit that were shut and are open still.
+    closing: u32,
     /// Unused HTTP/1.1 connections and since when; the last one in is the first one out.
     free: Vec<(Free<B, H>, Instant)>,
     /// HTTP/2 connections that take new streams.
@@ -70,20 +67,6 @@ struct State<B, H: Handshake> {
     prefers_http2: bool,
 }
 
-/// Those who wait for one protocol, first come first served, and the connections there are for them.
-#[derive(Default)]
-struct Line {
-    asleep: BTreeMap<u64, Sleeper>,
-    opening: u32,
-    /// Sockets that are open, upgraded ones included.
-    open: u32,
-}
-
-struct Sleeper {
-    waker: Waker,
-    strict: bool,
-}
-
 enum Grant<B, H: Handshake> {
     Http1(Free<B, H>),
     Http2(Arc<Http2<B, H>>),
@@ -97,26 +80,6 @@ pub(crate) enum Taken<B, H: Handshake> {
     Wait { ticket: u64, open: Vec<Opening> },
 }
 
-/// The line that a socket is counted in as open, if it is; changed under the pool's lock.
-#[derive(Debug)]
-pub(crate) struct Place(AtomicU8);
-
-const NEW: u8 = 254;
-const CLOSED: u8 = 255;
-
-impl Default for Place {
-    fn default() -> Self {
-        Self(AtomicU8::new(NEW))
-    }
-}
-
-/// An order to open a connection, after a pause.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Opening {
-    pub(crate) want: Want,
-    pub(crate) after: Duration,
-}
-
 impl<B, H: Handshake> Pool<B, H> {
     pub(crate) fn new(
         endpoint: Endpoint,
@@ -126,6 +89,8 @@ impl<B, H: Handshake> Pool<B, H> {
         rng: Rng,
     ) -> Arc<Self> {
         let state = Mutex::new(State {
+            limits: PoolLimits::of(&settings),
+            closing: 0,
             free: Vec::new(),
             multiplexed: Vec::new(),
             lines: [Line::default(), Line::default()],
@@ -154,6 +119,28 @@ impl<B, H: Handshake> Pool<B, H> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The limits that hold now.
+    pub(crate) fn limits(&self) -> PoolLimits {
+        self.lock().limits
+    }
+
+    /// Holds to these limits from now on. Unused connections beyond them are closed, and those in use when they are given
+    /// back.
+    pub(crate) fn limit(&self, limits: PoolLimits) -> Vec<Opening> {
+        let mut state = self.lock();
+        state.limits = limits;
+        let mut shut = Vec::new();
+        while !state.free.is_empty() && state.sheds() {
+            shut.push(state.free.remove(0));
+        }
+        let woken = state.grant_streams();
+        let open = state.openings(clock::now());
+        drop(state);
+        drop(shut);
+        woken.into_iter().for_each(Waker::wake);
+        open
+    }
+
     /// A connection that is there already, or a place in the line.
     pub(crate) fn take(&self, mut want: Want, waker: &Waker) -> Taken<B, H> {
         let mut shut = Vec::new();
@@ -171,8 +158,11 @@ impl<B, H: Handshake> Pool<B, H> {
             return self.settle(found).map_or_else(Taken::Refused, Taken::Lease);
         }
         let waiting: usize = state.lines.iter().map(|line| line.asleep.len()).sum();
-        if waiting >= self.settings.pending_max as usize {
-            return Taken::Refused(Error::Overloaded { retry_after: None });
+        let PoolLimits { pending_max, timeout, .. } = state.limits;
+        if waiting >= pending_max as usize {
+            self.stats.refused();
+            // By then a connection is open, or it is known that none can be.
+            return Taken::Refused(Error::Overloaded { retry_after: Some(timeout) });
         }
         let now = clock::now();
         let line = &state.lines[want.protocol as usize];
@@ -190,7 +180,10 @@ impl<B, H: Handshake> Pool<B, H> {
         state.next_ticket += 1;
         let sleeper = Sleeper { waker: waker.clone(), strict: want.strict };
         state.lines[want.protocol as usize].asleep.insert(ticket, sleeper);
-        let open = state.openings(&self.settings, now);
+        let open = state.openings(now);
+        if open.is_empty() && state.room() == 0 {
+            self.stats.held();
+        }
         Taken::Wait { ticket, open }
     }
 
@@ -235,7 +228,9 @@ impl<B, H: Handshake> Pool<B, H> {
     /// An HTTP/1.1 connection is ready for the next request.
     pub(crate) fn rest(&self, free: Free<B, H>, now: Instant) {
         let mut state = self.lock();
-        if let Some((ticket, sleeper)) = state.lines[Protocol::Http1 as usize].asleep.pop_first() {
+        if state.sheds() {
+            drop(state);
+        } else if let Some((ticket, sleeper)) = state.lines[Protocol::Http1 as usize].asleep.pop_first() {
             state.granted.push((ticket, Grant::Http1(free)));
             drop(state);
             sleeper.waker.wake();
@@ -250,7 +245,8 @@ impl<B, H: Handshake> Pool<B, H> {
         let mut state = self.lock();
         conn.streams.fetch_sub(1, Ordering::Relaxed);
         conn.ended_at(now);
-        let removed = conn.is_spent(now).then(|| state.remove(conn.life.id));
+        let spent = conn.is_spent(now) || conn.streams.load(Ordering::Relaxed) == 0 && state.sheds();
+        let removed = spent.then(|| state.remove(conn.life.id));
         let woken = state.grant_streams();
         drop(state);
         drop(removed);
@@ -259,8 +255,8 @@ impl<B, H: Handshake> Pool<B, H> {
 
     /// Closes an HTTP/1.1 connection that was unused for long; otherwise tells when to look again.
     pub(crate) fn expire_http1(&self, id: u64, now: Instant) -> Instant {
-        let idle = self.settings.http1_idle;
         let mut state = self.lock();
+        let idle = state.limits.http1_idle;
         let Some(at) = state.free.iter().position(|(free, _)| free.id() == Some(id)) else {
             return now + idle;
         };
@@ -276,8 +272,8 @@ impl<B, H: Handshake> Pool<B, H> {
 
     /// The same for an HTTP/2 connection.
     pub(crate) fn expire_http2(&self, conn: &Arc<Http2<B, H>>, now: Instant) -> Instant {
-        let idle = self.settings.http2_idle;
         let mut state = self.lock();
+        let idle = state.limits.http2_idle;
         let unused = conn.streams.load(Ordering::Relaxed) == 0;
         let until = conn.idle_since() + idle;
         if unused && (until <= now || conn.is_spent(now)) {
@@ -321,11 +317,11 @@ impl<B, H: Handshake> Pool<B, H> {
     pub(crate) fn closed(&self, place: &Place) -> Vec<Opening> {
         self.stats.closed();
         let mut state = self.lock();
-        let line = place.0.swap(CLOSED, Ordering::Relaxed);
-        if let Some(line) = state.lines.get_mut(usize::from(line)) {
+        state.closing = state.closing.saturating_sub(1);
+        if let Some(line) = state.lines.get_mut(place.close()) {
             line.open -= 1;
         }
-        state.openings(&self.settings, clock::now())
+        state.openings(clock::now())
     }
 
     /// Whether anyone still waits for what an opener would open; if not, the opener ends.
@@ -348,8 +344,7 @@ impl<B, H: Handshake> Pool<B, H> {
             Opened::Http1(_) => Protocol::Http1,
             Opened::Http2(_) => Protocol::Http2,
         };
-        // It may be closed already.
-        if place.0.compare_exchange(NEW, line as u8, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+        if place.open(line) {
             state.lines[line as usize].open += 1;
         }
         let mut woken = Vec::new();
@@ -368,7 +363,7 @@ impl<B, H: Handshake> Pool<B, H> {
                 woken = state.grant_streams();
             }
         }
-        let open = state.openings(&self.settings, now);
+        let open = state.openings(now);
         drop(state);
         woken.into_iter().for_each(Waker::wake);
         open
@@ -420,13 +415,6 @@ impl<B, H: Handshake> Pool<B, H> {
     }
 }
 
-/// The connections in a row that may break without a response before their replica is left alone: as many as the
-/// attempts that one request has by default.
-const UNANSWERED_MAX: u32 = 3;
-
-/// The failed openings in a row that a request waits through while other connections are in use.
-const FAILURES_WAITED_MAX: u32 = 3;
-
 impl<B, H: Handshake> State<B, H> {
     fn free_one(&mut self, shut: &mut Vec<Free<B, H>>) -> Option<Grant<B, H>> {
         while let Some((free, _)) = self.free.pop() {
@@ -439,7 +427,9 @@ impl<B, H: Handshake> State<B, H> {
     }
 
     fn stream(&mut self) -> Option<Arc<Http2<B, H>>> {
-        let conn = self.multiplexed.iter().find(|conn| conn.has_room())?;
+        let PoolLimits { connections_max, streams_max, .. } = self.limits;
+        let mut conns = self.multiplexed.iter().take(connections_max as usize);
+        let conn = conns.find(|conn| conn.has_room(streams_max))?;
         conn.streams.fetch_add(1, Ordering::Relaxed);
         Some(conn.clone())
     }
@@ -471,15 +461,29 @@ impl<B, H: Handshake> State<B, H> {
         http2.asleep.extend::<BTreeMap<_, _>>(moved);
     }
 
+    /// How many more connections may be opened.
+    fn room(&self) -> u32 {
+        let there: u32 = self.lines.iter().map(|line| line.opening + line.open).sum();
+        self.limits.connections_max.saturating_sub(there)
+    }
+
+    /// Whether one is to be shut because more are open than may be; it is then counted as shut.
+    fn sheds(&mut self) -> bool {
+        let open: u32 = self.lines.iter().map(|line| line.open).sum();
+        let sheds = open.saturating_sub(self.closing) > self.limits.connections_max;
+        self.closing += u32::from(sheds);
+        sheds
+    }
+
     /// How many connections to open so that each who waits gets one, within the limits.
-    fn openings(&mut self, settings: &ConnectSettings, now: Instant) -> Vec<Opening> {
+    fn openings(&mut self, now: Instant) -> Vec<Opening> {
         let mut orders = Vec::new();
         let after = self.backoff.remaining(now);
         for protocol in [Protocol::Http1, Protocol::Http2] {
-            let there: u32 = self.lines.iter().map(|line| line.opening + line.open).sum();
-            let room = settings.connections_max.saturating_sub(there);
+            let room = self.room();
             let prefers_http2 = self.prefers_http2;
-            let each = if protocol == Protocol::Http1 { 1 } else { self.streams_hint as usize };
+            let streams = self.streams_hint.min(self.limits.streams_max) as usize;
+            let each = if protocol == Protocol::Http1 { 1 } else { streams };
             let line = &mut self.lines[protocol as usize];
             let needed = u32::try_from(line.asleep.len().div_ceil(each)).unwrap_or(u32::MAX);
             // While the replica is left alone one opener waits for the end of that time for all.

@@ -1,9 +1,13 @@
 //! Floor 5: how connections to a replica are opened, kept and closed.
 
 use crate::connect::tcp::TcpSettings;
+use crate::profile::service::ServiceProfile;
 use crate::profile::settings::Limit;
 use crate::profile::settings::Limits;
 use std::time::Duration;
+
+/// The longest that opening a connection may take, whatever a profile says: Linux gives up after about two minutes.
+const OPENING_MAX: Duration = Duration::from_secs(130);
 
 /// How connections to one replica are opened, kept and closed. Every wait, queue and count is finite.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +22,8 @@ pub struct ConnectSettings {
     /// The most connections to the replica. Default 1024: far more than a healthy replica needs, far less than
     /// the ports there are.
     pub connections_max: u32,
+    /// The most streams at once over one HTTP/2 connection; `None`: as many as its peer allows, the default.
+    pub streams_max: Option<u32>,
     /// The most requests that wait for a connection. Default 1024; beyond it they fail as `Overloaded`.
     pub pending_max: u32,
     /// The most unused HTTP/1.1 connections that are kept. Default 64.
@@ -65,6 +71,7 @@ impl Default for ConnectSettings {
             timeout: Duration::from_secs(1),
             http2: false,
             connections_max: 1024,
+            streams_max: None,
             pending_max: 1024,
             idle_max: 64,
             http1_idle: Duration::from_secs(3),
@@ -89,6 +96,7 @@ impl ConnectSettings {
     #[must_use]
     pub fn with_limits(mut self, limits: &Limits) -> Self {
         self.connections_max = limits.connections_max.map_or(self.connections_max, |n| n.max(1));
+        self.streams_max = limits.streams_max.map(|n| n.max(1)).or(self.streams_max);
         self.pending_max = limits.pending_max.unwrap_or(self.pending_max);
         self.requests_max =
             limits.requests_per_connection_max.map(|n| u64::from(n.max(1))).or(self.requests_max);
@@ -96,6 +104,18 @@ impl ConnectSettings {
         self.http2_idle = limits.idle.unwrap_or(self.http2_idle);
         self.age_max = limits.connection_age_max.or(self.age_max);
         self
+    }
+
+    /// These settings with what a service's profile says of its connections, and of the time for opening one.
+    #[must_use]
+    pub fn with_profile(self, profile: &ServiceProfile) -> Self {
+        let mut settings = self.with_limits(&profile.limits);
+        settings.timeout = match profile.timeouts.connect {
+            Limit::Unset => settings.timeout,
+            Limit::Disabled => OPENING_MAX,
+            Limit::After(time) => time.min(OPENING_MAX),
+        };
+        settings
     }
 
     /// The interval of PINGs to a replica, `None` for none.

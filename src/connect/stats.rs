@@ -13,6 +13,8 @@ pub struct ConnectStats {
     in_use: AtomicU64,
     reused: AtomicU64,
     resent: AtomicU64,
+    refused: AtomicU64,
+    held: AtomicU64,
     failed: [AtomicU64; 4],
     traffic: Arc<Traffic>,
 }
@@ -46,6 +48,10 @@ pub struct ConnectSnapshot {
     pub reused: u64,
     /// Requests sent again because the peer certainly did not process them.
     pub resent: u64,
+    /// Requests that were refused because too many waited for a connection.
+    pub refused: u64,
+    /// Requests that waited because no more connections may be opened.
+    pub held: u64,
     /// Openings that took too long.
     pub failed_timeout: u64,
     /// Openings that TCP refused.
@@ -81,6 +87,14 @@ impl ConnectStats {
         self.resent.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub(crate) fn refused(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn held(&self) {
+        self.held.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn failed(&self, why: OpenFailure) {
         self.failed[why as usize].fetch_add(1, Ordering::Relaxed);
     }
@@ -103,6 +117,8 @@ impl ConnectStats {
             in_use: read(&self.in_use),
             reused: read(&self.reused),
             resent: read(&self.resent),
+            refused: read(&self.refused),
+            held: read(&self.held),
             failed_timeout: failed(OpenFailure::Timeout),
             failed_tcp: failed(OpenFailure::Tcp),
             failed_handshake: failed(OpenFailure::Handshake),

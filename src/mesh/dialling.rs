@@ -30,12 +30,11 @@ pub(crate) fn dialling(
     let connector = identities.map(|own| Connector::new(own.clone(), Connector::HANDSHAKE_MAX));
     let told = Arc::clone(&connections);
     let connect = move |endpoint: &Arc<Endpoint>, service: &ServiceName, profile: &ServiceProfile, tls| {
-        let settings = settings.clone().with_limits(&profile.limits);
         #[cfg(any(feature = "tls", feature = "ring"))]
         let handshake = Secure::new(connector.clone(), service.host(), tls);
         #[cfg(not(any(feature = "tls", feature = "ring")))]
         let (_, handshake) = (service, Secure::new(tls));
-        let connection = Connection::new(endpoint.as_ref().clone(), settings, handshake);
+        let connection = Connection::new(endpoint.as_ref().clone(), settings.clone(), handshake);
         let own_zone = profile.balancer.locality.as_ref().map(|locality| &*locality.zone);
         told.add(endpoint, tls_of(secured, profile.tls.mode, endpoint), own_zone, connection.stats());
         connection

@@ -5,6 +5,7 @@
 
 use crate::balance::count::Count;
 use crate::balance::layer::Balance;
+use crate::balance::tell::TellLoadLayer;
 use crate::connect::http::Connection as Wire;
 use crate::control::source::{Snapshot, Source, SourceFault, Updates, warn_of_faults};
 use crate::discover::endpoint::{Endpoint, EndpointSet};
@@ -15,6 +16,7 @@ use crate::mesh::history::{Change, History};
 use crate::mesh::insecure::Secure;
 #[cfg(any(feature = "tls", feature = "ring"))]
 use crate::mesh::secure::Secure;
+use crate::mesh::settled::Settled;
 use crate::mesh::stack::{self, Backend};
 use crate::mesh::telemetry::tls_of;
 use crate::metrics::names::Direction;
@@ -34,8 +36,7 @@ use futures::{FutureExt, StreamExt};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 /// The connections to a replica in a running mesh.
 pub type Connection = Wire<Sending<Replay<ReqBody>>, Secure>;
@@ -61,38 +62,6 @@ pub struct Service {
     pub policy: ArcSwap<Policy<Target>>,
     /// Whether its source has said if it knows a profile; until then requests wait.
     pub settled: Settled,
-}
-
-/// A flag that is set once and can be waited for. Reading it is one load.
-#[derive(Debug, Default)]
-pub struct Settled {
-    set: AtomicBool,
-    told: Notify,
-}
-
-impl Settled {
-    fn new(set: bool) -> Self {
-        Self { set: AtomicBool::new(set), told: Notify::new() }
-    }
-
-    fn set(&self) {
-        self.set.store(true, Ordering::Release);
-        self.told.notify_waiters();
-    }
-
-    /// Whether it is set.
-    #[inline]
-    pub fn is_set(&self) -> bool {
-        self.set.load(Ordering::Acquire)
-    }
-
-    /// Waits until it is set. Cancel safe.
-    pub async fn wait(&self) {
-        let told = self.told.notified();
-        if !self.is_set() {
-            told.await;
-        }
-    }
 }
 
 /// One thing that a source said of one service.
@@ -180,6 +149,8 @@ pub struct Directory {
     parts: Parts,
     known: BTreeMap<ServiceName, Known>,
     inbound: Arc<ArcSwap<Policy<()>>>,
+    /// Tells callers how busy this process is, while its profile says so.
+    tell: TellLoadLayer,
     streams: Streams,
     generation: u64,
     history: History,
@@ -208,8 +179,9 @@ impl Directory {
         let inbound = inbound_policy(&parts.metrics, silent, &parts.own, None)?;
         let inbound = Arc::new(ArcSwap::from_pointee(inbound));
         let history = History::hiding(parts.hidden.clone());
-        let (known, streams) = (BTreeMap::new(), Streams::default());
-        let mut this = Self { parts, known, inbound, streams, generation: 0, history, spoken: false };
+        let (known, streams, tell) = (BTreeMap::new(), Streams::default(), TellLoadLayer::default());
+        tell.set(false);
+        let mut this = Self { parts, known, inbound, tell, streams, generation: 0, history, spoken: false };
         this.spoken = this.watch_profile(&own);
         Ok(this)
     }
@@ -222,6 +194,11 @@ impl Directory {
     /// The policy of requests that arrive: that of this process's own service.
     pub fn inbound(&self) -> &Arc<ArcSwap<Policy<()>>> {
         &self.inbound
+    }
+
+    /// Tells callers how busy this process is, while its profile says so.
+    pub fn tell(&self) -> &TellLoadLayer {
+        &self.tell
     }
 
     /// The service that callers name so; made when first asked for.
@@ -379,6 +356,7 @@ impl Directory {
             if let Ok(policy) = policy {
                 self.inbound.store(Arc::new(policy));
             }
+            self.tell.set(profile.balancer.reports);
         }
         if let Some(service) = self.known.get(name).and_then(Known::service).cloned() {
             let before = service.policy.load_full();
@@ -388,6 +366,7 @@ impl Directory {
         }
         if let Some(target) = self.known.get(name).and_then(Known::target) {
             target.settings(&profile.balancer, profile.breaker.as_ref());
+            target.each(|replica| limit(replica.inner(), &profile));
         }
         if let Some(known) = self.known.get(name) {
             known.secure_by(&profile.tls);
@@ -413,7 +392,9 @@ impl Directory {
                 let set = known.endpoints.clone().unwrap_or_default();
                 let tls = &known.tls;
                 target.update(&set, |endpoint| {
-                    stack::replica(connect(endpoint, name, &profile, tls.subscribe()))
+                    let connection = connect(endpoint, name, &profile, tls.subscribe());
+                    limit(&connection, &profile);
+                    stack::replica(connection)
                 });
             }
         }
@@ -438,6 +419,11 @@ impl Directory {
     pub fn known(&self) -> impl Iterator<Item = (&ServiceName, &Known)> {
         self.known.iter()
     }
+}
+
+/// Holds the connections of a replica to what its service's profile says.
+fn limit(connection: &Connection, profile: &ServiceProfile) {
+    connection.limit(&connection.settings().clone().with_profile(profile));
 }
 
 /// Whether a profile compiles, apart from all that runs.

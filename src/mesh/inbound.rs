@@ -1,6 +1,7 @@
 //! Floor 6: the server side as a layer: routes and counts what arrives, and turns errors into responses.
 
 use crate::authz::layer::{Authz, AuthzLayer, Gate};
+use crate::balance::tell::{InFlight, TellLoad, TellLoadLayer};
 use crate::classify::answer::RespondBody;
 use crate::classify::body::Watched;
 use crate::classify::respond::{Respond, RespondLayer};
@@ -42,15 +43,20 @@ pub struct InboundLayer {
     services: Arc<Services>,
     gate: Option<Gate>,
     arrivals: Arc<Arrivals>,
+    /// One for all servers of the process: callers ask how busy that is.
+    tell: TellLoadLayer,
     /// Headers whose values `Debug` hides.
     secret: Arc<[HeaderName]>,
 }
 
 impl InboundLayer {
     pub(crate) fn new(services: Arc<Services>, gate: Option<Gate>, arrivals: Arc<Arrivals>) -> Self {
-        let policy = Arc::clone(services.directory().inbound());
+        let (policy, tell) = {
+            let directory = services.directory();
+            (Arc::clone(directory.inbound()), directory.tell().clone())
+        };
         let secret = [header::AUTHORIZATION, header::PROXY_AUTHORIZATION, header::COOKIE];
-        Self { policy, services, gate, arrivals, secret: Arc::from(secret) }
+        Self { policy, services, gate, arrivals, tell, secret: Arc::from(secret) }
     }
 }
 
@@ -81,6 +87,8 @@ impl<S> Layer<S> for InboundLayer {
             .layer(ArrivalLayer::new())
             // below the metrics, so that what is refused is counted; it judges what the app sees
             .layer(authz)
+            // above the limits, so that who waits for a place counts as load
+            .layer(self.tell.clone())
             // below the gate, so that nobody who may not come in uses up what others may; last, so that what waited is
             // served at once or not at all
             .layer(LimitLayer::by_route().with_address(address_of))
@@ -90,10 +98,11 @@ impl<S> Layer<S> for InboundLayer {
 }
 
 /// The service of [`InboundLayer`].
-pub type Inbound<S> = Respond<SetSensitiveRequestHeaders<Enter<Metrics<Arrival<Authz<Limit<Plain<S>>>>>>>>;
+pub type Inbound<S> =
+    Respond<SetSensitiveRequestHeaders<Enter<Metrics<Arrival<Authz<TellLoad<Limit<Plain<S>>>>>>>>>;
 
 /// The body of its responses.
-pub type InboundBody<B> = RespondBody<Watched<Inheriting<TimedBody<Placed<B>>>, Meter>>;
+pub type InboundBody<B> = RespondBody<Watched<Inheriting<TimedBody<Watched<Placed<B>, InFlight>>>, Meter>>;
 
 /// Gives each request its route.
 #[derive(Debug, Clone)]

@@ -51,6 +51,8 @@ pub mod secure;
 #[cfg(feature = "http")]
 pub mod services;
 #[cfg(feature = "http")]
+pub mod settled;
+#[cfg(feature = "http")]
 pub(crate) mod sources;
 #[cfg(feature = "http")]
 mod special;

@@ -147,8 +147,12 @@ struct Totals {
     volume: Volume,
     failures: [u64; FAILURES.len()],
     resent: u64,
+    /// Refused since too many waited; made to wait since no more connections may be opened.
+    overflows: [u64; OVERFLOWS.len()],
 }
 
+/// Which limit of a pool kept a request back.
+const OVERFLOWS: [&str; 2] = ["pending", "connections"];
 /// Why connections could not be opened.
 const FAILURES: [&str; 4] = ["timeout", "tcp", "handshake", "protocol"];
 
@@ -160,6 +164,8 @@ impl Totals {
         self.volume.add(&stats.traffic().read());
         self.failures.iter_mut().zip(failures).for_each(|(sum, more)| *sum += more);
         self.resent += counts.resent;
+        let overflows = [counts.refused, counts.held];
+        self.overflows.iter_mut().zip(overflows).for_each(|(sum, more)| *sum += more);
     }
 }
 
@@ -264,6 +270,10 @@ impl Connections {
             for (reason, count) in FAILURES.into_iter().zip(totals.failures) {
                 let reason = Label::from_static_parts("reason", reason);
                 nonzero(&families::CONNECT_FAILURES, &addr, Some(reason), count, sink);
+            }
+            for (limit, count) in OVERFLOWS.into_iter().zip(totals.overflows) {
+                let limit = Label::from_static_parts("limit", limit);
+                nonzero(&families::CONNECT_OVERFLOWS, &addr, Some(limit), count, sink);
             }
             nonzero(&families::RESENT, &addr, None, totals.resent, sink);
             !is_past

@@ -258,6 +258,8 @@ families! {
     IDENTITY_REFUSED = "enmesh_identity_refused_total", Counter, "", "Certificates or anchors that were not taken over";
     CONNECT_FAILURES = "enmesh_connect_failures_total", Counter, "target_addr reason",
         "Connections to an endpoint that could not be opened";
+    CONNECT_OVERFLOWS = "enmesh_connect_overflows_total", Counter, "target_addr limit",
+        "Requests that were refused since too many waited for a connection, or waited since no more may be opened";
     RESENT = "enmesh_resent_total", Counter, "target_addr",
         "Requests that an endpoint certainly did not process, sent again on another connection";
     SLO_TARGET = "enmesh_slo_objective_ratio", Gauge, sp_route!(" kind"), "The share of calls that an objective wants to be good";

@@ -3,6 +3,7 @@
 use crate::profile::invalid::{Fault, Severity};
 use crate::profile::route::{Action, Backend, Forward, Route};
 use crate::profile::service::ServiceProfile;
+use crate::profile::settings::Limit;
 
 /// Everything in `profile` that has no effect, with its path; empty when all of it has.
 pub fn unhonoured(profile: &ServiceProfile) -> Vec<Fault> {
@@ -24,6 +25,12 @@ fn of_route(route: &Route, at: &str, told: &mut Vec<Fault>) {
         route.condition.asks_caller(&|caller| !caller.labels.is_empty()),
         &format!("{at}.condition"),
         "the labels of callers are not known while requests are served: a condition on them does not hold",
+        told,
+    );
+    tell(
+        route.timeouts.connect != Limit::Unset,
+        &format!("{at}.timeouts.connect"),
+        "all routes of a service share its connections: `spec.timeouts.connect` holds for them",
         told,
     );
     if let Action::Forward(forward) = &route.action {
@@ -55,6 +62,7 @@ mod tests {
     use super::*;
     use crate::profile::matching::{CallerMatch, Condition};
     use crate::profile::route::WeightedBackend;
+    use crate::profile::settings::Timeouts;
 
     #[test]
     fn what_has_no_effect_is_told_with_its_path_and_the_rest_is_not() {
@@ -69,9 +77,14 @@ mod tests {
             condition: Condition::Not(Box::new(Condition::Caller(caller))),
             ..Route::default()
         };
-        let routes = vec![Route::default(), route, asking(labels), asking(known)];
+        let connect = Timeouts { connect: Limit::Disabled, ..Timeouts::default() };
+        let timed = Route { timeouts: connect, ..Route::default() };
+        let routes = vec![Route::default(), route, asking(labels), asking(known), timed];
         let profile = ServiceProfile { routes, ..ServiceProfile::new(name) };
         let told: Vec<String> = unhonoured(&profile).into_iter().map(|fault| fault.path).collect();
-        assert_eq!(told, ["spec.routes[1].backends", "spec.routes[2].condition"]);
+        assert_eq!(
+            told,
+            ["spec.routes[1].backends", "spec.routes[2].condition", "spec.routes[4].timeouts.connect"]
+        );
     }
 }

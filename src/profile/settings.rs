@@ -389,6 +389,8 @@ pub struct Limits {
     pub pending_max: Option<u32>,
     /// Connections to one endpoint.
     pub connections_max: Option<u32>,
+    /// Streams at once over one HTTP/2 connection, if its peer allows as many.
+    pub streams_max: Option<u32>,
     /// Requests over one connection before it is closed.
     pub requests_per_connection_max: Option<u32>,
     /// How long an unused connection is kept.

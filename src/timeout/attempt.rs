@@ -102,6 +102,13 @@ pub struct Attempt<S> {
     layer: AttemptLayer,
 }
 
+impl<S> Attempt<S> {
+    /// What it wraps.
+    pub fn inner(&self) -> &S {
+        &self.inner
+    }
+}
+
 impl<S, R, B> Service<R> for Attempt<S>
 where
     R: MeshRequest,

@@ -177,6 +177,7 @@ pub(crate) fn limits(field: &Field<'_>) -> Limits {
         requests_max: f.get("maxRequests").integer(1..=u32::MAX),
         pending_max: f.get("maxPending").integer(0..=u32::MAX),
         connections_max: f.get("maxConnections").integer(1..=u32::MAX),
+        streams_max: f.get("maxConcurrentStreams").integer(1..=u32::MAX),
         requests_per_connection_max: f.get("maxRequestsPerConnection").integer(1..=u32::MAX),
         idle: words::some_time(&f.get("idleTimeout")),
         connection_age_max: words::some_time(&f.get("maxConnectionAge")),

@@ -118,6 +118,7 @@ pub(crate) fn limits(limits: &Limits) -> Tree {
         .maybe("maxRequests", limits.requests_max)
         .maybe("maxPending", limits.pending_max)
         .maybe("maxConnections", limits.connections_max)
+        .maybe("maxConcurrentStreams", limits.streams_max)
         .maybe("maxRequestsPerConnection", limits.requests_per_connection_max)
         .maybe("idleTimeout", limits.idle.map(tree::time))
         .maybe("maxConnectionAge", limits.connection_age_max.map(tree::time))
