@@ -234,6 +234,15 @@ async fn what_the_mesh_itself_ended_is_told_by_its_cause() {
         (row["requests"].as_u64().unwrap(), row["failures"].as_u64().unwrap(), causes)
     };
     let told = |direction, route| of("voting.emojivoto:80", direction, route);
+    let how = |direction: &str, route: &str| {
+        let fields = [("service", "voting.emojivoto:80"), ("direction", direction), ("route", route)];
+        row(&report, "route", &fields)["failed_by"].clone()
+    };
+    assert_eq!(how("inbound", "vote"), serde_json::json!({"rate limited": 2}));
+    assert_eq!(how("outbound", "slow"), serde_json::json!({"request timeout": 2}));
+    assert_eq!(how("inbound", "other"), serde_json::json!({"denied": 4}));
+    assert_eq!(how("outbound", "broken"), serde_json::json!({"status 503": 2}));
+    assert_eq!(how("outbound", "other"), Value::Null, "none failed");
     assert_eq!(told("inbound", "vote"), (5, 2, [2, 0, 0, 0, 0]), "by the server's rate");
     assert_eq!(told("outbound", "list"), (6, 4, [4, 0, 0, 0, 0]), "by the caller's rate");
     assert_eq!(told("outbound", "slow"), (2, 2, [0, 0, 2, 0, 0]), "by the caller's timeout");

@@ -28,6 +28,7 @@ const FILES: &[File] = &[
     ("/page/table.js", JS, include_str!("page/table.js")),
     ("/page/tap.js", JS, include_str!("page/tap.js")),
     ("/page/topology.js", JS, include_str!("page/topology.js")),
+    ("/page/why.js", JS, include_str!("page/why.js")),
     ("/page/icon.svg", "image/svg+xml", include_str!("page/icon.svg")),
     ("/page/uplot.min.js", JS, include_str!("page/vendor/uplot.min.js")),
     ("/page/uplot.min.css", CSS, include_str!("page/vendor/uplot.min.css")),

@@ -80,6 +80,8 @@ struct Newest {
 pub struct GateState {
     /// The names and actions of the rules, in order, and of what is done without one.
     pub rules: Vec<(Arc<str>, Action)>,
+    /// How many requests each of them kept out, or would have if it were not on trial (`audit`), since the policy is in use.
+    pub refusals: Vec<u64>,
     /// What is wrong with the newest policy, if something is: the one before stands.
     pub faults: Vec<Fault>,
     /// How many policies were refused.
@@ -108,6 +110,8 @@ impl Count {
 struct Live {
     policy: AuthzPolicy,
     counts: Vec<Count>,
+    /// What the rules refused, or would have.
+    refusals: Vec<AtomicU64>,
     /// Refusals for a policy whose source was silent for too long.
     too_old: Count,
     /// Refusals by rate limits, by [`Counted`].
@@ -177,8 +181,10 @@ impl Gate {
     pub fn state(&self) -> GateState {
         let live = self.0.live.load();
         let rules = live.policy.names().map(|(name, action)| (Arc::clone(name), action)).collect();
+        let refusals = live.refusals.iter().map(|count| count.load(Ordering::Relaxed)).collect();
         let newest = self.newest();
-        GateState { rules, faults: newest.faults.clone(), refused: newest.refused, age: self.age() }
+        let (faults, refused) = (newest.faults.clone(), newest.refused);
+        GateState { rules, refusals, faults, refused, age: self.age() }
     }
 
     fn newest(&self) -> MutexGuard<'_, Newest> {
@@ -232,6 +238,11 @@ impl Gate {
         if let Some(count) = live.counts.get(decision.index) {
             count.count();
         }
+        if decision.action != Action::Allow
+            && let Some(count) = live.refusals.get(decision.index)
+        {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
         match decision.action {
             Action::Allow => live.limit(&client).map(|()| None),
             Action::Audit => {
@@ -255,7 +266,8 @@ impl Live {
             let Some(rules) = rules else { return Count::Counter(counter(registry, rule)) };
             Count::Above(rules.number(&rule))
         };
-        let counts = policy.named().map(count).collect();
+        let counts: Vec<Count> = policy.named().map(count).collect();
+        let refusals = counts.iter().map(|_| AtomicU64::new(0)).collect();
         let too_old = count((&TOO_OLD.into(), Origin::Default, Action::Deny));
         let limited = policy.rates().map(|rates| {
             [Counted::Total, Counted::Identity, Counted::Override].map(|counted| {
@@ -268,7 +280,7 @@ impl Live {
                 (counted, registry.counter("inbound_http_local_ratelimit_total", labels))
             })
         });
-        Self { policy, counts, too_old, limited }
+        Self { policy, counts, refusals, too_old, limited }
     }
 
     /// Whether the rate limits take a request that the rules let in.

@@ -64,17 +64,20 @@ pub struct RuleView {
     pub name: String,
     /// `allow`, `deny`, `audit` or `not_found`.
     pub action: &'static str,
+    /// How many requests it kept out, or would have if it were not on trial (`audit`), since the policy is in use.
+    pub refusals: u64,
 }
 
 impl AuthorizationView {
     pub(crate) fn of(gate: &Gate) -> Self {
         let state = gate.state();
-        let rule = |(name, action): &(Arc<str>, Action)| RuleView {
+        let rule = |((name, action), refusals): (&(Arc<str>, Action), &u64)| RuleView {
             name: name.to_string(),
             action: action.as_str(),
+            refusals: *refusals,
         };
         Self {
-            rules: state.rules.iter().map(rule).collect(),
+            rules: state.rules.iter().zip(&state.refusals).map(rule).collect(),
             faults: state.faults.iter().map(ToString::to_string).collect(),
             refused: state.refused,
             age_ms: u64::try_from(state.age.as_millis()).unwrap_or(u64::MAX),

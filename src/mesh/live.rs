@@ -294,6 +294,7 @@ fn reading(tally: &Tally) -> Reading {
         failures: told.failures(),
         cancelled: told.cancelled(),
         causes: told.causes(),
+        failed: told.failed(),
         latency: told.latency,
         ..Reading::default()
     }

@@ -214,6 +214,7 @@ mod tests {
             retries: 0,
             no_budget: 0,
             causes: Causes::default(),
+            failed_by: BTreeMap::new(),
             actual: None,
             series: None,
         }

@@ -212,6 +212,7 @@ fn row(
         retries: if has_attempts { reading.retries() } else { 0 },
         no_budget: reading.no_budget,
         causes: reading.causes,
+        failed_by: reading.failed.told(),
         actual,
         series: None,
         key,

@@ -219,6 +219,10 @@ pub struct Row {
     /// What the mesh itself ended.
     #[serde(flatten)]
     pub causes: Causes,
+    /// How failures ended, in words: `status 503`, `gRPC UNAVAILABLE`, `attempt timeout`. Of a route those of its calls, of
+    /// backends and endpoints those of attempts.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub failed_by: BTreeMap<String, u64>,
     /// Each attempt for itself (*actual*), of routes that are called.
     pub actual: Option<Figures>,
     /// The last minutes, if they were asked for.
@@ -239,6 +243,10 @@ impl Row {
         self.retries = self.retries.saturating_add(other.retries);
         self.no_budget = self.no_budget.saturating_add(other.no_budget);
         self.causes = self.causes.merge(&other.causes);
+        for (how, count) in &other.failed_by {
+            let sum = self.failed_by.entry(how.clone()).or_default();
+            *sum = sum.saturating_add(*count);
+        }
         add_some(&mut self.actual, other.actual.as_ref(), Figures::add);
         add_some(&mut self.series, other.series.as_ref(), Series::add);
     }
@@ -420,6 +428,7 @@ mod tests {
             retries: 1,
             no_budget: 0,
             causes: Causes { shed: failures, ..Causes::default() },
+            failed_by: BTreeMap::from([("rate limited".to_owned(), failures)]),
             series: None,
         };
         let process = Process { id: Some(id.to_owned()), name: "p".into(), ..Process::default() };
@@ -446,6 +455,7 @@ mod tests {
             prop_assert_eq!(Figures { rps, ..figures(&whole) }, figures(&one));
             prop_assert_eq!((whole.rows[0].retries, whole.processes.len()), (2, 2));
             prop_assert_eq!(whole.rows[0].causes, one.rows[0].causes);
+            prop_assert_eq!(&whole.rows[0].failed_by, &one.rows[0].failed_by);
         }
     }
 

@@ -238,6 +238,7 @@ impl RouteMetrics {
             cancelled: calls.cancelled(),
             no_budget: self.retries().no_budget(),
             causes: Causes { faults, ..calls.causes() },
+            failed: calls.failed(),
             latency: calls.latency,
             ..Reading::default()
         };

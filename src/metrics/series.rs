@@ -38,9 +38,11 @@ enum Word {
     Local,
     Denied,
     Cancelled,
+    BreakerOpen,
+    RateLimited,
 }
 
-const WORDS: [Word; 14] = [
+const WORDS: [Word; 16] = [
     Word::None,
     Word::RequestTimeout,
     Word::HeadersTimeout,
@@ -55,6 +57,8 @@ const WORDS: [Word; 14] = [
     Word::Local,
     Word::Denied,
     Word::Cancelled,
+    Word::BreakerOpen,
+    Word::RateLimited,
 ];
 
 impl Word {
@@ -76,9 +80,10 @@ impl Word {
 
     fn of_error(error: &Error) -> Option<Self> {
         Some(match error {
-            Error::BreakerOpen { .. } => Self::FailFast,
+            Error::BreakerOpen { .. } => Self::BreakerOpen,
             Error::NoEndpoints { .. } => Self::NoEndpoints,
-            Error::Overloaded { .. } | Error::RateLimited { .. } => Self::Shed,
+            Error::Overloaded { .. } => Self::Shed,
+            Error::RateLimited { .. } => Self::RateLimited,
             Error::Denied { .. } => Self::Denied,
             _ => return None,
         })
@@ -90,8 +95,8 @@ impl Word {
             Self::None => "",
             Self::RequestTimeout | Self::HeadersTimeout | Self::StreamTimeout => "timeout",
             Self::IdleTimeout => "idle timeout",
-            Self::FailFast | Self::NoEndpoints => "failfast",
-            Self::Shed => "loadshed",
+            Self::FailFast | Self::BreakerOpen | Self::NoEndpoints => "failfast",
+            Self::Shed | Self::RateLimited => "loadshed",
             Self::Connect => "connect",
             Self::Refused => "refused",
             Self::Reset => "reset",
@@ -109,13 +114,35 @@ impl Word {
             Self::HeadersTimeout => "RESPONSE_HEADERS_TIMEOUT",
             Self::StreamTimeout => "RESPONSE_STREAM_TIMEOUT",
             Self::IdleTimeout => "IDLE_TIMEOUT",
-            Self::FailFast | Self::NoEndpoints => "FAIL_FAST",
-            Self::Shed => "LOAD_SHED",
+            Self::FailFast | Self::BreakerOpen | Self::NoEndpoints => "FAIL_FAST",
+            Self::Shed | Self::RateLimited => "LOAD_SHED",
             Self::Connect => "IO",
             Self::Refused => "REFUSED",
             Self::Reset => "RESET",
             Self::Local | Self::Denied => "UNKNOWN",
             Self::Cancelled => "CANCEL",
+        }
+    }
+
+    /// In people's words; empty for what a peer answered.
+    fn told(self) -> &'static str {
+        match self {
+            Self::None => "",
+            Self::RequestTimeout => "request timeout",
+            Self::HeadersTimeout => "attempt timeout",
+            Self::StreamTimeout => "response timeout",
+            Self::IdleTimeout => "idle timeout",
+            Self::FailFast => "queue timeout",
+            Self::NoEndpoints => "no endpoint",
+            Self::Shed => "overloaded",
+            Self::Connect => "no connection",
+            Self::Refused => "refused by the connection",
+            Self::Reset => "broken off",
+            Self::Local => "not sent",
+            Self::Denied => "denied",
+            Self::Cancelled => "cancelled",
+            Self::BreakerOpen => "breaker open",
+            Self::RateLimited => "rate limited",
         }
     }
 
@@ -126,8 +153,8 @@ impl Word {
             Self::RequestTimeout | Self::HeadersTimeout | Self::StreamTimeout | Self::IdleTimeout => {
                 Some("response timeout")
             }
-            Self::FailFast | Self::NoEndpoints => Some("failfast"),
-            Self::Shed => Some("loadshed"),
+            Self::FailFast | Self::BreakerOpen | Self::NoEndpoints => Some("failfast"),
+            Self::Shed | Self::RateLimited => Some("loadshed"),
             Self::Connect | Self::Refused | Self::Reset => Some("i/o"),
             Self::Local => Some("unexpected"),
         }
@@ -201,7 +228,7 @@ impl Ending {
     /// Which of the mesh's own reasons ended it; `None` for what a peer answered or broke off.
     pub fn why(self) -> Option<Why> {
         match self.word() {
-            Word::FailFast | Word::Shed => Some(Why::Shed),
+            Word::FailFast | Word::BreakerOpen | Word::Shed | Word::RateLimited => Some(Why::Shed),
             Word::Denied => Some(Why::Denied),
             Word::RequestTimeout | Word::HeadersTimeout | Word::StreamTimeout | Word::IdleTimeout => {
                 Some(Why::Late)
@@ -232,6 +259,16 @@ impl Ending {
 
     fn word(self) -> Word {
         WORDS.get(usize::from((self.0 >> WORD) as u8)).copied().unwrap_or(Word::None)
+    }
+
+    /// What ended it, in people's words: `status 503`, `gRPC UNAVAILABLE`, `attempt timeout`.
+    pub fn told(self) -> String {
+        match (self.word(), self.grpc(), self.status_text()) {
+            (Word::None, Some(code), _) => format!("gRPC {}", grpc_word(code)),
+            (Word::None, None, Some(status)) => format!("status {status}"),
+            (Word::None, None, None) => "no response".to_owned(),
+            (word, ..) => word.told().to_owned(),
+        }
     }
 
     /// Its word in `outbound_http_errors_total`, if it belongs there.
@@ -410,6 +447,18 @@ mod tests {
             "http_status=,error=CANCEL",
         );
         assert_eq!(Ending::new(None, &Outcome::DROPPED), Ending::DROPPED);
+        let told = |ending: Ending| ending.told();
+        assert_eq!(told(of(Some(503), Verdict::Failure, Cause::Status(503))), "status 503");
+        assert_eq!(told(of(Some(200), Verdict::Failure, Cause::Grpc(14))), "gRPC UNAVAILABLE");
+        assert_eq!(told(of(None, Verdict::Failure, Cause::Timeout(Scope::Attempt))), "attempt timeout");
+        assert_eq!(
+            told(Ending::of_error(&Error::RateLimited { retry_after: Default::default() })),
+            "rate limited"
+        );
+        assert_eq!(
+            told(Ending::of_error(&Error::BreakerOpen { retry_in: Default::default() })),
+            "breaker open"
+        );
     }
 
     #[test]

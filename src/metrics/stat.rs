@@ -1,6 +1,8 @@
 //! Floor 2: what a route did so far, to be read at any time without an exporter.
 
+use crate::metrics::series::Ending;
 use crate::stdx::histogram::Counts;
+use std::collections::BTreeMap;
 
 /// Calls that the mesh itself ended, by its reason; those of the first four are failures.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -53,6 +55,37 @@ impl std::fmt::Display for Causes {
     }
 }
 
+/// Failures by how they ended; each ending stands once, in order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Failed(Vec<(Ending, u64)>);
+
+impl Failed {
+    /// These, each ending once.
+    pub fn of(counts: impl IntoIterator<Item = (Ending, u64)>) -> Self {
+        let mut counts: Vec<_> = counts.into_iter().collect();
+        counts.sort_unstable();
+        Self(counts)
+    }
+
+    /// In people's words.
+    pub fn told(&self) -> BTreeMap<String, u64> {
+        let mut told = BTreeMap::new();
+        for (ending, count) in &self.0 {
+            *told.entry(ending.told()).or_default() += count;
+        }
+        told
+    }
+
+    fn zip(&self, b: &Self, f: impl Fn(u64, u64) -> u64) -> Self {
+        let in_b = |ending: &Ending| b.0.binary_search_by_key(ending, |(of, _)| *of).ok();
+        let in_a = |ending: &Ending| self.0.binary_search_by_key(ending, |(of, _)| *of).is_ok();
+        let count = |at: usize| b.0.get(at).map_or(0, |(_, count)| *count);
+        let both = self.0.iter().map(|(ending, a)| (*ending, f(*a, in_b(ending).map_or(0, count))));
+        let rest = b.0.iter().filter(|(ending, _)| !in_a(ending)).map(|(ending, b)| (*ending, f(0, *b)));
+        Self::of(both.chain(rest).filter(|(_, count)| *count != 0))
+    }
+}
+
 /// What a route did: totals, or the difference of two readings.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Reading {
@@ -74,6 +107,9 @@ pub struct Reading {
     pub no_budget: u64,
     /// What the mesh itself ended.
     pub causes: Causes,
+    /// How failures ended.
+    #[serde(skip)]
+    pub failed: Failed,
     /// Latencies of the calls, to the first frame of the response's body.
     pub latency: Counts,
 }
@@ -102,6 +138,7 @@ impl Reading {
             attempt_failures: f(self.attempt_failures, b.attempt_failures),
             no_budget: f(self.no_budget, b.no_budget),
             causes: self.causes.zip(&b.causes, &f),
+            failed: self.failed.zip(&b.failed, &f),
             latency: g(&self.latency, &b.latency),
         }
     }
@@ -126,4 +163,29 @@ impl Reading {
 pub(crate) fn rate(good: u64, bad: u64) -> Option<f64> {
     let ended = good.saturating_add(bad);
     (ended > 0).then(|| good as f64 / ended as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::classify::outcome::{Cause, Outcome, Verdict};
+
+    #[test]
+    fn failures_of_two_readings_are_added_up_and_taken_apart_by_how_they_ended() {
+        let ending =
+            |status| Ending::new(Some(status), &Outcome::new(Verdict::Failure, Cause::Status(status)));
+        let reading = |counts: &[(u16, u64)]| Reading {
+            failed: Failed::of(counts.iter().map(|(status, count)| (ending(*status), *count))),
+            ..Reading::default()
+        };
+        let (before, after) = (reading(&[(500, 2), (503, 1)]), reading(&[(502, 4), (500, 2), (503, 3)]));
+        let told = |counts: &[(&str, u64)]| {
+            counts.iter().map(|(word, count)| ((*word).to_owned(), *count)).collect()
+        };
+        assert_eq!(after.since(&before).failed.told(), told(&[("status 502", 4), ("status 503", 2)]));
+        assert_eq!(
+            after.merge(&before).failed.told(),
+            told(&[("status 500", 4), ("status 502", 4), ("status 503", 4)])
+        );
+    }
 }

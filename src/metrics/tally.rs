@@ -1,7 +1,7 @@
 //! Floor 2: what is counted of one set of calls or attempts: begun, ended how, and how soon.
 
 use crate::metrics::series::{Ending, Endings, Why};
-use crate::metrics::stat::Causes;
+use crate::metrics::stat::{Causes, Failed};
 use crate::stdx::histogram::{Counts, Histogram};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -86,6 +86,11 @@ impl Told {
             unreached: of(Why::Unreached),
             faults: 0,
         }
+    }
+
+    /// The failures, by how they ended.
+    pub fn failed(&self) -> Failed {
+        Failed::of(self.endings.iter().filter(|(ending, _)| ending.is_failure()).copied())
     }
 
     /// Those under way.

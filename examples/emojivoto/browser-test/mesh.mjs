@@ -48,6 +48,28 @@ async function start(port, rate) {
   return { ...told, async end() { await new Promise((resolve) => { child.on("exit", resolve); child.kill("SIGINT"); }); } };
 }
 
+/** Starts the web service alone, in a process as a container runs it: with rules, and with nobody to call. */
+async function lonely() {
+  const free = () => new Promise((resolve) => {
+    const server = createServer().listen(0, "127.0.0.1", () => {
+      const { port } = server.address();
+      server.close(() => resolve(port));
+    });
+  });
+  const [app, admin] = [await free(), await free()];
+  const file = join(profiles, "..", `mesh-page-rules-${process.pid}.yaml`);
+  const rules = (spec) => writeFileSync(file, `apiVersion: enmesh.dev/v1\nkind: Authorization\nmetadata: {name: web}\n${spec}\n`);
+  rules("spec:\n  default: allow\n  rules:\n  - {name: no-lists, action: deny, request: {pathRegex: /api/list}}\n  - {name: no-icons, action: audit, request: {pathRegex: /favicon.ico}}");
+  const child = spawn(program, ["web"], {
+    stdio: ["ignore", "ignore", "inherit"],
+    env: { ...process.env, RUST_LOG: "off", WEB_PORT: String(app), EMOJISVC_HOST: "emoji-svc.emojivoto:8080", VOTINGSVC_HOST: "voting-svc.emojivoto:8080",
+      ENMESH_ADMIN: `127.0.0.1:${admin}`, ENMESH_PROFILES: profiles, ENMESH_DNS: "false", ENMESH_AUTHORIZATION: file },
+  });
+  const at = { app: `http://127.0.0.1:${app}`, mesh: `http://127.0.0.1:${admin}`, rules };
+  while (!await fetch(`${at.mesh}/ready`).then((answer) => answer.ok, () => false)) await new Promise((resolve) => setTimeout(resolve, 50));
+  return { ...at, async end() { await new Promise((resolve) => { child.on("exit", resolve); child.kill("SIGINT"); }); rmSync(file); } };
+}
+
 async function step(name, work) {
   await work();
   console.log(`ok  mesh page: ${name}`);
@@ -221,18 +243,21 @@ await step("configuration: an update with what it changed, and a refusal that ch
   await says(row(page, "voting-svc.emojivoto:8080", "web-svc").locator("td"), "ratio 0.2, min per second 10, ttl 10s");
 });
 
-await step("routes: what a limit sheds is told, and why; else there is no such column", async () => {
+await step("routes: how failures ended is told; else there is no such column", async () => {
   await show(page, "routes");
-  await settle(page);
-  assert(await page.getByRole("columnheader", { name: "Why" }).isHidden());
+  await says(cell(row(page, "VoteDoughnut", "sent"), "Why"), /^\d+ gRPC UNKNOWN$/);
+  await says(cell(row(page, "GET /api/vote", "received"), "Why"), /^\d+ status 500$/);
+  await page.getByLabel("filter routes").fill("list");
+  await page.getByRole("columnheader", { name: "Why" }).waitFor({ state: "hidden" });
+  await show(page, "routes", "window=1m");
   const text = readFileSync(join(profiles, "voting.yaml"), "utf8");
   write("voting.yaml", text.replace("  - name: Vote\n", "  - name: Vote\n    rateLimits: [{requests: 1, per: 1h, burst: 1}]\n"));
   const limited = async () => Object.values((await ask("inspect")).inspections).some((it) => it.name.startsWith("web-svc") && JSON.stringify(it.updates).includes("rateLimits"));
   while (!await limited()) await page.waitForTimeout(50);
   await call("/api/vote?choice=:joy:", 5);
-  await says(cell(row(page, "Vote", "voting-svc", "sent"), "Why"), "4 shed");
+  await says(cell(row(page, "Vote", "voting-svc", "sent"), "Why"), "4 shed (rate limited)");
   await show(page, "overview");
-  await says(page.locator(".findings li"), "4 shed: limits, breakers or queues of its callers refused them");
+  await says(page.locator(".findings li"), /: 4 shed \(rate limited\); its callers refused them: limits, breakers and queues do$/);
   write("voting.yaml", text);
 });
 
@@ -291,6 +316,60 @@ await step("the accessibility check (axe-core) finds nothing, in light and dark,
     }
     await look.context().close();
   }
+});
+
+await page.goto("about:blank");
+await demo.end();
+demo = await start(port);
+
+await step("why: a replica makes a route slow, retries hide it, and both are said", async () => {
+  const text = readFileSync(join(profiles, "voting.yaml"), "utf8");
+  // Each third vote comes to the slow replica, and is tried again elsewhere.
+  write("voting.yaml", `${text}  balancer: {algorithm: RoundRobin}\n`);
+  const taken = async () => Object.values((await ask("inspect")).inspections).some((it) => it.services.some((service) => service.balancer?.algorithm === "round_robin"));
+  while (!await taken()) await page.waitForTimeout(50);
+  await call("/api/vote?choice=:joy:", 24);
+  await show(page, "overview");
+  const found = (text) => page.locator(".findings li", { hasText: text });
+  await says(found("voting-svc Vote is slow: p99 2"), /half of its requests take [\d.]+ (ms|µs); 127\.0\.0\.1:\d+ takes 25\d ms, 127\.0\.0\.1:\d+ [\d.]+ (ms|µs)/);
+  await says(found("web-svc GET /api/vote is slow: p99 2"), /it waits for voting-svc, whose p99 is 2\d\d ms/);
+  await says(found("Retries hide failures of voting-svc Vote"), /callers see 100\.0 %; \d+ retries for 24 requests; \d+ late \(attempt timeout\); all of its failures are at 127\.0\.0\.1:\d+/);
+  await found("voting-svc Vote is slow").getByRole("link").click();
+  await page.getByRole("button", { name: "Vote", exact: true }).last().click();
+  await says(page.locator("dd"), /late \(attempt timeout\); all of its failures are at/);
+  write("voting.yaml", text);
+});
+
+await step("why: who is denied by what rule, what a rule on trial would refuse, and who is not there", async () => {
+  const alone = await lonely();
+  const base = alone.mesh;
+  const other = await open(base);
+  const get = (path, times) => Promise.all(Array.from({ length: times }, () => fetch(`${alone.app}${path}`).then((answer) => answer.text())));
+  await other.goto(`${base}/#tap?outcome=audited`);
+  await other.getByRole("button", { name: "Start" }).click();
+  await says(other.locator("[role=status]"), "0 requests seen");
+  await get("/api/list", 3);
+  await get("/api/leaderboard", 2);
+  await get("/favicon.ico", 4);
+  await says(other.locator("[role=status]"), "4 requests seen");
+  await says(other.locator("tbody tr").first(), "on trial: no-icons would refuse it");
+  await other.goto(`${base}/#overview`);
+  const found = (text) => other.locator(".findings li", { hasText: text });
+  await says(found("web-svc GET /api/list fails: 0.0 % success"), "3 of 3 requests failed");
+  await says(found("web-svc GET /api/list fails"), /: 3 denied; authorization refused them by no-lists$/);
+  await says(found("On trial: no-icons would refuse requests of web-svc"), "4 so far; they are let in");
+  await says(found("voting-svc"), /unreached \(no endpoint\); no endpoint took them/);
+  await other.goto(`${base}/#identity`);
+  const rule = (name) => other.locator("section[aria-label=Authorization] tbody tr", { hasText: name });
+  await says(rule("no-lists").locator("td"), "refuses");
+  await says(cell(rule("no-lists"), "Refused"), /^3$/);
+  await says(cell(rule("no-icons"), "Refused"), /^4$/);
+  await says(rule("else").locator("td"), "lets in");
+  alone.rules("spec: {default: perhaps}");
+  await other.goto(`${base}/#config`);
+  await says(other.locator("section[aria-label='Faults now'] li"), "perhaps");
+  await other.context().close();
+  await alone.end();
 });
 
 await page.goto("about:blank");

@@ -47,9 +47,9 @@ export const config = {
         const seen = (inspect?.processes ?? []).filter((it) => it.inspection);
         generations.update(seen.map((it) => ({
           key: `${it.id} ${it.addr}`, name: name(it, seen), generation: it.inspection.generation, services: it.inspection.services.length,
-          faults: new Set(it.inspection.services.flatMap((service) => service.faults)).size,
+          faults: new Set(faultsOf(it)).size,
         })));
-        const now = merged(seen.flatMap((it) => it.inspection.services.flatMap((service) => service.faults.map((fault) => ({ key: fault, fault, who: short(it.name) })))));
+        const now = merged(seen.flatMap((it) => faultsOf(it).map((fault) => ({ key: fault, fault, who: short(it.name) }))));
         list(faults, now, (it) => h("li", {}, h("span", { class: severe(it.fault) ? "bad" : "warn", text: `${SIGNS[severe(it.fault) ? "bad" : "warn"]} ` }), h("span", { class: "mono" }), h("span", { class: "note" })), (li, it) => {
           setText(li.children[1], it.fault);
           setText(li.children[2], ` ${severe(it.fault) ? "— the last good one stays in use" : "— the rest is in use"} (${it.who})`);
@@ -71,8 +71,11 @@ export const config = {
       },
     };
   },
-  badge: ({ inspect }) => new Set((inspect?.processes ?? []).flatMap((it) => it.inspection?.services ?? []).flatMap((it) => it.faults).filter(severe)).size,
+  badge: ({ inspect }) => new Set((inspect?.processes ?? []).filter((it) => it.inspection).flatMap(faultsOf).filter(severe)).size,
 };
+
+/** What is wrong with the newest inputs of a process: profiles, endpoints, authorization. */
+const faultsOf = ({ inspection }) => [...inspection.services.flatMap((service) => service.faults), ...(inspection.authorization?.faults ?? [])];
 
 const severe = (fault) => !/ (ignored|approximated): /.test(fault);
 

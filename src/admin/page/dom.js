@@ -138,13 +138,6 @@ export function short(service) {
   return /^[\d[]/.test(service) ? service : service.split(/[.:]/)[0];
 }
 
-const CAUSES = ["shed", "denied", "late", "unreached", "faults"];
-
-/** What the mesh itself ended of a row: `12 shed, 5 late`; empty if nothing. */
-export function causes(row) {
-  return CAUSES.filter((cause) => row[cause]).map((cause) => `${count(row[cause])} ${cause}`).join(", ");
-}
-
 export function routeName(name) {
   return name === "" || name === null || name === undefined ? "[default]" : name;
 }

@@ -1,14 +1,16 @@
 // What stands out, in sentences: the answer to "what is wrong here, and why".
 
-import { causes, millis, percent, rate, routeName, short, span } from "/page/dom.js";
+import { count, millis, percent, rate, routeName, short, span } from "/page/dom.js";
+import { attempts, ended, endedCount, failing, isSlow, slowness } from "/page/why.js";
 
 const ORDER = { bad: 0, warn: 1, good: 2 };
 
 /** `{ level, text, more, href, key }`, the worst first. */
-export function findings({ stat, inspect, slo }) {
+export function findings(state) {
+  const { stat, inspect, slo } = state;
   const all = [
     ...processes(stat ?? inspect), ...(inspect?.processes ?? []).flatMap(configuration), ...breakers(inspect),
-    ...(inspect?.processes ?? []).flatMap(identity), ...(slo?.objectives ?? []).flatMap(objective), ...sides(stat).flatMap(route),
+    ...(inspect?.processes ?? []).flatMap(identity), ...(slo?.objectives ?? []).flatMap(objective), ...access(state), ...sides(stat).flatMap((row) => route(row, state)),
   ];
   const once = new Map(all.map((finding) => [finding.key, finding]));
   return [...once.values()].sort((a, b) => ORDER[a.level] - ORDER[b.level] || (b.weight ?? 0) - (a.weight ?? 0));
@@ -69,34 +71,24 @@ const objective = (it) => {
 };
 
 /** Of a route's two sides the one that knows why stands last: it is the one that is told. */
-const sides = (stat) => (stat?.rows ?? []).toSorted((a, b) => Boolean(causes(a)) - Boolean(causes(b)));
-
-/** What the mesh did to a route's calls, by what there is to do about it. */
-const WHY = {
-  shed: (row) => `limits, breakers or queues of ${row.direction === "outbound" ? "its callers" : "its server"} refused them`,
-  denied: () => "authorization refused them",
-  late: () => "they took longer than they may",
-  unreached: () => "no endpoint took them",
-  faults: () => "its profile breaks them on purpose",
-};
-
-const why = (row) => WHY[Object.keys(WHY).filter((cause) => row[cause]).sort((a, b) => row[b] - row[a])[0]](row);
+const sides = (stat) => (stat?.rows ?? []).filter((row) => row.kind === "route" && row.requests)
+  .toSorted((a, b) => Boolean(endedCount(a)) - Boolean(endedCount(b)) || (a.direction === "outbound") - (b.direction === "outbound"));
 
 /** Outbound rows tell of attempts too; inbound ones of what comes from callers that nobody watches. */
-function route(row) {
-  if (row.kind !== "route" || !row.requests) return [];
+function route(row, state) {
   const name = `${short(row.service)} ${routeName(row.route)}`;
   const link = `#routes?q=${encodeURIComponent(routeName(row.route))}`;
   const key = `route ${row.service} ${row.route}`;
   const told = [];
-  if (causes(row) && !(row.success_rate < 0.99)) {
-    told.push({ key: `${key} why`, level: "warn", weight: 4, text: `${name}: ${causes(row)}`, more: `of ${row.requests} requests; ${why(row)}`, href: link });
+  const say = (...parts) => parts.filter(Boolean).join("; ");
+  if (endedCount(row) && !(row.success_rate < 0.99)) {
+    told.push({ key: `${key} why`, level: "warn", weight: 4, text: `${name}: ${ended(row, { answersToo: false })}`, more: say(`of ${count(row.requests)} requests`, failing(row, state)), href: link });
   }
   if (row.success_rate !== null && row.success_rate < 0.99) {
     told.push({
       key, level: row.success_rate < 0.95 ? "bad" : "warn", weight: 4 + (1 - row.success_rate) * (row.rps ?? 0) / 1000,
       text: `${name} fails: ${percent(row.success_rate, 1)} success`,
-      more: `${row.failures} of ${row.requests} requests failed (${rate(row.rps)}/s)${causes(row) && `; ${causes(row)}: ${why(row)}`}${row.no_budget ? `; ${row.no_budget} retries refused by the budget` : ""}`,
+      more: say(`${count(row.failures)} of ${count(row.requests)} requests failed (${rate(row.rps)}/s): ${ended(row)}`, failing(row, state), row.no_budget && `${count(row.no_budget)} retries refused by the budget`),
       href: link,
     });
   }
@@ -105,11 +97,39 @@ function route(row) {
     told.push({
       key: `${key} retries`, level: "warn", weight: 3,
       text: `Retries hide failures of ${name}`,
-      more: `${percent(actual, 1)} of attempts succeed, callers see ${percent(row.success_rate, 1)}; ${row.retries} retries for ${row.requests} requests`,
+      more: say(`${percent(actual, 1)} of attempts succeed, callers see ${percent(row.success_rate, 1)}`, `${count(row.retries)} retries for ${count(row.requests)} requests`, attempts(row, state)),
       href: link,
     });
   } else if (row.no_budget > 0 && !told.length) {
-    told.push({ key: `${key} budget`, level: "warn", weight: 3, text: `The retry budget of ${short(row.service)} is spent`, more: `${row.no_budget} retries of ${name} were refused`, href: link });
+    told.push({ key: `${key} budget`, level: "warn", weight: 3, text: `The retry budget of ${short(row.service)} is spent`, more: `${count(row.no_budget)} retries of ${name} were refused`, href: link });
+  }
+  if (isSlow(row)) {
+    told.push({
+      key: `${key} slow`, level: "warn", weight: 2, text: `${name} is slow: p99 ${millis(row.latency_ms.p99)}`,
+      more: say(`half of its requests take ${millis(row.latency_ms.p50)}`, slowness(row, state)), href: link,
+    });
   }
   return told;
+}
+
+/** Rules on trial, and policies that were not taken. */
+function access({ inspect }) {
+  const all = (inspect?.processes ?? []).filter((it) => it.inspection?.authorization);
+  const trials = new Map();
+  for (const { inspection } of all) {
+    for (const it of inspection.authorization.rules.filter((it) => it.action === "audit" && it.refusals)) {
+      const key = `audit ${inspection.name} ${it.name}`;
+      trials.set(key, { name: it.name, of: inspection.name, refusals: (trials.get(key)?.refusals ?? 0) + it.refusals });
+    }
+  }
+  return [
+    ...[...trials].map(([key, it]) => ({
+      key, level: "warn", weight: 1, text: `On trial: ${it.name} would refuse requests of ${short(it.of)}`,
+      more: `${count(it.refusals)} so far; they are let in`, href: "#tap?outcome=audited",
+    })),
+    ...all.flatMap(({ inspection }) => inspection.authorization.faults.map((fault) => ({
+      key: `authorization ${fault}`, level: "bad", weight: 8, text: `Authorization of ${short(inspection.name)}: a fault`,
+      more: `${fault} — the last good one stays in use`, href: "#config",
+    }))),
+  ];
 }

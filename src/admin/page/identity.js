@@ -1,6 +1,6 @@
 // Who each process is, until when, and which connections are mutual TLS.
 
-import { bar, card, h, mark, percent, rate, span } from "/page/dom.js";
+import { bar, card, count, h, mark, percent, rate, span } from "/page/dom.js";
 import { table } from "/page/table.js";
 import { name } from "/page/config.js";
 
@@ -23,6 +23,18 @@ export const identities = {
     });
     const ownCard = card("Certificates", own.element);
     ownCard.body.classList.add("flush");
+    const rules = table({
+      caption: "Authorization rules of the processes", keyOf: (row) => row.key, sortBy: { key: "order", dir: "ascending" },
+      columns: [
+        { key: "order", label: "Rule, in order", head: true, sort: (row) => row.order, text: (row) => row.name },
+        { key: "process", label: "Process", sort: (row) => row.process, text: (row) => row.process },
+        { key: "action", label: "Does", sort: (row) => row.action, cell: does },
+        { key: "refusals", label: "Refused", num: true, sort: (row) => row.refusals, text: (row) => (row.action === "allow" ? "–" : count(row.refusals)), title: "since the policy is in use; of a rule on trial: what it would have refused" },
+      ],
+    });
+    const rulesCard = card("Authorization", rules.element);
+    rulesCard.body.classList.add("flush");
+    rulesCard.head.append(h("span", { class: "note", text: "who may call a process that has rules; the first that fits decides" }));
     const edges = table({
       caption: "Who talks to whom, and how it is secured", keyOf: (row) => row.key, sortBy: { key: "secured", dir: "ascending" }, empty: "Nobody has called anybody in this window.",
       columns: [
@@ -38,7 +50,7 @@ export const identities = {
     const edgesCard = card("Connections", edges.element);
     edgesCard.body.classList.add("flush");
     return {
-      element: h("div", { class: "panel" }, ownCard.section, edgesCard.section),
+      element: h("div", { class: "panel" }, ownCard.section, edgesCard.section, rulesCard.section),
       update({ inspect, edges: told }) {
         const seen = (inspect?.processes ?? []).filter((it) => it.inspection);
         own.update(seen.filter((it) => it.inspection.identity).map((it) => {
@@ -47,6 +59,10 @@ export const identities = {
           const life = (identity.not_after_ms - identity.not_before_ms) / 1000;
           return { ...identity, key: `${it.id} ${it.addr}`, name: name(it, seen), left: remaining, share: life > 0 ? remaining / life : 0 };
         }));
+        const written = seen.flatMap((it) => (it.inspection.authorization?.rules ?? []).map((rule, at, all) =>
+          ({ ...rule, key: `${it.id} ${at}`, order: `${name(it, seen)} ${String(at).padStart(5, "0")}`, process: name(it, seen), name: at === all.length - 1 ? `else (${rule.name})` : rule.name })));
+        rules.update(written);
+        rulesCard.section.hidden = written.length === 0;
         edges.update((told?.edges ?? []).map((edge) => ({ ...edge, key: [edge.src, edge.src_namespace, edge.dst, edge.dst_namespace, edge.direction, edge.client_id, edge.server_id, edge.no_tls_reason].join("\n") })));
       },
     };
@@ -70,6 +86,12 @@ function tell(cell, level, text) {
 function state(cell, row) {
   const [level, text] = LEVELS[row.alarm] ?? ["muted", row.alarm];
   tell(cell, row.fault ? (level === "good" ? "warn" : level) : level, row.fault ? `${text}; the last one was not taken: ${row.fault}` : text);
+}
+
+const DOES = { allow: ["good", "lets in"], deny: ["bad", "refuses"], audit: ["warn", "lets in, on trial: would refuse"], not_found: ["muted", "answers: no such route"] };
+
+function does(cell, row) {
+  tell(cell, ...(DOES[row.action] ?? ["muted", row.action]));
 }
 
 function secured(cell, row) {

@@ -1,8 +1,9 @@
 // Every route: what callers saw (effective), what was really sent (actual), and the last five minutes of it.
 
-import { card, causes, count, h, levelOf, millis, percent, rate, routeName, setClass, setText, short, SIGNS } from "/page/dom.js";
+import { card, count, h, levelOf, millis, percent, rate, routeName, setClass, setText, short, SIGNS } from "/page/dom.js";
 import { chart, spark, times, traffic } from "/page/chart.js";
 import { table } from "/page/table.js";
+import { attempts, ended, endedCount } from "/page/why.js";
 
 const keyOf = (row) => [row.service, row.route, row.direction].join("\n");
 const success = (of) => ({
@@ -19,7 +20,7 @@ const latency = (key) => ({
   key, label: key.toUpperCase(), num: true, sort: (row) => row.latency_ms?.[key], text: (row) => millis(row.latency_ms?.[key]),
 });
 const way = (row) => (row.direction === "outbound" ? "sent" : "received");
-const ended = (row) => row.shed + row.denied + row.late + row.unreached + row.faults;
+const bad = (row) => Math.max(row.failures, endedCount(row));
 const perSecond = (row) => (row.elapsed_secs ? row.retries / row.elapsed_secs : null);
 
 export const routes = {
@@ -39,7 +40,7 @@ export const routes = {
         { key: "service", label: "Service", wide: true, sort: (row) => row.service, cell: service },
         { key: "success", label: "Success", title: "effective: what callers saw, after retries", ...success((row) => row.success_rate) },
         { key: "rps", label: "Req/s", num: true, sort: (row) => row.rps, text: (row) => rate(row.rps) },
-        { key: "why", label: "Why", wide: true, title: "what the mesh itself ended: shed by limits, breakers and queues; denied; late (timeouts); unreached (no endpoint, no connection); faults injected on purpose", sort: ended, text: (row) => causes(row) || "–", shown: (rows) => rows.some(ended) },
+        { key: "why", label: "Why", wide: true, narrow: true, title: "how failures ended: shed by limits, breakers and queues; denied; late (timeouts); unreached (no endpoint, no connection); faults injected on purpose; else what the server answered", sort: bad, text: (row) => ended(row) || "–", shown: (rows) => rows.some(bad) },
         latency("p50"), latency("p95"), latency("p99"),
         { key: "actual", label: "Actual success", short: "Actual", title: "of attempts, before retries", ...success((row) => row.actual?.success_rate) },
         { key: "arps", label: "Actual req/s", num: true, sort: (row) => row.actual?.rps, text: (row) => rate(row.actual?.rps) },
@@ -77,7 +78,7 @@ export const routes = {
       const rows = (state.stat?.rows ?? []).filter((row) => row.kind === "route" && (row.route || row.requests) && (!params.side || row.direction === params.side) &&
         words.every((word) => `${routeName(row.route)} ${row.service} ${way(row)}`.toLowerCase().includes(word)));
       grid.update(rows);
-      detail.update(rows.find((row) => keyOf(row) === shown), state.inspect);
+      detail.update(rows.find((row) => keyOf(row) === shown), state);
     }
 
     return { element, update(next) { state = next; refresh(); }, params(next) { params = next; side.value = params.side ?? ""; refresh(); }, gone() { grid.gone(); detail.gone(); } };
@@ -107,7 +108,7 @@ function details() {
   return {
     element: box.section,
     gone() { plot.gone(); slow.gone(); },
-    update(row, inspect) {
+    update(row, state) {
       box.section.hidden = !row;
       if (!row) return;
       setText(box.head.firstChild, `${routeName(row.route)} of ${row.service}, ${way(row)}`);
@@ -116,7 +117,7 @@ function details() {
         plot.update(times(row.series), [rps, failed]);
         slow.update(times(row.series), [row.series.p95_ms]);
       }
-      const told = settings(row, inspect);
+      const told = settings(row, state);
       const key = JSON.stringify(told);
       if (facts.key === key) return;
       facts.key = key;
@@ -125,16 +126,19 @@ function details() {
   };
 }
 
-function settings(row, inspect) {
-  const services = (inspect?.processes ?? []).flatMap((it) => it.inspection?.services ?? []);
+function settings(row, state) {
+  const services = (state.inspect?.processes ?? []).flatMap((it) => it.inspection?.services ?? []);
   const mine = services.filter((it) => (it.label ?? it.name) === row.service || it.name === row.service);
   const service = mine.find((it) => it.endpoints.length) ?? mine[0];
   const route = service?.routes.find((it) => it.name === row.route);
   const told = [
     ["p99.9", millis(row.latency_ms?.p999)], ["Requests in the window", `${count(row.requests)}: ${count(row.successes)} went well, ${count(row.failures)} failed, ${count(row.cancelled)} cancelled`],
   ];
-  if (causes(row)) told.push(["Ended by the mesh", causes(row)]);
-  if (row.actual) told.push(["Attempts", `${count(row.actual.requests)}, ${count(row.retries)} of them retries; ${count(row.no_budget)} retries refused by the budget`]);
+  if (ended(row)) told.push(["Failures", ended(row)]);
+  if (row.actual) {
+    told.push(["Attempts", `${count(row.actual.requests)}, ${count(row.retries)} of them retries; ${count(row.no_budget)} retries refused by the budget`]);
+    if (row.actual.failures) told.push(["Failed attempts", attempts(row, state)]);
+  }
   if (!route) return told;
   const times = Object.entries(route.timeouts ?? {}).filter(([, time]) => time);
   told.push(["Timeouts", times.map(([name, time]) => `${name.replace("_", " ")} ${time}`).join(", ") || "none"]);

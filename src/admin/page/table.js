@@ -33,7 +33,7 @@ export function table({ caption, columns, keyOf, sortBy, rowClass, empty = "noth
   function make() {
     const tr = h("tr");
     for (const column of columns) {
-      const name = [column.num && "num", column.wide && "wide", column.wrap && "wrap"].filter(Boolean).join(" ");
+      const name = [column.num && "num", column.wide && "wide", column.wrap && "wrap", column.narrow && "narrow"].filter(Boolean).join(" ");
       tr.append(column.head
         ? h("th", { scope: "row", class: name || null })
         : h("td", { class: name || null, "data-label": column.short ?? column.label }));
