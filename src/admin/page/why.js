@@ -101,10 +101,10 @@ export function failing(row, state) {
   ].filter(Boolean).join("; ");
 }
 
-/** Whether a route is slow: a second in the middle, or a tail that is ten times as long. */
+/** Whether a route is slow: its median is a second, or its tail long and five times the median. */
 export function isSlow(row) {
   const { p50, p99 } = row.latency_ms ?? {};
-  return row.requests >= 20 && (p50 >= 1000 || (p99 >= 100 && p99 >= 10 * p50));
+  return row.requests >= 20 && (p50 >= 1000 || (p99 >= 100 && p99 >= 5 * p50));
 }
 
 /** Why a route is slow, in a sentence without a full stop. */
