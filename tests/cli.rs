@@ -604,3 +604,23 @@ fn each_fault_is_one_line_with_its_file_line_and_column() {
     let ran = enmesh(&["convert", "--to", "gateway-api", &kept], "");
     assert!(ran.status == 1 && ran.err.starts_with(&format!("{kept}:2: spec.routes[0]: ")), "{}", ran.err);
 }
+
+#[test]
+fn of_two_documents_about_one_service_the_second_is_refused_as_it_is_by_a_mesh() {
+    let folder = Folder::new("twice");
+    let theirs = PROFILE.replace("namespace: emojivoto", "namespace: callers");
+    let file = folder.file("twice.yaml", &format!("{PROFILE}---{PROFILE}---{theirs}"));
+    let ran = enmesh(&["check", &file], "");
+    assert_eq!((ran.status, ran.err.lines().count()), (1, 1), "{}", ran.err);
+    assert!(
+        ran.err.starts_with(&format!("{file}:14: says what an earlier document already says")),
+        "{}",
+        ran.err
+    );
+    assert!(ran.out.starts_with("3 documents, 1 refused; 2 profiles"), "{}", ran.out);
+    let split = "---\napiVersion: split.smi-spec.io/v1alpha4\nkind: TrafficSplit\n\
+                 metadata: {name: s, namespace: shop}\nspec: {service: cart, backends: [{service: v2, weight: 1}]}\n";
+    let route = ROUTE.replace("name: cart, port: 80}", "name: cart}");
+    let ran = enmesh(&["check", "-"], &format!("{route}{split}"));
+    assert!(ran.status == 1 && ran.err.contains("already says of cart.shop"), "{}", ran.err);
+}

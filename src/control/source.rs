@@ -148,7 +148,7 @@ pub(crate) fn warn_of_faults(profile: &ServiceProfile) {
 }
 
 /// What is wrong with a document about a service of which an earlier one speaks already.
-pub(crate) fn said_twice(service: &ServiceName) -> Fault {
+pub fn said_twice(service: &ServiceName) -> Fault {
     let problem = format!("says what an earlier document already says of {service}, and is not used");
     Fault::rejected("", problem, "keep one of the two")
 }

@@ -14,7 +14,7 @@ use crate::mesh::runtime::{Made, Mesh};
 use crate::metrics::registry::Registry;
 use crate::profile::import::cluster::ImportSettings;
 use crate::profile::import::load;
-use crate::profile::invalid::{Fault, Invalid};
+use crate::profile::invalid::{Fault, Invalid, Severity};
 use crate::profile::name::ServiceName;
 use crate::profile::scope;
 use crate::profile::service::ServiceProfile;
@@ -383,6 +383,7 @@ impl MeshBuilder {
         for text in std::mem::take(&mut self.texts) {
             match documents::parse("profile_yaml", &text) {
                 Ok(parsed) => {
+                    parsed.notes.iter().for_each(note);
                     objects.extend(parsed.objects);
                     self.profiles.extend(parsed.profiles.into_iter().map(Arc::unwrap_or_clone));
                     for (name, set) in parsed.endpoints {
@@ -395,7 +396,15 @@ impl MeshBuilder {
         if !objects.is_empty() {
             let settings = ImportSettings { cluster_domain: self.domain(), ..ImportSettings::default() };
             let profiles = std::mem::take(&mut self.profiles);
-            self.profiles = load::load_beside(objects, profiles, &settings).profiles;
+            let imported = load::load_beside(objects, profiles, &settings);
+            self.profiles = imported.profiles;
+            for fault in imported.notes.into_iter().flat_map(|notes| notes.faults) {
+                if fault.severity == Severity::Rejected {
+                    self.faults.push(fault);
+                } else {
+                    note(&fault);
+                }
+            }
         }
     }
 
@@ -430,4 +439,9 @@ impl MeshBuilder {
             }
         }
     }
+}
+
+/// Says in the log what is ignored or approximated of a text: nobody else is there yet to be told.
+fn note(fault: &Fault) {
+    tracing::warn!(%fault, "of a profile written in code");
 }

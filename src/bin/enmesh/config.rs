@@ -6,6 +6,7 @@ use enmesh::authz::parse as authorization;
 use enmesh::authz::rules::AuthzPolicy;
 use enmesh::authz::settings::AuthzSettings;
 use enmesh::authz::smi::{self, TrafficTargets};
+use enmesh::control::source::said_twice;
 use enmesh::discover::parse as endpoints;
 use enmesh::fault::decide::FaultSwitch;
 use enmesh::metrics::names::Direction;
@@ -20,6 +21,7 @@ use enmesh::profile::node;
 use enmesh::profile::node::{Node, Value};
 use enmesh::profile::object;
 use enmesh::profile::object::Object;
+use enmesh::profile::scope::{self, Scope};
 use enmesh::profile::service::ServiceProfile;
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -198,6 +200,7 @@ pub(crate) fn read_only(
         }
     }
     config.profiles = loaded.profiles.into_iter().map(Arc::new).collect();
+    leave_out_repeated(&mut config, &settings.cluster_domain);
     compile_all(&mut config);
     place_all(&mut config.notes, &from_stdin);
     Ok(config)
@@ -223,10 +226,35 @@ fn place_all(notes: &mut [Note], from_stdin: &str) {
     }
 }
 
+/// The places of the notes by the origin of their documents.
+fn origins(notes: &[Note]) -> BTreeMap<Arc<str>, usize> {
+    notes.iter().enumerate().map(|(at, note)| (Arc::clone(&note.origin), at)).collect()
+}
+
+/// Of two profiles of one service for the same callers a running mesh uses the first.
+fn leave_out_repeated(config: &mut Config, domain: &str) {
+    let origins = origins(&config.notes);
+    let mut said = BTreeSet::new();
+    let notes = &mut config.notes;
+    config.profiles.retain(|profile| {
+        // As seen from nowhere, a profile is for all callers or for those of its namespace.
+        let is_for_all = scope::scope(profile, Some(""), domain) == Scope::All;
+        let callers = profile.namespace.clone().filter(|_| !is_for_all);
+        let is_new = |name: &&ServiceName| said.insert((callers.clone(), name.short(domain)));
+        if profile.names.is_empty() || profile.names.iter().filter(is_new).count() > 0 {
+            return true;
+        }
+        let note = origins.get(&profile.origin).and_then(|at| notes.get_mut(*at));
+        if let (Some(note), Some(name)) = (note, profile.name()) {
+            note.faults.push(said_twice(name));
+        }
+        false
+    });
+}
+
 /// Compiles each profile, as a running mesh does before it uses it.
 fn compile_all(config: &mut Config) {
-    let origins: BTreeMap<Arc<str>, usize> =
-        config.notes.iter().enumerate().map(|(at, note)| (Arc::clone(&note.origin), at)).collect();
+    let origins = origins(&config.notes);
     let mut refused = Vec::new();
     let progress = (stderr().is_terminal() && config.profiles.len() > 1_000).then_some(config.profiles.len());
     for (at, profile) in config.profiles.iter().enumerate() {
