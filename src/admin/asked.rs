@@ -20,6 +20,8 @@ pub struct Asked {
     pub identity: Option<Identity>,
     /// Whether it accepts server-sent events, as a browser's `EventSource` does.
     pub wants_events: bool,
+    /// Whether it accepts OpenMetrics, as Prometheus does.
+    pub wants_open_metrics: bool,
     /// The body of a `POST`, at most [`BODY_BYTES_MAX`](crate::admin::server::BODY_BYTES_MAX) of it.
     pub body: Bytes,
 }

@@ -4,6 +4,7 @@ use crate::admin::asked::Asked;
 use crate::admin::guard::{Access, Guard};
 use crate::admin::readiness::Readiness;
 use crate::error::BoxError;
+use crate::metrics::text::Form;
 use crate::serve::http::Remote;
 use crate::serve::listen;
 use crate::serve::listen::Drained;
@@ -84,31 +85,38 @@ impl Admin {
         Self { readiness, guard, pages, turn }
     }
 
-    /// Answers `/metrics` with what `render` makes.
+    /// Answers `/metrics` with what `render` makes: Prometheus's text.
     #[must_use]
     pub fn metrics(self, render: impl Fn() -> String + Send + Sync + 'static) -> Self {
-        self.text("/metrics", METRICS, render)
+        self.text("/metrics", |_| Form::Classic.content_type(), move |_| render())
+    }
+
+    /// Answers `/metrics` with what `render` makes in the form that is asked for.
+    #[must_use]
+    pub fn metrics_as(self, render: impl Fn(Form) -> String + Send + Sync + 'static) -> Self {
+        self.text("/metrics", Form::content_type, render)
     }
 
     /// Answers `/inspect` with what `render` makes.
     #[must_use]
     pub fn inspect(self, render: impl Fn() -> serde_json::Value + Send + Sync + 'static) -> Self {
         // With `#` a value is written over several lines, for people.
-        self.text("/inspect", JSON, move || format!("{:#}\n", render()))
+        self.text("/inspect", |_| JSON, move |_| format!("{:#}\n", render()))
     }
 
     fn text(
         self,
         path: &'static str,
-        content_type: &'static str,
-        render: impl Fn() -> String + Send + Sync + 'static,
+        content_type: fn(Form) -> &'static str,
+        render: impl Fn(Form) -> String + Send + Sync + 'static,
     ) -> Self {
         let (turn, render) = (self.turn.clone(), Arc::new(render));
-        self.route(Method::GET, path, Access::Read, move |_| {
+        self.route(Method::GET, path, Access::Read, move |asked| {
             let (turn, render) = (turn.clone(), Arc::clone(&render));
+            let form = if asked.wants_open_metrics { Form::Open } else { Form::Classic };
             Box::pin(async move {
-                match turn.take(move || render()).await {
-                    Ok(page) => response(StatusCode::OK, content_type, page),
+                match turn.take(move || render(form)).await {
+                    Ok(page) => response(StatusCode::OK, content_type(form), page),
                     Err(refusal) => refusal,
                 }
             })
@@ -199,9 +207,9 @@ fn remote<B>(request: &Request<B>) -> Option<std::net::IpAddr> {
     request.extensions().get::<Remote>().map(|remote| remote.addr.ip())
 }
 
-fn wants_events<B>(request: &Request<B>) -> bool {
+fn accepts<B>(request: &Request<B>, content_type: &str) -> bool {
     let mut accepted = request.headers().get_all(header::ACCEPT).iter();
-    accepted.any(|value| value.to_str().is_ok_and(|value| value.contains("text/event-stream")))
+    accepted.any(|value| value.to_str().is_ok_and(|value| value.contains(content_type)))
 }
 
 fn not_allowed(methods: &[Method]) -> Response<AdminBody> {
@@ -252,7 +260,6 @@ impl Turn {
     }
 }
 
-const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const JSON: &str = "application/json";
 
 /// A page of plain text.
@@ -318,7 +325,8 @@ where
             query: request.uri().query().unwrap_or_default().to_owned(),
             remote: remote(&request),
             identity: request.extensions().get::<PeerIdentity>().map(|peer| peer.identity.clone()),
-            wants_events: wants_events(&request),
+            wants_events: accepts(&request, "text/event-stream"),
+            wants_open_metrics: accepts(&request, "application/openmetrics-text"),
             body: Bytes::new(),
         };
         Box::pin(async move {

@@ -11,6 +11,7 @@ use crate::mesh::pages;
 #[cfg(any(feature = "tls", feature = "ring"))]
 use crate::mesh::secure::{self, SecureAccept};
 use crate::mesh::tap::{self, Taps};
+use crate::metrics::text::Form;
 #[cfg(any(feature = "tls", feature = "ring"))]
 use crate::serve::listen;
 use crate::tap::hub::TapHub;
@@ -26,7 +27,7 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 
 /// Makes the metrics as text.
-pub(crate) type Render = Arc<dyn Fn() -> String + Send + Sync>;
+pub(crate) type Render = Arc<dyn Fn(Form) -> String + Send + Sync>;
 
 /// An admin server that listens and is to be run.
 pub(crate) struct Listening {
@@ -79,7 +80,7 @@ pub(crate) fn listen(addr: SocketAddr, show: Shown) -> Result<Listening, Error> 
     let prove = None;
     let mut admin = tap::page(Admin::new(readiness), Taps::new(taps, fleet.clone(), prove));
     if let Some(render) = metrics {
-        admin = admin.metrics(move || render());
+        admin = admin.metrics_as(move |form| render(form));
     }
     let figures = Figures::new(&admin, live, fleet);
     admin = pages::add(api::pages(admin, &figures), &figures, look);

@@ -5,13 +5,14 @@ use crate::mesh::builder::MeshBuilder;
 use crate::metrics::ledger::{Collect, Ledger};
 use crate::metrics::registry::Registry;
 use crate::metrics::show::Show;
+use crate::metrics::text::Form;
 use crate::stdx::clock;
 use futures::future::BoxFuture;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Makes the metrics as text.
-type Render = Arc<dyn Fn() -> String + Send + Sync>;
+type Render = Arc<dyn Fn(Form) -> String + Send + Sync>;
 
 /// Where a mesh's metrics go.
 #[derive(Debug)]
@@ -70,7 +71,7 @@ impl Recording {
     #[cfg(feature = "prometheus")]
     pub(crate) fn render(&self) -> Option<Render> {
         let own = self.own.clone()?;
-        Some(Arc::new(move || own.render()))
+        Some(Arc::new(move |form| own.render_as(form)))
     }
 
     #[cfg(not(feature = "prometheus"))]

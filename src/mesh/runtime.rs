@@ -43,6 +43,7 @@ use crate::metrics::ledger::Collect;
 use crate::metrics::registry::Registry;
 use crate::metrics::rules::Rules;
 use crate::metrics::set::MetricsSet;
+use crate::metrics::text::Form;
 use crate::profile::name::ServiceName;
 use crate::serve::body::RequestBody;
 use crate::serve::handshake::Plain as Plaintext;
@@ -202,7 +203,7 @@ impl Mesh {
 
     /// The metrics as Prometheus text, if the mesh records them itself (feature `prometheus`, and no registry given).
     pub fn metrics_text(&self) -> Option<String> {
-        self.made.recording.render().map(|render| render())
+        self.made.recording.render().map(|render| render(Form::Classic))
     }
 
     /// Passes what was counted until now on to the `metrics` recorder of the program, which else happens every 5 s. Does

@@ -5,6 +5,8 @@ use crate::error::Error;
 use crate::mesh::caller::Callers;
 use crate::mesh::client::enter_from;
 use crate::metrics::names::Direction;
+use crate::metrics::route::RouteMetrics;
+use crate::metrics::traced::Traced;
 use crate::policy::call::CallScope;
 use crate::policy::compile::Policy;
 use crate::policy::observe::{self, Observed, Observer, Subject};
@@ -100,11 +102,13 @@ impl Watch {
         match entered {
             Ok(scope) => {
                 let (route, started) = (Arc::clone(&scope.entry.policy), scope.state.started);
-                scope.observed = self.look(direction, request, (&route.service, &route.name), started);
+                let names = (&route.service, &route.name, Some(&route.metrics));
+                scope.observed = self.look(direction, request, names, started);
             }
             // It met no route, so no layer below tells of it.
             Err(error) => {
-                let observed = self.look(direction, request, (policy.service(), &"".into()), clock::now());
+                let observed =
+                    self.look(direction, request, (policy.service(), &"".into(), None), clock::now());
                 if let Some(observed) = observed {
                     observed.end(&Outcome::of_error(error), Some(error), None);
                 }
@@ -117,7 +121,7 @@ impl Watch {
         &self,
         direction: Direction,
         request: &mut Request<B>,
-        (service, route): (&Arc<str>, &Arc<str>),
+        (service, route, metrics): (&Arc<str>, &Arc<str>, Option<&Arc<RouteMetrics>>),
         started: Instant,
     ) -> Option<Arc<Observed>> {
         let (context, parent) = self.place(direction, request);
@@ -144,6 +148,7 @@ impl Watch {
             wall: clock::wall(),
         });
         let mut observers: Vec<Box<dyn Observer>> = Vec::new();
+        observers.extend(metrics.and_then(|metrics| Traced::begin(&subject, metrics)));
         observers.extend(self.tap.begin(&subject, headers, &self.rng));
         if span::is_wanted() {
             observers.push(Box::new(Spans::begin(&subject)));

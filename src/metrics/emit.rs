@@ -57,7 +57,7 @@ pub(crate) fn route(route: &RouteMetrics, retain: Duration, sink: &mut Sink<'_>)
     let base = sp_labels(names);
     sink.counter(&families::ROUTE_REQUEST, &base, calls.begun);
     legacy_endings(&families::ROUTE_RESPONSE, &base, &calls, sink);
-    sink.histogram(&families::ROUTE_LATENCY, &base, &calls.latency);
+    sink.histogram_with(&families::ROUTE_LATENCY, &base, &calls.latency, &route.exemplars().all());
     sink.counter(&families::CANCELLED, &base, calls.cancelled());
     sink.gauge(&families::IN_FLIGHT, &base, calls.in_flight() as f64);
     let left = route.left();
@@ -107,7 +107,7 @@ fn by_policy(route: &RouteMetrics, calls: &Told, grpc: bool, retain: Duration, s
     let retries = route.retries();
     let policy = if grpc { &GRPC } else { &HTTP };
     let labels = policy_labels(route.names(), grpc);
-    sink.histogram(&policy.duration, &labels, &calls.latency);
+    sink.histogram_with(&policy.duration, &labels, &calls.latency, &route.exemplars().all());
     policy_endings(&policy.statuses, &labels, grpc, calls, sink);
     for (family, count) in [
         (&policy.retries, retries.sent),
@@ -138,6 +138,7 @@ fn inbound(route: &RouteMetrics, calls: &Told, sink: &mut Sink<'_>) {
         (&families::IN_HTTP_REQUESTS, &families::IN_HTTP_STATUSES, &families::IN_HTTP_DURATION)
     };
     let (name, _, port) = parts(&names.dst);
+    let exemplars = route.exemplars().all();
     let [group, kind, route] = route_words(names, grpc);
     let labels = [
         Label::from_static_parts("parent_group", ""),
@@ -149,7 +150,7 @@ fn inbound(route: &RouteMetrics, calls: &Told, sink: &mut Sink<'_>) {
         Label::new("route_name", route),
     ];
     sink.counter(requests, &labels, calls.begun);
-    sink.histogram(duration, &labels, &calls.latency);
+    sink.histogram_with(duration, &labels, &calls.latency, &exemplars);
     for (ending, count) in calls.endings.iter().filter(|(ending, _)| !ending.is_cancelled()) {
         let labels = with(&labels, ending.status_label(grpc, ["status", "status"]));
         sink.counter(statuses, &labels, *count);

@@ -268,7 +268,7 @@ families! {
     SLO_LEFT = "enmesh_slo_error_budget_left", Gauge, sp_route!(" kind"),
         "The share of the error budget that is left, as far as this process knows the window; below 0 it is overspent";
     SLO_BURN = "enmesh_slo_burn_rate", Gauge, sp_route!(" kind window"),
-        "How fast the error budget burns: at 1 it is used up when the objective's window ends";
+        "How fast the error budget burns, as this process saw it since it began: at 1 it is used up when the objective's window ends";
     TAP_OBSERVERS = "enmesh_tap_observers", Gauge, "", "Observers of live requests";
     ACCESS_LOG_DROPPED = "enmesh_access_log_dropped_total", Counter, "", "Lines of the access log that could not be written in time";
     SPANS = "enmesh_spans_total", Counter, "result", "Spans that ended, that the collector took, and that it did not take";

@@ -1,5 +1,6 @@
 //! Floor 2: all series that are shown, gathered from what counts: caps, expiry, and what changed.
 
+use crate::metrics::exemplars::Exemplar;
 use crate::metrics::families::{ALL, Family, Kind};
 use crate::metrics::registry::Registry;
 use crate::stdx::histogram::Counts;
@@ -42,7 +43,21 @@ impl Sink<'_> {
 
     /// Running totals by size.
     pub fn histogram(&mut self, family: &Family, labels: &[Label], counts: &Counts) {
-        self.with(family, labels, |entry| entry.told_sizes = entry.told_sizes.merge(counts));
+        self.histogram_with(family, labels, counts, &[]);
+    }
+
+    /// The same, with calls whose traces are recorded.
+    pub fn histogram_with(
+        &mut self,
+        family: &Family,
+        labels: &[Label],
+        counts: &Counts,
+        exemplars: &[Exemplar],
+    ) {
+        self.with(family, labels, |entry| {
+            entry.told_sizes = entry.told_sizes.merge(counts);
+            entry.sizes.exemplars.extend_from_slice(exemplars);
+        });
     }
 
     /// The time of this gathering.
@@ -112,6 +127,8 @@ pub struct Sizes {
     pub buckets: Vec<u64>,
     /// All values added up.
     pub sum: f64,
+    /// Calls among them whose traces are recorded.
+    pub exemplars: Vec<Exemplar>,
 }
 
 impl Default for Ledger {
@@ -247,6 +264,7 @@ impl Entry {
         (self.tick, self.told_at) = (tick, Some(now));
         (self.told_count, self.told_value) = (0, 0.0);
         self.told_sizes = Counts::default();
+        self.sizes.exemplars.clear();
     }
 
     /// Takes what was told as what is shown, and passes on what changed.

@@ -5,6 +5,7 @@ use crate::metrics::families::{ALL, Kind};
 use crate::metrics::ledger::{Collect, Ledger};
 use crate::metrics::registry::Registry;
 use crate::metrics::show::Show;
+use crate::metrics::text::{self, Form};
 use crate::stdx::clock;
 use metrics::Recorder;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
@@ -87,13 +88,73 @@ impl Prometheus {
         self.show.add(source);
     }
 
-    /// The exposition as text.
+    /// The exposition as Prometheus's text.
     pub fn render(&self) -> String {
-        self.show.render(clock::now()) + &self.handle.render()
+        self.render_as(Form::Classic)
+    }
+
+    /// The exposition in this form. Exemplars are the mesh's own: the exporter knows none (0.18).
+    pub fn render_as(&self, form: Form) -> String {
+        let (own, others) = (self.show.render(clock::now(), form), self.handle.render());
+        match form {
+            Form::Classic => own + &others,
+            Form::Open => own + &text::opened(&others) + "# EOF\n",
+        }
     }
 
     /// Folds buffered samples in; to be called every [`UPKEEP`].
     pub fn upkeep(&self) {
         self.handle.run_upkeep();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::names::Direction;
+    use crate::metrics::set::MetricsSet;
+    use std::time::Duration;
+
+    /// What Prometheus's `histogram_quantile` makes of a family's buckets.
+    fn quantile(text: &str, family: &str, q: f64) -> f64 {
+        let buckets: Vec<(f64, f64)> = text
+            .lines()
+            .filter_map(|line| {
+                let (labels, count) =
+                    line.strip_prefix(family)?.strip_prefix("_bucket{")?.rsplit_once(' ')?;
+                let bound = labels.split_once("le=\"")?.1.strip_suffix("\"}")?;
+                Some((bound.parse().unwrap_or(f64::INFINITY), count.parse().ok()?))
+            })
+            .collect();
+        let rank = q * buckets.last().unwrap().1;
+        let at = buckets.iter().position(|(_, below)| *below >= rank).unwrap();
+        let (low, before) = if at == 0 { (0.0, 0.0) } else { buckets[at - 1] };
+        low + (buckets[at].0 - low) * (rank - before) / (buckets[at].1 - before)
+    }
+
+    #[test]
+    fn the_switch_for_finer_buckets_cuts_every_histogram_finer() {
+        let set = Arc::new(MetricsSet::default());
+        let route = set.route(Direction::Outbound, &"web:80".into(), &"r".into());
+        // 105 to 115 ms, evenly.
+        for step in 0..1000 {
+            route.begin();
+            route.latency(Duration::from_micros(105_000 + 10 * step));
+        }
+        let source: Arc<dyn Collect> = set;
+        let told = |ledger: Ledger| {
+            let prometheus = Prometheus::with(ledger).unwrap();
+            prometheus.add(&source);
+            prometheus.render()
+        };
+        let (usual, fine) = (told(Ledger::default()), told(Ledger::default().with_buckets(fine_buckets())));
+        let family = "route_response_latency_ms";
+        for (q, truth) in [(0.5, 110.0), (0.95, 114.5), (0.99, 114.9)] {
+            let error = |text: &str| (quantile(text, family, q) / truth - 1.0).abs();
+            assert!(error(&fine) < 0.1, "{q}: {} for {truth}", quantile(&fine, family, q));
+            assert!(error(&usual) > 3.0 * error(&fine), "{q}: {}", quantile(&usual, family, q));
+        }
+        let count = |text: &str| text.lines().filter(|line| line.starts_with(family)).count();
+        assert_eq!((count(&usual), count(&fine)), (26 + 2, 78 + 1 + 2));
     }
 }

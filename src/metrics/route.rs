@@ -1,6 +1,7 @@
 //! Floor 2: what is counted of one route, of its backends, and of one endpoint.
 
 use crate::classify::outcome::Outcome;
+use crate::metrics::exemplars::Exemplars;
 use crate::metrics::kept::Kept;
 use crate::metrics::names::Direction;
 use crate::metrics::series::Ending;
@@ -59,6 +60,7 @@ pub struct RouteMetrics {
     retry_successes: AtomicU64,
     skips: [AtomicU64; SKIPS.len()],
     deadline_left: Histogram,
+    exemplars: Exemplars,
     faults: [AtomicU64; 2],
     hedges: [AtomicU64; 3],
 }
@@ -155,6 +157,7 @@ impl RouteMetrics {
             retry_successes: AtomicU64::new(0),
             skips: Default::default(),
             deadline_left: Histogram::default(),
+            exemplars: Exemplars::default(),
             faults: Default::default(),
             hedges: Default::default(),
         }
@@ -225,6 +228,11 @@ impl RouteMetrics {
     /// What was left of deadlines when responses' headers had come.
     pub fn left(&self) -> Counts {
         self.deadline_left.read()
+    }
+
+    /// Calls of it whose traces are recorded.
+    pub fn exemplars(&self) -> &Exemplars {
+        &self.exemplars
     }
 
     /// The totals so far.

@@ -1,7 +1,7 @@
 //! Floor 2: who is asked for series, and the ledger that their answers are kept in.
 
 use crate::metrics::ledger::{Collect, Ledger};
-use crate::metrics::text;
+use crate::metrics::text::{self, Form};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
@@ -43,12 +43,12 @@ impl Show {
         self.with(|held| held.ledger.gather(&held.sources, now));
     }
 
-    /// Asks all sources, and writes what they told as Prometheus text.
-    pub fn render(&self, now: Instant) -> String {
+    /// Asks all sources, and writes what they told.
+    pub fn render(&self, now: Instant, form: Form) -> String {
         self.with(|held| {
             held.ledger.gather(&held.sources, now);
             let mut shown = String::new();
-            text::render(&held.ledger, &mut shown);
+            text::render(&held.ledger, form, &mut shown);
             shown
         })
     }

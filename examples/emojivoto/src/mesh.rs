@@ -8,6 +8,7 @@ use enmesh::serve::settings::ServeSettings;
 use enmesh::stdx::rng::Rng;
 use enmesh::tls::authority::{Authority, AuthoritySettings};
 use enmesh::tls::renew::RenewalSettings;
+use enmesh::trace::settings::TraceSettings;
 use enmesh::{MeshBuilder, ReqBody};
 
 pub use enmesh::tls::acceptor::Mode;
@@ -76,7 +77,10 @@ impl Surroundings<'_> {
         let builder = enmesh::Mesh::builder().name(name).dns(false).serving(serving);
         let builder = builder.profiles_dir(self.profiles).endpoints_dir(self.endpoints);
         let builder = builder.admin((Ipv4Addr::LOCALHOST, shown.port).into()).admin_peers(shown.others);
-        build(builder.identity(certificates).accepting(accepts))
+        // The demo is set up by its arguments; whether its calls are traced is for whoever looks at it.
+        let is_traced = std::env::var_os("ENMESH_TRACE").is_some_and(|mode| mode == "record");
+        let trace = if is_traced { TraceSettings::record() } else { TraceSettings::default() };
+        build(builder.identity(certificates).accepting(accepts).trace(trace))
     }
 }
 

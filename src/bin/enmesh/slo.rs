@@ -5,6 +5,9 @@ use crate::output::Done;
 use enmesh::metrics::slo::{Aim, Burn, Objectives, Severity, Standing};
 
 /// Shows how objectives are kept: how much of their error budgets is left, and how fast it burns.
+///
+/// A process knows what it saw itself since it began: `-o wide` tells how much of the window that COVERED. What Prometheus has kept reaches further
+/// back (docs/dashboards/alerts.yaml).
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  enmesh slo\n  enmesh slo --admin http://web:4191 http://voting:4191 --watch 10\n  \
