@@ -1,4 +1,4 @@
-//! `Whole` does in one future what its three layers do one around the other.
+//! The mesh's two futures do what its layers do one around the other.
 
 #[path = "support/call.rs"]
 mod call;
@@ -7,13 +7,19 @@ mod call;
 mod upstream;
 
 use bytes::Bytes;
+use enmesh::balance::layer::Balance;
+use enmesh::discover::endpoint::{Endpoint, EndpointSet};
 use enmesh::error::Error;
+use enmesh::mesh::stack::{self, Backend};
 use enmesh::mesh::whole::WholeLayer;
 use enmesh::metrics::layer::MetricsLayer;
 use enmesh::metrics::stat::Reading;
 use enmesh::policy::call::{Call, Nobody};
+use enmesh::policy::route::RouteEntry;
 use enmesh::profile::route::{Action, Filter, Forward, HeaderMods, Respond, Route};
-use enmesh::profile::settings::{Limit, RetryOn, RetrySettings, Timeouts};
+use enmesh::profile::settings::{
+    Algorithm, BalancerSettings, BreakerSettings, HedgeSettings, Limit, RetryOn, RetrySettings, Timeouts,
+};
 use enmesh::retry::layer::RetryLayer;
 use enmesh::route::layer::ActLayer;
 use enmesh::stdx::clock;
@@ -22,6 +28,8 @@ use enmesh::timeout::layer::TimeoutLayer;
 use http::{Request, Response};
 use http_body::Body;
 use http_body_util::{BodyExt, Empty};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use tower::{Layer, Service, ServiceExt};
 use upstream::{Reply, Sent, Upstream};
@@ -114,15 +122,16 @@ where
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_future_does_what_three_layers_do() {
+async fn one_future_does_what_four_layers_do() {
     let mut answered = 0;
     for seed in 0..2_000 {
         let case = case(&Rng::seeded(seed));
-        let retry = || RetryLayer::<Nobody>::by_route(Rng::seeded(seed));
+        let rng = Rng::seeded(seed);
         let whole =
-            run(case.clone(), |inner| WholeLayer::<Nobody>::default().layer(retry().layer(inner))).await;
+            run(case.clone(), |inner| WholeLayer::<Nobody>::new(Rng::seeded(seed)).layer(inner)).await;
         let apart = run(case, |inner| {
-            MetricsLayer::default().layer(ActLayer.layer(TimeoutLayer::request().layer(retry().layer(inner))))
+            let retry = RetryLayer::<Nobody>::by_route(rng);
+            MetricsLayer::default().layer(ActLayer.layer(TimeoutLayer::request().layer(retry.layer(inner))))
         })
         .await;
         assert_eq!(whole, apart, "seed {seed}");
@@ -131,4 +140,127 @@ async fn one_future_does_what_three_layers_do() {
         answered += u32::from(whole.0.starts_with("200"));
     }
     assert!((200..1_900).contains(&answered), "the cases differ: {answered}");
+}
+
+/// A service of some endpoints, each with a script of its own, that a few calls are sent to.
+#[derive(Clone)]
+struct Fleet {
+    calls: Vec<Case>,
+    scripts: Vec<Vec<Reply>>,
+    balancer: BalancerSettings,
+    /// When the endpoints become known.
+    known: Duration,
+}
+
+fn fleet(rng: &Rng) -> Fleet {
+    let algorithms = [
+        Algorithm::PeakEwma,
+        Algorithm::RoundRobin,
+        Algorithm::Random,
+        Algorithm::LeastRequest { choices: 2 },
+        Algorithm::RecentlyFreed,
+    ];
+    let algorithm = Some(algorithms[rng.below(5) as usize]);
+    let mut calls: Vec<Case> = (0..4).map(|_| case(rng)).collect();
+    // One service has one route here, whose limits and retries are those of the first call.
+    let mut route = calls[0].route.clone();
+    route.timeouts.attempt = if rng.below(2) == 0 { Limit::After(MS(25)) } else { Limit::Unset };
+    route.timeouts.idle = if rng.below(4) == 0 { Limit::After(MS(20)) } else { Limit::Unset };
+    if let (Some(retry), 0) = (&mut route.retry, rng.below(4)) {
+        retry.hedge = Some(HedgeSettings::After(MS(15)));
+    }
+    calls.iter_mut().for_each(|call| call.route = route.clone());
+    Fleet {
+        calls,
+        scripts: (0..rng.below(4)).map(|_| case(rng).script).collect(),
+        balancer: BalancerSettings { algorithm, ..BalancerSettings::default() },
+        known: MS([0, 0, 0, 12][rng.below(4) as usize]),
+    }
+}
+
+/// What became of each call, what came to each endpoint, what was counted of the route, its attempts and its backend, and
+/// what is known of the endpoints.
+type Told = (Vec<(String, Duration)>, Vec<usize>, Vec<String>);
+
+async fn run_fleet<S, B>(fleet: Fleet, rng: Rng, stack: S) -> Told
+where
+    S: Service<Call<Empty<Bytes>, Backend<Upstream>>, Response = Response<B>, Error = Error> + Clone,
+    B: Body<Data = Bytes>,
+    B::Error: std::fmt::Debug,
+{
+    let upstreams: Vec<Upstream> = fleet.scripts.iter().map(|script| Upstream::new(script.clone())).collect();
+    let balance = Balance::new("svc.test:80", &fleet.balancer, Some(&BreakerSettings::default()), rng);
+    let entry = call::entry_with(fleet.calls[0].route.clone(), &balance, |_| ());
+    let address = |index: usize| SocketAddr::from(([10, 0, 0, 1], 1000 + index as u16));
+    let publish = async {
+        tokio::time::sleep(fleet.known).await;
+        let set = EndpointSet::new((0..upstreams.len()).map(|index| Endpoint::new(address(index))));
+        balance.update(&set, |endpoint| {
+            stack::replica(upstreams[usize::from(endpoint.addr.port()) - 1000].clone())
+        });
+    };
+    let calls = async {
+        let mut told = Vec::new();
+        if fleet.known.is_zero() {
+            tokio::task::yield_now().await;
+        }
+        for case in &fleet.calls {
+            told.push(one_call(case, &entry, stack.clone()).await);
+        }
+        told
+    };
+    let ((), told) = tokio::join!(publish, calls);
+    tokio::task::yield_now().await;
+    assert_eq!(upstreams.iter().map(Upstream::alive).sum::<usize>(), 0, "nothing is left behind");
+    let seen = upstreams.iter().map(|upstream| upstream.seen.lock().unwrap().len()).collect();
+    let metrics = &entry.policy.metrics;
+    let mut known = vec![format!("{:?}", metrics.read()), format!("{:?}", metrics.attempts().read())];
+    known.extend(entry.policy.backends.iter().map(|backend| format!("{:?}", backend.tally.read())));
+    let state = balance.inspect();
+    known.push(format!("{} {}", state.shut, state.spared));
+    known.extend(state.endpoints.iter().map(|one| {
+        let known = (one.latency, one.health, one.in_flight, one.load, one.breaker, one.ready);
+        format!("{} {known:?}", one.endpoint.addr)
+    }));
+    (told, seen, known)
+}
+
+async fn one_call<S, B>(
+    case: &Case,
+    entry: &Arc<RouteEntry<Backend<Upstream>>>,
+    stack: S,
+) -> (String, Duration)
+where
+    S: Service<Call<Empty<Bytes>, Backend<Upstream>>, Response = Response<B>, Error = Error>,
+    B: Body<Data = Bytes>,
+    B::Error: std::fmt::Debug,
+{
+    let begun = clock::now();
+    let told = tokio::time::timeout(case.patience, async {
+        match stack.oneshot(call::call(entry, Request::new(Empty::new()))).await {
+            Err(error) => format!("{error:?}"),
+            Ok(response) if case.reads => {
+                let head = format!("{} {:?}", response.status(), response.headers());
+                format!("{head} {:?}", response.into_body().collect().await.map(|all| all.to_bytes()))
+            }
+            Ok(response) => format!("{} {:?}", response.status(), response.headers()),
+        }
+    });
+    let told = told.await.unwrap_or_else(|_| "gone".into());
+    (told, clock::now().saturating_duration_since(begun))
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_futures_do_what_all_layers_do() {
+    let (mut answered, mut retried) = (0, 0);
+    for seed in 0..1_500 {
+        let fleet = fleet(&Rng::seeded(seed));
+        let rng = || Rng::seeded(seed);
+        let whole = run_fleet(fleet.clone(), rng(), stack::outbound(rng())).await;
+        let apart = run_fleet(fleet.clone(), rng(), stack::layers(rng())).await;
+        assert_eq!(whole, apart, "seed {seed}");
+        answered += whole.0.iter().filter(|(told, _)| told.starts_with("200")).count();
+        retried += usize::from(whole.1.iter().sum::<usize>() > fleet.calls.len());
+    }
+    assert!((500..5_500).contains(&answered) && retried > 100, "the cases differ: {answered} {retried}");
 }

@@ -7,12 +7,12 @@ mod common;
 
 use bytes::Bytes;
 use common::{Options, Row, measure, print};
-use enmesh::balance::body::AskBody;
 use enmesh::balance::layer::Balance;
 use enmesh::discover::endpoint::{Endpoint, EndpointSet};
 use enmesh::fault::decide::FaultSwitch;
 use enmesh::mesh::body::ReqBody;
 use enmesh::mesh::client::enter;
+use enmesh::mesh::dispatch::Dispatch;
 use enmesh::mesh::stack::{self, Backend};
 use enmesh::metrics::names::Direction;
 use enmesh::metrics::registry::Registry;
@@ -23,8 +23,6 @@ use enmesh::profile::matching::{Condition, PathKind, PathMatch};
 use enmesh::profile::route::Route;
 use enmesh::profile::service::ServiceProfile;
 use enmesh::profile::settings::{BreakerSettings, Limit, RetryOn, RetrySettings, Timeouts};
-use enmesh::retry::layer::RetryLayer;
-use enmesh::split::layer::Split;
 use enmesh::stdx::rng::Rng;
 use http::{Request, Response};
 use http_body_util::Empty;
@@ -164,13 +162,16 @@ where
 
 /// What each layer adds.
 fn parts(options: &Options) -> Vec<Row> {
-    let retry = RetryLayer::<AskBody>::by_route(Rng::thread()).layer(Split);
     let mut rows = Vec::new();
     rows.extend(part_row(options, "its parts: request, route, box", stack::PlainLayer.layer(Mock)));
     rows.extend(part_row(options, "  and attempt", stack::replica(Mock)));
-    rows.extend(part_row(options, "  and split, balance, breaker", Split));
-    rows.extend(part_row(options, "  and retry", retry));
-    rows.extend(part_row(options, "  and metrics, filters, timeout: all", stack::outbound(Rng::thread())));
+    rows.extend(part_row(options, "  and split, balance, breaker", Dispatch));
+    rows.extend(part_row(
+        options,
+        "  and retry, metrics, filters, timeout: all",
+        stack::outbound(Rng::thread()),
+    ));
+    rows.extend(part_row(options, "the same layer by layer", stack::layers(Rng::thread())));
     rows
 }
 

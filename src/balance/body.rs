@@ -43,11 +43,12 @@ impl Seat {
 }
 
 impl<B: Body> Served<B> {
+    #[inline]
     pub(crate) fn new(inner: B, ticket: Ticket, judged: Judged) -> Self {
-        let mut seat = Seat::Taken(ticket);
-        if inner.is_end_stream() {
-            seat.leave(|ticket| ticket.complete(None));
-        }
+        let seat = match inner.is_end_stream() {
+            true => Seat::Left(ticket.complete(None)),
+            false => Seat::Taken(ticket),
+        };
         Self { inner, seat, judged }
     }
 }

@@ -98,10 +98,7 @@ where
         let classifier = request.route().map(|route| &route.classifier);
         let classifier = classifier.filter(|classifier| !classifier.is_default()).cloned();
         let state = match pick {
-            Pick::Sent(service, mut ticket) => {
-                ticket.count_by(request.backend());
-                State::send(service, ticket, request, balance.fail_fast())
-            }
+            Pick::Sent(service, ticket) => State::send(service, ticket, request, balance.fail_fast()),
             Pick::Refused(error) => {
                 refused(&request, &error);
                 State::Failed(Some(error), None)
@@ -122,10 +119,7 @@ where
     /// the future, with a waker.
     #[inline]
     fn send(mut service: S, mut ticket: Ticket, mut request: R, fail_fast: Duration) -> Self {
-        ticket.observe(&mut request);
-        if request.state().is_some_and(|state| state.is_hedged) {
-            ticket.member().iter().for_each(|member| failed::note(member.id()));
-        }
+        ticket.sent(&mut request);
         match service.poll_ready(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(())) => Self::Call { future: service.call(request), ticket: Some(ticket) },
             Poll::Ready(Err(error)) => {
@@ -182,8 +176,7 @@ where
                         None => Err(Error::Closed),
                     };
                     match (found, request.take()) {
-                        (Ok((service, mut ticket)), Some(request)) => {
-                            ticket.count_by(request.backend());
+                        (Ok((service, ticket)), Some(request)) => {
                             State::send(service, ticket, request, balance.fail_fast())
                         }
                         (Err(error), request) => {
@@ -279,8 +272,39 @@ fn poll_patience(
 
 /// The attempt failed: where.
 #[cold]
-fn settled(ticket: Ticket, error: &Error) -> Option<EndpointId> {
+pub(crate) fn settled(ticket: Ticket, error: &Error) -> Option<EndpointId> {
     ticket.fail(error).map(|member| member.id())
+}
+
+/// The attempt failed, which the retries above must know of.
+#[cold]
+pub(crate) fn failed_at(ticket: Ticket, error: Error) -> Error {
+    if let Some(endpoint) = settled(ticket, &error) {
+        failed::note(endpoint);
+    }
+    error
+}
+
+/// Tells the ticket of the response's head.
+#[inline]
+pub(crate) fn head<B>(
+    ticket: &mut Ticket,
+    response: &mut Response<B>,
+    classifier: Option<&Classifier>,
+    cookie: Option<Box<HeaderValue>>,
+) -> Judged {
+    let (status, headers) = (response.status(), response.headers());
+    let head = classifier::head(classifier, status, headers, clock::wall_secs);
+    let judged = Judged { head, at: clock::now() };
+    ticket.head(judged.at, head, status.as_u16());
+    ticket.told(Some(headers));
+    if let Some(attempting) = ticket.attempting() {
+        attempting.head(status, headers);
+    }
+    if let Some(cookie) = cookie {
+        response.headers_mut().append(SET_COOKIE, *cookie);
+    }
+    judged
 }
 
 #[inline]
@@ -293,24 +317,9 @@ fn finish<B: Body>(
     let Some(mut ticket) = ticket else { return Err(Error::Closed) };
     match result {
         Ok(mut response) => {
-            let (status, headers) = (response.status(), response.headers());
-            let head = classifier::head(classifier, status, headers, clock::wall_secs);
-            let judged = Judged { head, at: clock::now() };
-            ticket.head(judged.at, head, status.as_u16());
-            ticket.told(Some(response.headers()));
-            if let Some(attempting) = ticket.attempting() {
-                attempting.head(response.status(), response.headers());
-            }
-            if let Some(cookie) = cookie {
-                response.headers_mut().append(SET_COOKIE, *cookie);
-            }
+            let judged = head(&mut ticket, &mut response, classifier, cookie);
             Ok(response.map(|body| Served::new(body, ticket, judged)))
         }
-        Err(error) => {
-            if let Some(endpoint) = settled(ticket, &error) {
-                failed::note(endpoint);
-            }
-            Err(error)
-        }
+        Err(error) => Err(failed_at(ticket, error)),
     }
 }

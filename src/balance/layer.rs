@@ -175,11 +175,27 @@ impl<S: Clone> Balance<S> {
         self.core.roll.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// An endpoint for `request`, whose attempt begins now, and the cookie that binds its caller to it.
+    #[inline]
+    pub(crate) fn begin<R: MeshRequest>(&self, request: &R) -> (Pick<S>, Option<Box<HeaderValue>>) {
+        let started = match request.state() {
+            Some(state) if state.attempt == 0 => state.started,
+            _ => clock::now(),
+        };
+        let now = Moment::since(self.core.epoch, started);
+        let snapshot = self.core.now.load();
+        if let Some(pick) = snapshot.pinned(request, now) {
+            return (pick, None);
+        }
+        let (hash, cookie) = snapshot.hash(request);
+        (self.pick_from(&snapshot, request, now, hash), cookie)
+    }
+
     /// An endpoint for `request`, whose attempt begins at `started`.
     pub(crate) fn pick<R: MeshRequest>(&self, request: &R, started: Instant) -> Pick<S> {
         let snapshot = self.core.now.load();
         let (hash, _) = snapshot.hash(request);
-        self.pick_from(&snapshot, request, started, hash)
+        self.pick_from(&snapshot, request, Moment::since(self.core.epoch, started), hash)
     }
 
     #[inline]
@@ -187,14 +203,13 @@ impl<S: Clone> Balance<S> {
         &self,
         snapshot: &Snapshot<S>,
         request: &R,
-        started: Instant,
+        now: Moment,
         hash: Option<u64>,
     ) -> Pick<S> {
         let state = request.state();
         let tried = state.map_or_else(Tried::default, |state| state.tried);
         let due = state.and_then(Due::of);
         let rules = &*snapshot.rules;
-        let now = Moment::since(self.core.epoch, started);
         let mut panic = false;
         match &rules.breaker {
             Breaker::None => {}
@@ -390,18 +405,7 @@ where
 
     #[inline]
     fn call(&mut self, request: R) -> Self::Future {
-        let started = match request.state() {
-            Some(state) if state.attempt == 0 => state.started,
-            _ => clock::now(),
-        };
-        let snapshot = self.core.now.load();
-        if let Some(pick) = snapshot.pinned(&request, Moment::since(self.core.epoch, started)) {
-            drop(snapshot);
-            return BalanceFuture::new(pick, self, request, None);
-        }
-        let (hash, cookie) = snapshot.hash(&request);
-        let pick = self.pick_from(&snapshot, &request, started, hash);
-        drop(snapshot);
+        let (pick, cookie) = self.begin(&request);
         BalanceFuture::new(pick, self, request, cookie)
     }
 }

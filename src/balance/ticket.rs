@@ -16,6 +16,7 @@ use crate::metrics::route::{BackendMetrics, EndpointMetrics};
 use crate::metrics::series::Ending;
 use crate::metrics::tally::Tally;
 use crate::policy::call::{CallState, EndpointId, MeshRequest};
+use crate::policy::failed;
 use crate::policy::observe::{Attempting, Observed};
 use crate::stdx::clock;
 use crate::stdx::clock::Instant;
@@ -167,15 +168,6 @@ impl Ticket {
         }
     }
 
-    /// The attempt is one of these, too.
-    #[inline]
-    pub(crate) fn count_by(&mut self, backend: Option<&Arc<BackendMetrics>>) {
-        if let Some(backend) = backend {
-            backend.tally.begin();
-            self.backend = Some(Arc::clone(backend));
-        }
-    }
-
     /// The same, to be counted by its route's breaker.
     pub(crate) fn of_route(self, pass: RoutePass) -> Self {
         let mut ticket = self;
@@ -183,11 +175,20 @@ impl Ticket {
         ticket
     }
 
-    /// Tells whoever observes the request that it is sent to this endpoint.
+    /// The request is about to be sent to this endpoint: its backend counts it, and whoever must know is told.
     #[inline]
-    pub(crate) fn observe<R: MeshRequest>(&mut self, request: &mut R) {
+    pub(crate) fn sent<R: MeshRequest>(&mut self, request: &mut R) {
+        if let Some(backend) = request.backend() {
+            backend.tally.begin();
+            self.backend = Some(Arc::clone(backend));
+        }
         if let Some(observed) = request.observed().map(Arc::clone) {
             self.observe_by(&observed, request);
+        }
+        if request.state().is_some_and(|state| state.is_hedged)
+            && let Some(member) = &self.member
+        {
+            failed::note(member.id());
         }
     }
 

@@ -47,6 +47,12 @@ impl<B: Body, W: Watch> Watched<B, W> {
         Self::maybe(inner, Some(watch))
     }
 
+    /// A body at its end, of which `watch` knows that already.
+    #[inline]
+    pub fn over(inner: B, watch: W) -> Self {
+        Self { inner, watch: Some(watch), begun: false, ended: true }
+    }
+
     /// Watches `inner` if there is a watch.
     pub fn maybe(inner: B, watch: Option<W>) -> Self {
         let mut this = Self { inner, watch, begun: false, ended: false };

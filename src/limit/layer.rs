@@ -343,7 +343,7 @@ where
                     let end = ready!(inner.poll(cx)).map_err(Into::into);
                     let lease = lease.take();
                     if let Some(lease) = &lease {
-                        lease.answered(is_dropped(&end));
+                        lease.answered(is_dropped(end.as_ref()));
                     }
                     return Poll::Ready(end.map(|response| response.map(|body| Placed::new(body, lease))));
                 }
@@ -365,7 +365,7 @@ where
 }
 
 /// Whether a call ended as calls do where there are too many: refused, or not in time.
-pub(crate) fn is_dropped<B>(end: &Result<Response<B>, Error>) -> bool {
+pub(crate) fn is_dropped<B>(end: Result<&Response<B>, &Error>) -> bool {
     match end {
         Ok(response) => {
             matches!(response.status().as_u16(), 429 | 503 | 504)

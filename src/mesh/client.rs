@@ -6,6 +6,7 @@ use crate::error::{BoxError, Error};
 use crate::limit::priority::{self, Priority};
 use crate::mesh::body::ReqBody;
 use crate::mesh::directory::Service as Destination;
+use crate::mesh::dispatch::Dispatch;
 use crate::mesh::response::{ResBody, ResponseFuture};
 use crate::mesh::services::Services;
 use crate::mesh::special;
@@ -14,7 +15,6 @@ use crate::metrics::names::Direction;
 use crate::policy::call::{Call, CallOptions, CallScope, CallState};
 use crate::policy::compile::Policy;
 use crate::route::head::{Caller, RequestHead};
-use crate::split::layer::Split;
 use crate::stdx::clock;
 use crate::stdx::rng::Rng;
 use crate::timeout::deadline;
@@ -29,7 +29,7 @@ use std::time::Duration;
 use tower_service::Service;
 
 /// The stack below a client's route.
-pub(crate) type ClientStack = Outbound<AskBody, Split>;
+pub(crate) type ClientStack = Outbound<AskBody, Dispatch>;
 
 /// How long the first requests wait for a source to say whether it knows a service's profile: as long as a balancer
 /// waits for endpoints.

@@ -15,6 +15,8 @@ pub mod client;
 mod dialling;
 #[cfg(feature = "http")]
 pub mod directory;
+pub mod dispatch;
+pub mod ending;
 #[cfg(feature = "http")]
 pub mod env;
 mod guard;

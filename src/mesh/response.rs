@@ -8,7 +8,7 @@ use crate::error::{BoxError, Error};
 use crate::mesh::body::ReqBody;
 use crate::mesh::client::ClientStack;
 use crate::mesh::directory::Target;
-use crate::mesh::whole::{Keep, WholeBody};
+use crate::mesh::ending::{Keep, WholeBody};
 use crate::metrics::layer::Meter;
 use crate::policy::call::{Call, CallInfo};
 use crate::retry::body::Attempted;

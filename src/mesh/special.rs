@@ -71,7 +71,7 @@ fn copy(
         let (body, copied) = std::mem::take(call.http.body_mut()).copied(BODY_BYTES_MAX);
         *call.http.body_mut() = body;
         let Some(copied) = copied else { continue };
-        let mut head = call.copy_head().into_http();
+        let mut head = Call::<ReqBody, Target>::copy_head(call).into_http();
         entry.policy.filters.apply(&mut head);
         let to = Copy { stack: stack.clone(), entry: Arc::clone(&mirror.entry), pass };
         services.run_aside(Box::pin(to.send(head, copied)));

@@ -193,9 +193,9 @@ impl Meter {
         self.latency
     }
 
-    /// The response's head came; `judged` is what a layer below found out about it.
+    /// The response's head came; `judged` is what a layer below found out about it. When it came.
     #[inline]
-    pub(crate) fn head<B>(&mut self, response: &Response<B>, judged: Option<Judged>) {
+    pub(crate) fn head<B>(&mut self, response: &Response<B>, judged: Option<Judged>) -> Instant {
         let (status, headers) = (response.status(), response.headers());
         let judge = || {
             let classifier = self.route().map(|route| &*route.classifier);
@@ -208,6 +208,7 @@ impl Meter {
         if let Some(observed) = &self.observed {
             observed.head(status, headers);
         }
+        at
     }
 
     /// It ended without a response.
@@ -229,11 +230,10 @@ impl Meter {
         }
     }
 
-    /// What was left of the call's deadline when the response's headers had come.
+    /// What was left of the call's deadline when the response's headers came, at `at`.
     #[inline]
-    pub(crate) fn left(&self, deadline: Instant) {
-        let left = deadline.saturating_duration_since(self.started).saturating_sub(self.latency);
-        self.counted.metrics().deadline_left(left);
+    pub(crate) fn left(&self, deadline: Instant, at: Instant) {
+        self.counted.metrics().deadline_left(deadline.saturating_duration_since(at));
     }
 
     #[inline]

@@ -86,6 +86,12 @@ impl RoutePolicy {
         self.guard.as_deref()?.faults.as_ref()
     }
 
+    /// Whether a second copy of a slow request may be sent.
+    #[inline]
+    pub fn hedges(&self) -> bool {
+        self.retry.as_ref().is_some_and(|retry| retry.hedge().is_some())
+    }
+
     /// What is answered to browsers.
     #[inline]
     pub fn cors(&self) -> Option<&CorsPolicy> {

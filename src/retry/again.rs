@@ -2,7 +2,7 @@
 
 use crate::classify::classifier::{self, Head};
 use crate::classify::outcome::{Cause, Outcome, Verdict as Judged};
-use crate::error::Error;
+use crate::error::{BoxError, Error};
 use crate::metrics::route::Hedge;
 use crate::policy::call::{MeshRequest, ServedBy};
 use crate::policy::failed;
@@ -26,7 +26,7 @@ use tokio::time::Sleep;
 
 /// When a second copy of this request is sent, if it may be hedged at all.
 #[cold]
-pub(crate) fn hedge_after<R: MeshRequest>(
+fn hedge_after<R: MeshRequest>(
     settings: &HedgeSettings,
     policy: &RetryPolicy,
     request: &R,
@@ -43,6 +43,51 @@ pub(crate) fn hedge_after<R: MeshRequest>(
     let now = state.map_or_else(clock::now, |state| state.started);
     let read = || request.route().map(|route| route.metrics.calls().read().latency).unwrap_or_default();
     policy.recent().hedge_after(settings, now, read)
+}
+
+/// What is known of a call's further attempts before its first one is sent.
+pub(crate) struct Prepared {
+    own: Option<Arc<RetryPolicy>>,
+    stake: Stake,
+    body_bytes_max: usize,
+    /// When a second copy is sent beside the first.
+    pub(crate) hedge: Option<Duration>,
+}
+
+/// Prepares a request for its first attempt, by its route's policy or by `own`; `None` if there can be no other.
+#[inline]
+pub(crate) fn prepare<R: MeshRequest>(own: Option<&Arc<RetryPolicy>>, request: &mut R) -> Option<Prepared> {
+    let (policy, own) = match request.route() {
+        Some(route) => (route.retry.as_ref(), None),
+        None => (own.map(Arc::as_ref), own),
+    };
+    let retries_max = request.state().and_then(|state| state.retries_max);
+    let policy = policy.filter(|policy| policy.may_repeat(retries_max))?;
+    let (hops, patience) = (policy.hops(), policy.patience());
+    let hedge = policy.hedge().and_then(|settings| hedge_after(settings, policy, request));
+    let (stake, own, body_bytes_max) = (policy.budget().enter(), own.cloned(), policy.body_bytes_max());
+    if let Some(state) = request.state_mut() {
+        state.patience = patience;
+        state.is_hedged = hedge.is_some();
+    }
+    if hops == HopMarks::Strip {
+        marks::strip(request.http_mut().headers_mut());
+    }
+    Some(Prepared { own, stake, body_bytes_max, hedge })
+}
+
+impl Prepared {
+    /// The body of the first attempt; what another one needs of it is kept.
+    #[inline]
+    pub(crate) fn record<B>(&self, body: B, kept: &mut Option<Keep<B>>) -> Replay<B>
+    where
+        B: Body + Unpin,
+        B::Error: Into<BoxError>,
+    {
+        let (body, keep) = Replay::record(body, self.body_bytes_max);
+        *kept = keep;
+        body
+    }
 }
 
 /// What is kept of a request to send it again.
@@ -71,6 +116,18 @@ pub(crate) enum Judgement {
 }
 
 impl<S, R: MeshRequest> Again<S, R> {
+    /// What is kept of a request whose first attempt is about to be sent; `service` sends the others.
+    #[inline]
+    pub(crate) fn of(
+        request: &R::With<Replay<R::Body>>,
+        prepared: Prepared,
+        keep: Option<Keep<R::Body>>,
+        (service, rng): (S, Rng),
+    ) -> Self {
+        let Prepared { own, stake, .. } = prepared;
+        Self { service, head: R::copy_head(request), keep, own, stake, rng, free: 0 }
+    }
+
     /// What sends its attempts.
     pub(crate) fn service_mut(&mut self) -> &mut S {
         &mut self.service
@@ -90,8 +147,13 @@ impl<S, R: MeshRequest> Again<S, R> {
         self.own.as_deref().or_else(|| self.head.route()?.retry.as_ref())
     }
 
-    pub(crate) fn judge<ResB: Body, W: ServedBy<ResB>>(&self, end: &End<ResB>) -> Judgement {
-        let response = match end {
+    /// Judges how an attempt ended.
+    #[inline]
+    pub(crate) fn judge<ResB: Body, W: ServedBy<ResB>>(
+        &self,
+        result: Result<&Response<ResB>, &Error>,
+    ) -> Judgement {
+        let response = match result {
             Ok(response) => response,
             // What this crate answered itself would be answered so again.
             Err(Error::InvalidBackend { .. } | Error::Fault { .. }) => {
@@ -100,7 +162,7 @@ impl<S, R: MeshRequest> Again<S, R> {
             Err(error) => return Judgement::Done(Outcome::of_error(error)),
         };
         let (status, headers) = (response.status(), response.headers());
-        let judged = W::judged(response.body().inner()).map(|judged| judged.head);
+        let judged = W::judged(response.body()).map(|judged| judged.head);
         let head = judged.unwrap_or_else(|| {
             let classifier = self.head.route().map(|route| &*route.classifier);
             classifier::head(classifier, status, headers, clock::wall_secs)
@@ -113,12 +175,26 @@ impl<S, R: MeshRequest> Again<S, R> {
 
     /// Whether the trailers may tell more: gRPC over HTTP/2 (linkerd.md §3.1). Of another response, waiting for the
     /// first frame would hold back its headers for nothing.
-    fn may_peek<ResB: Body>(&self, response: &Response<Attempted<ResB>>) -> bool {
+    fn may_peek<ResB: Body>(&self, response: &Response<ResB>) -> bool {
         let headers = response.headers();
         response.version() == Version::HTTP_2
             && (marks::is_grpc(headers) || !headers.contains_key(CONTENT_TYPE))
-            && !response.body().inner().is_end_stream()
+            && !response.body().is_end_stream()
             && self.policy().is_some_and(RetryPolicy::wants_trailers)
+    }
+
+    /// Ends a call whose first attempt needs no other, if that is so: the budget has its deposit.
+    #[inline]
+    pub(crate) fn pass<ResB>(&mut self, outcome: &Outcome, response: &mut Response<ResB>) -> Option<Stake> {
+        let policy = self.policy()?;
+        if policy.is_worth(outcome) {
+            return None;
+        }
+        policy.budget().deposit(self.head.state().map_or_else(clock::now, |state| state.started));
+        if policy.hops() == HopMarks::Strip {
+            marks::strip(response.headers_mut());
+        }
+        Some(std::mem::take(&mut self.stake))
     }
 
     /// Decides about attempt `number` and tells the budget; counts what could be retried.

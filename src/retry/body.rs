@@ -17,9 +17,15 @@ pub struct Attempted<B: Body> {
 }
 
 impl<B: Body> Attempted<B> {
-    /// The body of a first attempt.
+    /// The body of an attempt.
     pub(crate) fn new(inner: B) -> Self {
-        Self { inner: Peeked::new(inner), attempts: 1, stake: Stake::default() }
+        Self::first(inner, Stake::default())
+    }
+
+    /// The body of a first attempt that needs no other.
+    #[inline]
+    pub(crate) fn first(inner: B, stake: Stake) -> Self {
+        Self { inner: Peeked::new(inner), attempts: 1, stake }
     }
 
     /// It is the body that the caller gets, after so many attempts.

@@ -5,14 +5,14 @@ use crate::classify::outcome::Outcome;
 use crate::error::{BoxError, Error};
 use crate::policy::call::{MeshRequest, Nobody, ServedBy};
 use crate::policy::failed;
-use crate::profile::settings::HopMarks;
-use crate::retry::again::{Again, End, Judgement, Waits, hedge_after};
+use crate::retry::again::{Again, End, Judgement, Waits, prepare};
 use crate::retry::body::Attempted;
 use crate::retry::decide::RetryPolicy;
-use crate::retry::marks;
 use crate::retry::race::Race;
 use crate::retry::replay::Replay;
+use crate::stdx::clock::Duration;
 use crate::stdx::rng::Rng;
+use futures::future::Either;
 use http::Response;
 use http_body::Body;
 use pin_project::pin_project;
@@ -71,8 +71,19 @@ impl<S, W> Layer<S> for RetryLayer<W> {
 /// The service of [`RetryLayer`].
 #[derive(Debug)]
 pub struct Retry<S, W = Nobody> {
-    inner: S,
+    pub(crate) inner: S,
     layer: RetryLayer<W>,
+}
+
+impl<S, W> Retry<S, W> {
+    /// What sends further attempts, and the chance in backoffs.
+    #[inline]
+    pub(crate) fn sender(&self) -> (S, Rng)
+    where
+        S: Clone,
+    {
+        (self.inner.clone(), self.layer.rng.clone())
+    }
 }
 
 impl<S: Clone, W> Clone for Retry<S, W> {
@@ -99,47 +110,22 @@ where
         self.inner.poll_ready(cx).map_err(Into::into)
     }
 
+    #[inline]
     fn call(&mut self, mut request: R) -> Self::Future {
-        let (policy, own) = match request.route() {
-            Some(route) => (route.retry.as_ref(), None),
-            None => (self.layer.own.as_deref(), self.layer.own.as_ref()),
+        let Some(prepared) = prepare(self.layer.own.as_ref(), &mut request) else {
+            return RetryFuture::of(self.inner.call(request.map_body(Replay::through)), None, None);
         };
-        let retries_max = request.state().and_then(|state| state.retries_max);
-        let Some(policy) = policy.filter(|policy| policy.may_repeat(retries_max)) else {
-            return RetryFuture::new(self.inner.call(request.map_body(Replay::through)), None);
-        };
-        let (bytes_max, hops, patience) = (policy.body_bytes_max(), policy.hops(), policy.patience());
-        let hedge = policy.hedge().and_then(|settings| hedge_after(settings, policy, &request));
-        let (stake, own) = (policy.budget().enter(), own.cloned());
-        if let Some(state) = request.state_mut() {
-            state.patience = patience;
-            state.is_hedged = hedge.is_some();
-        }
-        if hops == HopMarks::Strip {
-            marks::strip(request.http_mut().headers_mut());
-        }
-        // The inner service that is ready is called; its clone is what the next request asks whether it is ready.
-        let clone = self.inner.clone();
-        let mut service = std::mem::replace(&mut self.inner, clone);
-        let (head, mut keep) = (request.copy_head(), None);
+        let (hedge, mut keep) = (prepared.hedge, None);
+        let request = request.map_body(|body| prepared.record(body, &mut keep));
+        let mut again = Again::of(&request, prepared, keep, self.sender());
         if hedge.is_some() {
             failed::forget();
         }
-        let attempt = service.call(request.map_body(|body| {
-            let (body, kept) = Replay::record(body, bytes_max);
-            keep = kept;
-            body
-        }));
-        let rng = self.layer.rng.clone();
-        let mut again = Again { service, head, keep, own, stake, rng, free: 0 };
+        let attempt = self.inner.call(request);
         if hedge.is_some() {
             again.note_sent();
         }
-        let mut future = RetryFuture::new(attempt, Some(again));
-        if let Some(after) = hedge {
-            future.stage = Stage::Race(Box::new(Race::after(after)));
-        }
-        future
+        RetryFuture::of(attempt, Some(again), hedge)
     }
 }
 
@@ -177,8 +163,41 @@ where
     S: Service<R::With<Replay<R::Body>>>,
     ResB: Body,
 {
-    fn new(attempt: S::Future, again: Option<Again<S, R>>) -> Self {
-        Self { attempt: Some(attempt), stage: Stage::Attempt, again, number: 0, served: PhantomData }
+    /// A call whose first attempt is under way.
+    #[inline]
+    pub(crate) fn of(attempt: S::Future, again: Option<Again<S, R>>, hedge: Option<Duration>) -> Self {
+        let stage = match hedge {
+            Some(after) => Stage::Race(Box::new(Race::after(after))),
+            None => Stage::Attempt,
+        };
+        Self { attempt: Some(attempt), stage, again, number: 0, served: PhantomData }
+    }
+}
+
+impl<S, R, ResB, W> RetryFuture<S, R, ResB, W>
+where
+    R: MeshRequest,
+    S: Service<R::With<Replay<R::Body>>>,
+    ResB: Body,
+    W: ServedBy<ResB>,
+{
+    /// A call whose first attempt ended so: its end, or what follows.
+    pub(crate) fn after(
+        end: End<ResB>,
+        judgement: Judgement,
+        mut again: Again<S, R>,
+    ) -> Either<Box<Self>, End<ResB>> {
+        let mut stage = Stage::Attempt;
+        match (Ended { end, judgement, number: 0 }).conclude::<S, R, W>(&mut again, &mut stage) {
+            Some(end) => Either::Right(end),
+            None => Either::Left(Box::new(Self {
+                attempt: None,
+                stage,
+                again: Some(again),
+                number: 0,
+                served: PhantomData,
+            })),
+        }
     }
 }
 
@@ -214,20 +233,16 @@ where
                     if this.again.is_some() {
                         failed::forget();
                     }
-                    let mut end: End<ResB> = match ready!(attempt.poll(cx)) {
-                        Ok(response) => Ok(response.map(Attempted::new)),
-                        Err(error) => Err(error.into()),
-                    };
+                    let result = ready!(attempt.poll(cx)).map_err(Into::into);
                     this.attempt.set(None);
-                    let Some(again) = this.again else { return Poll::Ready(end) };
-                    match again.judge::<ResB, W>(&end) {
-                        Judgement::Done(outcome) => {
-                            match again.settle::<ResB, W>(*this.number, outcome, &mut end) {
-                                Some(wait) => *this.stage = Stage::Wait(wait),
-                                None => return Poll::Ready(end),
-                            }
-                        }
-                        Judgement::Peek(outcome) => *this.stage = Stage::Peek(Box::new((end, outcome))),
+                    let judgement = this.again.as_ref().map(|again| again.judge::<ResB, W>(result.as_ref()));
+                    let end = result.map(|response| response.map(Attempted::new));
+                    let (Some(again), Some(judgement)) = (this.again.as_mut(), judgement) else {
+                        return Poll::Ready(end);
+                    };
+                    let ended = Ended { end, judgement, number: *this.number };
+                    if let Some(end) = ended.conclude::<S, R, W>(again, this.stage) {
+                        return Poll::Ready(end);
                     }
                 }
                 Stage::Race(race) => {
@@ -324,15 +339,13 @@ where
     loop {
         failed::forget();
         let (second, end) = ready!(race.poll(first.as_mut(), again, cx));
-        let end: End<ResB> = match end {
-            Ok(response) => Ok(response.map(Attempted::new)),
-            Err(error) => Err(error.into()),
-        };
-        let Some(again) = again else {
+        let result = end.map_err(Into::into);
+        let judgement = again.as_ref().map(|again| again.judge::<ResB, W>(result.as_ref()));
+        let end = result.map(|response| response.map(Attempted::new));
+        let (Some(again), Some(judgement)) = (again.as_mut(), judgement) else {
             let judgement = Judgement::Done(Outcome::DROPPED);
             return Poll::Ready(Ended { end, judgement, number: 0 });
         };
-        let judgement = again.judge::<ResB, W>(&end);
         let good = again.is_good(&judgement);
         if race.is_on(first.is_some())
             && let (false, Judgement::Done(outcome)) = (good, &judgement)

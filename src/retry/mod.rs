@@ -35,7 +35,7 @@
 //! # }
 //! ```
 
-mod again;
+pub(crate) mod again;
 pub mod body;
 pub mod budget;
 pub mod decide;

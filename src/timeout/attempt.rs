@@ -2,7 +2,7 @@
 
 use crate::error::{BoxError, Error, Scope};
 use crate::policy::call::{CallState, MeshRequest};
-use crate::stdx::clock::{self, Duration};
+use crate::stdx::clock::{self, Duration, Instant};
 use crate::timeout::body::{Sending, TimedBody};
 use crate::timeout::deadline::Form;
 use crate::timeout::plan::{Bound, Pace, PaceLimits};
@@ -61,6 +61,9 @@ impl AttemptLayer {
         };
         let form = Form::of(request.http().headers(), is_deadline_told);
         // A first attempt that tells nobody spares a look at the clock; should it begin late, the call's own timer ends it.
+        if attempt == 0 && form.is_none() && self.margin.is_zero() && at > started {
+            return Ok(());
+        }
         let now = if attempt == 0 && form.is_none() { started } else { clock::now() };
         let left = at.saturating_duration_since(now).saturating_sub(self.margin);
         if left.is_zero() {
@@ -73,18 +76,44 @@ impl AttemptLayer {
         Ok(())
     }
 
-    fn limits<R: MeshRequest>(&self, request: &R) -> (Option<Bound>, Option<Arc<Pace>>) {
+    #[inline]
+    fn limits<R: MeshRequest>(&self, request: &R) -> (Limit, Option<Arc<Pace>>) {
         let Some((route, state)) = request.route().zip(request.state()) else {
-            return (self.own.and_then(|own| Bound::new(clock::now(), own, Scope::Attempt)), None);
+            return (Limit { own: self.own.map(|own| (clock::now(), own)), before: None }, None);
         };
         let limits = &route.timeouts;
         // The first attempt begins with the call, which spares a look at the clock.
         let begun = || if state.attempt == 0 { state.started } else { clock::now() };
-        let bound = limits.attempt.and_then(|after| Bound::new(begun(), after, Scope::Attempt));
-        let bound = bound.filter(|bound| state.deadline.is_none_or(|deadline| bound.at < deadline));
+        let limit = Limit { own: limits.attempt.map(|after| (begun(), after)), before: state.deadline };
         let limits = PaceLimits { idle: limits.idle, response: limits.response, patience: state.patience };
-        (bound, Pace::new(limits, clock::now).map(Arc::new))
+        (limit, Pace::new(limits, clock::now).map(Arc::new))
     }
+}
+
+/// The limit of an attempt, to be reckoned when it is first waited for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Limit {
+    /// When it begins, and how long it is.
+    own: Option<(Instant, Duration)>,
+    /// It counts only if it ends before this.
+    before: Option<Instant>,
+}
+
+impl Limit {
+    /// When the attempt must have ended.
+    pub(crate) fn bound(&self) -> Option<Bound> {
+        let (begun, after) = self.own?;
+        let bound = Bound::new(begun, after, Scope::Attempt);
+        bound.filter(|bound| self.before.is_none_or(|deadline| bound.at < deadline))
+    }
+}
+
+/// An attempt under way, and its limits.
+#[derive(Debug)]
+pub(crate) struct Begun<F> {
+    pub(crate) future: F,
+    pub(crate) limit: Limit,
+    pub(crate) pace: Option<Arc<Pace>>,
 }
 
 impl<S> Layer<S> for AttemptLayer {
@@ -127,14 +156,31 @@ where
     }
 
     #[inline]
-    fn call(&mut self, mut request: R) -> Self::Future {
-        if let Err(error) = self.layer.tell(&mut request) {
-            return AttemptFuture(Timed::refused(error));
-        }
-        let (bound, pace) = self.layer.limits(&request);
+    fn call(&mut self, request: R) -> Self::Future {
+        AttemptFuture(match self.begin(request) {
+            Ok(Begun { future, limit, pace }) => Timed::paced(future, limit.bound(), pace),
+            Err(error) => Timed::refused(error),
+        })
+    }
+}
+
+impl<S> Attempt<S> {
+    /// Sends an attempt; its limits are for the caller to watch.
+    ///
+    /// # Errors
+    /// When no time is left for it.
+    #[inline(always)]
+    pub(crate) fn begin<R>(&mut self, mut request: R) -> Result<Begun<S::Future>, Error>
+    where
+        R: MeshRequest,
+        R::Body: Body,
+        S: Service<Request<Sending<R::Body>>>,
+    {
+        self.layer.tell(&mut request)?;
+        let (limit, pace) = self.layer.limits(&request);
         let sent = pace.clone();
-        let inner = self.inner.call(request.into_http().map(|body| Sending::new(body, sent)));
-        AttemptFuture(Timed::paced(inner, bound, pace))
+        let future = self.inner.call(request.into_http().map(|body| Sending::new(body, sent)));
+        Ok(Begun { future, limit, pace })
     }
 }
 

@@ -38,6 +38,13 @@ impl<B: Body> TimedBody<B> {
         Self::limited(inner, bound, Pace::new(limits, clock::now).map(Arc::new))
     }
 
+    /// `inner` without limits.
+    #[inline]
+    pub(crate) fn free(inner: B) -> Self {
+        Self { inner: Some(inner), timer: None }
+    }
+
+    #[inline]
     pub(crate) fn limited(inner: B, bound: Option<Bound>, pace: Option<Arc<Pace>>) -> Self {
         let needed = (bound.is_some() || pace.is_some()) && !inner.is_end_stream();
         let timer = needed.then(|| Box::pin(Timer::new(bound, pace, Part::Body)));

@@ -56,6 +56,14 @@ pub(crate) struct PaceLimits {
     pub(crate) patience: Option<Duration>,
 }
 
+impl PaceLimits {
+    /// Whether there is none.
+    #[inline]
+    fn is_empty(&self) -> bool {
+        self.idle.is_none() && self.response.is_none() && self.patience.is_none()
+    }
+}
+
 /// Which part of an attempt is under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Part {
@@ -80,7 +88,7 @@ impl Pace {
     /// `None` when there is no limit to know.
     pub(crate) fn new(limits: PaceLimits, now: impl FnOnce() -> Instant) -> Option<Self> {
         let (last, sent) = Default::default();
-        (limits != PaceLimits::default()).then(|| Self { begun: now(), last, sent, limits })
+        (!limits.is_empty()).then(|| Self { begun: now(), last, sent, limits })
     }
 
     /// A frame went.

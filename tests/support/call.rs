@@ -5,7 +5,7 @@ use enmesh::metrics::names::Direction;
 use enmesh::metrics::set::MetricsSet;
 use enmesh::policy::call::{Call, CallScope, CallState};
 use enmesh::policy::compile::Compiler;
-use enmesh::policy::route::RouteEntry;
+use enmesh::policy::route::{RouteEntry, Standing};
 use enmesh::profile::route::Route;
 use enmesh::profile::service::ServiceProfile;
 use enmesh::profile::settings::BudgetSettings;
@@ -21,6 +21,15 @@ pub(crate) fn entry(route: Route) -> Arc<RouteEntry<()>> {
 
 /// The same, of a profile that says more.
 pub(crate) fn entry_of(route: Route, more: impl FnOnce(&mut ServiceProfile)) -> Arc<RouteEntry<()>> {
+    entry_with(route, &(), more)
+}
+
+/// The same, over this backend.
+pub(crate) fn entry_with<T: Standing + Clone>(
+    route: Route,
+    backend: &T,
+    more: impl FnOnce(&mut ServiceProfile),
+) -> Arc<RouteEntry<T>> {
     let name = "svc.test:80".parse().unwrap();
     let mut profile = ServiceProfile::new(name);
     let own = profile.names[0].clone();
@@ -36,12 +45,12 @@ pub(crate) fn entry_of(route: Route, more: impl FnOnce(&mut ServiceProfile)) -> 
         metrics: &metrics,
         faults: FaultSwitch::default(),
     };
-    let policy = compiler.compile(Arc::new(profile), None, |_| ()).unwrap();
+    let policy = compiler.compile(Arc::new(profile), None, |_| backend.clone()).unwrap();
     Arc::clone(&policy.routes()[0])
 }
 
 /// A call of this route that begins now.
-pub(crate) fn call<B>(entry: &Arc<RouteEntry<()>>, http: Request<B>) -> Call<B, ()> {
+pub(crate) fn call<B, T>(entry: &Arc<RouteEntry<T>>, http: Request<B>) -> Call<B, T> {
     let mut state = CallState::new(clock::now());
     state.is_deadline_told = true;
     state.deadline = entry.policy.timeouts.request.map(|request| state.started + request);
