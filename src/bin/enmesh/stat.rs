@@ -102,7 +102,7 @@ pub(crate) fn run(args: &Args) -> Done {
         let meant = Meant { kind, to, from: asked.from.as_deref() };
         let (window_secs, direction) = (report.window_secs, meant.direction());
         let rows = Row::grouped(meant.of(report), |row| match args.by {
-            By::Service => (row.key.service.clone(), None),
+            By::Service => (short(&row.key.service), None),
             By::Backend | By::Endpoint | By::Client => (String::new(), Some(row.key.clone())),
         });
         Traffic {
@@ -128,6 +128,14 @@ fn stripped(rows: Vec<Row>, services: bool) -> Vec<Row> {
     rows.into_iter().map(strip).collect()
 }
 
+/// A service's name without what a cluster adds: a process calls itself `web.ns:80`, its profile may say
+/// `web.ns.svc.cluster.local:80`.
+fn short(name: &str) -> String {
+    let (host, port) = name.split_at(name.rfind(':').unwrap_or(name.len()));
+    let host = host.split_once(".svc.").map_or(host, |(host, _)| host);
+    format!("{host}{port}")
+}
+
 /// What `stat` shows.
 #[derive(Serialize)]
 struct Traffic {
@@ -141,10 +149,10 @@ struct Traffic {
 
 impl Traffic {
     /// How many processes of each name there are, and how many of them answered.
-    fn meshed(&self) -> BTreeMap<&str, (usize, usize)> {
+    fn meshed(&self) -> BTreeMap<String, (usize, usize)> {
         let mut meshed = BTreeMap::new();
         for process in &self.processes {
-            let (up, all) = meshed.entry(&*process.name).or_default();
+            let (up, all) = meshed.entry(short(&process.name)).or_default();
             *up += usize::from(process.error.is_none());
             *all += 1;
         }
@@ -170,7 +178,7 @@ impl Shown for Traffic {
             let name = |text: &Option<String>| text.clone().unwrap_or_default();
             let mut cells = vec![row.key.service.clone()];
             match self.by {
-                By::Service => cells.push(match meshed.get(&*row.key.service) {
+                By::Service => cells.push(match meshed.get(&short(&row.key.service)) {
                     Some((up, all)) if self.direction == Direction::Inbound => format!("{up}/{all}"),
                     _ => "-".to_owned(),
                 }),
@@ -259,5 +267,22 @@ impl Shown for Routes {
             cells
         });
         table(&headings, &cells.collect::<Vec<_>>())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_names_of_a_service_are_one() {
+        for (name, expected) in [
+            ("web.ns.svc.cluster.local:80", "web.ns:80"),
+            ("web.ns.svc.mesh.test", "web.ns"),
+            ("web.ns:80", "web.ns:80"),
+            ("svc.example.com", "svc.example.com"),
+        ] {
+            assert_eq!(short(name), expected);
+        }
     }
 }
