@@ -28,6 +28,7 @@ use crate::route::head::RequestHead;
 use crate::route::matcher::Matcher;
 use crate::route::redirect::Redirection;
 use crate::split::mirror::COPY_MAX;
+use crate::split::pick::BACKENDS_MAX;
 use crate::split::pick::Schedule;
 use crate::split::sticky::Sticky;
 use std::collections::BTreeMap;
@@ -176,6 +177,10 @@ impl Compiler<'_> {
         let mut policy = self.route(profile, route, kept)?;
         let own = route.own_backends();
         let said = if own.is_empty() { &*profile.backends } else { own };
+        if said.len() > BACKENDS_MAX {
+            let problem = format!("are {} and {BACKENDS_MAX} at most share a route's requests", said.len());
+            return Err(Fault::rejected("backends", problem, "name fewer"));
+        }
         let mut backends = Vec::with_capacity(said.len().max(1));
         let mut weights = Vec::with_capacity(said.len().max(1));
         for backend in said {
@@ -567,6 +572,22 @@ mod tests {
         let route =
             ServiceProfile { routes: vec![Route { action: forward, ..Route::default() }], ..profile() };
         assert_eq!(targets(route), ["the route's backend cannot be used: no backend has a weight"; 4]);
+    }
+
+    #[test]
+    fn more_backends_than_there_are_turns_for_are_refused() {
+        let to = |count: usize| {
+            let service = |_| {
+                let name = "a.ns".parse().unwrap();
+                let backend = Backend::Service { name, subset: None };
+                WeightedBackend { backend, weight: 1, filters: Vec::new() }
+            };
+            let backends = (0..count).map(service).collect();
+            compile(ServiceProfile { backends, ..ServiceProfile::new("web.ns".parse().unwrap()) }, None)
+        };
+        assert!(to(BACKENDS_MAX).is_ok());
+        let refused = to(BACKENDS_MAX + 1).err().map(|invalid| invalid.to_string()).unwrap_or_default();
+        assert!(refused.contains("backends: are 257 and 256 at most"), "{refused}");
     }
 
     #[test]
