@@ -56,6 +56,9 @@ async fn server() -> SocketAddr {
                 if path.starts_with("/slow") {
                     tokio::time::sleep(Duration::from_secs(5)).await;
                 }
+                if path.starts_with("/hedged") {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
                 let status = path.rsplit('/').next().and_then(|last| last.parse().ok()).unwrap_or(200);
                 let pieces = if path.starts_with("/break") { 3 } else { 2 };
                 let frames = (0..pieces).map(|piece| match piece {
@@ -102,6 +105,9 @@ spec:
   - name: slow
     condition: {pathRegex: '/slow.*'}
     timeouts: {request: 40ms}
+  - name: hedged
+    condition: {pathRegex: '/hedged.*'}
+    retry: {attempts: 2, idempotent: true, hedge: {after: 1ms}}
 ";
 
 /// Calls in every way that a call can end.
@@ -113,6 +119,7 @@ async fn load(mesh: &Mesh, rng: &Rng, calls: u64) {
             0 => "/retried/503".to_owned(),
             1 => "/retried/200".to_owned(),
             2 if n % 4 == 0 => "/slow".to_owned(),
+            2 => "/hedged/200".to_owned(),
             3 => "/break/200".to_owned(),
             4 => format!("/other/{}", 200 + rng.below(300)),
             _ => "/other/200".to_owned(),
@@ -185,7 +192,10 @@ async fn every_call_and_every_attempt_is_counted_once_however_it_ends() {
         assert_eq!(requests, responses + cancelled, "{route:?}");
         let retries = count("route_retryable_total", &[])
             - 2.0 * count("route_retryable_total", &[("skipped", "no_budget")]);
-        assert_eq!(count("route_actual_request_total", &[]), requests + retries, "{route:?}");
+        // One that the budget refused was not sent.
+        let hedges =
+            count("enmesh_hedges_total", &[]) - count("enmesh_hedges_total", &[("result", "no_budget")]);
+        assert_eq!(count("route_actual_request_total", &[]), requests + retries + hedges, "{route:?}");
         // Cancelled calls that had headers are told so by both; the rest have no latency.
         let latencies = count("route_response_latency_ms_count", &[]);
         assert!(responses <= latencies && latencies <= requests, "{route:?}");
@@ -212,6 +222,7 @@ async fn every_call_and_every_attempt_is_counted_once_however_it_ends() {
     for (family, least) in [
         ("enmesh_cancelled_total", 20.0),
         ("route_retryable_total", 20.0),
+        ("enmesh_hedges_total", 10.0),
         ("outbound_http_route_retry_requests_total", 20.0),
         ("outbound_http_errors_total", 20.0),
         ("tcp_open_total", 3.0),

@@ -131,3 +131,39 @@ async fn hosts_beyond_what_callers_may_name_leave_memory_flat() {
     assert!(grown < 64 * 1024, "{grown} bytes more are held");
     assert_eq!(series(&mesh), shown);
 }
+
+#[test]
+fn counting_a_request_allocates_nothing() {
+    use enmesh::classify::outcome::{Cause, Outcome, Verdict};
+    use enmesh::metrics::names::Direction;
+    use enmesh::metrics::series::Ending;
+    use enmesh::metrics::set::{MetricsSet, Tls};
+    use std::time::Duration;
+
+    let _turn = TURN.blocking_lock();
+    let set = MetricsSet::default();
+    let dst = "web:80".into();
+    let route = set.route(Direction::Outbound, &dst, &"r".into());
+    let backend = route.backend(&dst);
+    let endpoint = enmesh::discover::endpoint::Endpoint::new(([10, 0, 0, 1], 80).into());
+    let endpoint = set.endpoint(&dst, &endpoint, Tls::Disabled);
+    let count = || {
+        let latency = Duration::from_micros(1500);
+        let ending = Ending::new(Some(200), &Outcome::new(Verdict::Success, Cause::Status(200)));
+        route.begin();
+        route.latency(latency);
+        route.deadline_left(latency);
+        route.end(ending);
+        for tally in [&endpoint.tally, &backend.tally] {
+            tally.begin();
+            tally.latency(latency);
+            tally.end(ending);
+        }
+    };
+    count();
+    let before = ALLOCATOR.stats().allocations;
+    (0..1000).for_each(|_| count());
+    // Other threads of the test's own harness may allocate now and then.
+    let made = ALLOCATOR.stats().allocations - before;
+    assert!(made < 100, "{made} allocations for a thousand requests");
+}

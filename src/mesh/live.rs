@@ -90,10 +90,16 @@ impl Live {
 
     /// How the objectives of profiles are kept.
     pub(crate) fn objectives(&self) -> Objectives {
+        let objectives = self.standings().into_iter().map(|(_, standing)| standing).collect();
+        Objectives { processes: vec![self.process()], objectives }
+    }
+
+    /// The same, each with what was counted since the process began.
+    fn standings(&self) -> Vec<(Count, Standing)> {
         let (now, routes) = (clock::now(), self.totals(|kind| kind == Kind::Route));
         let counts = counts(&self.promises(), &routes);
-        let objectives = self.budgets().value.standing(now, &counts);
-        Objectives { processes: vec![self.process()], objectives }
+        let standings = self.budgets().value.standing(now, &counts);
+        counts.into_iter().map(|(_, count)| count).zip(standings).collect()
     }
 
     /// What the profiles in use promise: those of services that are called, and this process's own.
@@ -214,13 +220,14 @@ impl Live {
 
 impl Collect for Live {
     fn collect(&self, sink: &mut Sink<'_>) {
-        for standing in self.objectives().objectives {
-            tell(&standing, sink);
+        for (count, standing) in self.standings() {
+            tell(count, &standing, sink);
         }
     }
 }
 
-fn tell(standing: &Standing, sink: &mut Sink<'_>) {
+/// Tells an objective. Its counters are of the whole life of the process, since those of a window fall again.
+fn tell(count: Count, standing: &Standing, sink: &mut Sink<'_>) {
     let mut labels = vec![
         Label::from_static_parts("direction", standing.direction.as_str()),
         Label::new("dst", standing.service.clone()),
@@ -234,8 +241,8 @@ fn tell(standing: &Standing, sink: &mut Sink<'_>) {
     };
     labels.push(Label::from_static_parts("kind", kind));
     sink.gauge(&families::SLO_TARGET, &labels, standing.target);
-    sink.counter(&families::SLO_CALLS, &labels, standing.count.total);
-    sink.counter(&families::SLO_BAD, &labels, standing.count.bad);
+    sink.counter(&families::SLO_CALLS, &labels, count.total);
+    sink.counter(&families::SLO_BAD, &labels, count.bad);
     if let Some(left) = standing.budget_left {
         sink.gauge(&families::SLO_LEFT, &labels, left);
     }
