@@ -1,7 +1,7 @@
 //! Floor 6: a whole call: metrics, what its route does by itself, its time limit and its first attempt, in one future.
 //!
 //! It does what [`Metrics`](crate::metrics::layer::Metrics) around [`Act`](crate::route::layer::Act) around
-//! [`Timeout`](crate::timeout::layer::Timeout) around [`Retry`](crate::retry::layer::Retry) do, and a test holds the two
+//! [`Timeout`](crate::timeout::layer::Timeout) around [`Retry`] do, and a test holds the two
 //! equal. Futures within each other would move each request, each future and each response several times more than one
 //! does, which is a quarter of what a call costs. A call that needs more than its first attempt goes on in the future of
 //! the retries, in a box.

@@ -38,7 +38,7 @@ pub(crate) enum Detected {
     Error,
 }
 
-/// The words of [`Detected`].
+/// The words of `Detected`.
 pub const DETECTED: [&str; 5] = ["http/1", "http/2", "not_http", "read_timeout", "error"];
 
 /// Why a connection ended before its first request, in Linkerd's words.
