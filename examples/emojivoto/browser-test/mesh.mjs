@@ -41,7 +41,8 @@ async function start(port, rate) {
       text += data;
       const [, app] = text.match(/ open (http\S+)/) ?? [];
       const [, mesh] = text.match(/^mesh page: (http:\/\/[^:]+:\d+)/m) ?? [];
-      if (app && mesh) resolve({ app, mesh });
+      const [, endpoints] = text.match(/^endpoints: (\S+)/m) ?? [];
+      if (app && mesh && endpoints) resolve({ app, mesh, endpoints });
     });
   });
   child.removeAllListeners("exit");
@@ -106,6 +107,16 @@ const show = (page, id, query = "window=5m") => page.goto(`${demo.mesh}/#${id}?$
 const row = (page, ...words) => words.reduce((rows, word) => rows.filter({ hasText: word }), page.locator("tbody tr"));
 const cell = (line, label) => line.locator(`td[data-label="${label}"]`);
 const says = (locator, text) => locator.filter({ hasText: text }).first().waitFor();
+const ms = (value) => (value < 0.995 ? `${Math.round(value * 1000)} µs` : value < 9.95 ? `${value.toFixed(1)} ms` : `${Math.round(value)} ms`);
+/** Tries again until it holds: a young process's rates fall from one question to the next. */
+async function eventually(check) {
+  for (let tries = 0; ; tries += 1) {
+    try { return await check(); } catch (error) { if (tries > 30) throw error; }
+    await page.waitForTimeout(500);
+  }
+}
+/** What is shown with one digit behind the point, a moment after it was asked. */
+const near = (shown, told, what) => assert(Math.abs(shown - told) <= 0.06 + told * 0.15, `${what}: ${shown} is shown, ${told} is told`);
 const settle = (page) => page.waitForFunction(() => document.querySelector(".live").textContent.startsWith("as of"));
 
 // 20 lists, 12 votes of which 4 are for the doughnut, in order.
@@ -131,6 +142,21 @@ await step("the overview tells the load, the map and what is wrong", async () =>
   await edge(/web-svc to voting-svc: 66\.67 % success, .* mutual TLS/);
   await edge(/web-svc to emoji-svc: 100\.00 % success, .* mutual TLS/);
   await edge(/unknown to web-svc: 87\.50 % success, .* no mutual TLS/);
+  await eventually(async () => {
+    const { edges } = await ask("edges?window=5m");
+    const titles = (await page.locator(".edge title").allTextContents()).join("\n");
+    for (const { src, dst, requests, rps } of edges) {
+      const [, shown] = titles.match(new RegExp(`${src ?? "unknown"} to ${dst}: .* success, ([\\d.]+) requests/s`));
+      near(Number(shown), rps, `${src} to ${dst}`);
+      assert.equal(requests, { "web-svc voting-svc": 12, "web-svc emoji-svc": 32 }[`${src} ${dst}`] ?? 32);
+    }
+    near(Number((await tile("Calls").locator(".big").innerText()).replace("/s", "")), edges.reduce((sum, it) => sum + it.rps, 0), "calls");
+  });
+  assert.equal(await tile("Replicas").locator(".big").innerText(), "4 of 4");
+  assert.equal(await tile("Configuration").locator(".small").innerText(), "6 processes");
+  assert.equal(await page.locator(".map .lock:not(.off)").count(), 2);
+  assert.equal(await page.locator(".map .lock.off").count(), 1);
+  assert.equal(await page.locator(".chart canvas").count(), 1);
 });
 
 await step("routes: effective and actual, sorted, filtered, in detail", async () => {
@@ -139,6 +165,25 @@ await step("routes: effective and actual, sorted, filtered, in detail", async ()
   await says(cell(vote, "Success"), "66.67 %");
   await says(cell(row(page, "VoteDoughnut", "sent"), "Actual"), "0.00 %");
   await says(cell(row(page, "GET /api/list", "received"), "Success"), "100.00 %");
+  const { rows } = await ask("stat?window=5m&kind=route");
+  const figures = async (of) => (await ask("stat?window=5m&kind=route")).rows.find((it) => ["service", "route", "direction"].every((key) => it[key] === of[key]));
+  for (const it of rows.filter((row) => row.requests)) {
+    const line = row(page, it.route, it.service.split(".")[0], it.direction === "outbound" ? "sent" : "received").filter({ has: page.getByRole("button", { name: it.route, exact: true }) });
+    assert.equal(await line.count(), 1, it.route);
+    const text = async (label) => (await cell(line, label).innerText()).replace(/[✕▲] /, "");
+    assert.equal(await text("Success"), `${(it.success_rate * 100).toFixed(2)} %`, it.route);
+    await eventually(async () => near(Number(await text("Req/s")), (await figures(it)).rps, `${it.route} req/s`));
+    assert.equal(await text("P99"), ms(it.latency_ms.p99), `${it.route} p99`);
+    assert.equal(await text("P50"), ms(it.latency_ms.p50), `${it.route} p50`);
+    assert.equal(await text("In flight"), "0");
+    if (it.actual) {
+      assert.equal(await text("Actual"), `${(it.actual.success_rate * 100).toFixed(2)} %`, `${it.route} actual`);
+      await eventually(async () => near(Number(await text("Actual req/s")), (await figures(it)).actual.rps, `${it.route} actual req/s`));
+    }
+    const most = await line.locator(".spark").getAttribute("aria-label");
+    // A step of the sparkline is 5 s: the load came within one or two.
+    assert(Number(most.match(/: ([\d.]+) requests/)[1]) >= it.requests / 5 / 3, `${it.route}: ${most} of ${it.requests}`);
+  }
   await page.getByRole("button", { name: /^Success/ }).click();
   await page.getByRole("button", { name: /^Success/ }).click();
   assert.match(await page.locator("tbody tr").first().innerText(), /VoteDoughnut/);
@@ -155,6 +200,36 @@ await step("endpoints: every replica, its breaker, its cost, and why one is pref
   const voting = page.locator("section", { has: page.getByRole("heading", { name: "web-svc → voting-svc" }) });
   await voting.waitFor();
   assert.equal(await voting.locator("tbody tr").count(), 3);
+  // The directory of endpoints is watched: one replica gets a zone and half the weight of the others.
+  const file = join(demo.endpoints, "voting-svc.yaml");
+  const before = readFileSync(file, "utf8");
+  const [, first] = before.match(/address: (\S+)/);
+  writeFileSync(`${file}.draft`, before.replace(`address: ${first}`, `address: ${first}\n    zone: west\n    weight: 0.5`));
+  renameSync(`${file}.draft`, file);
+  const lines = voting.locator("tbody tr");
+  await says(cell(lines.filter({ hasText: first }), "Zone"), "west");
+  assert.equal(await cell(lines.filter({ hasText: first }), "Weight").innerText(), "0.5");
+  const balanced = async () => Object.values((await ask("inspect")).inspections).flatMap((it) => it.services).find((it) => it.name.startsWith("voting-svc") && it.balancer);
+  const known = await balanced();
+  const told = (await ask("stat?window=5m&kind=endpoint")).rows.filter((it) => it.service.startsWith("voting-svc"));
+  assert.equal(told.reduce((sum, it) => sum + it.requests, 0), 12 + (await ask("stat?window=5m&kind=route")).rows.reduce((sum, it) => sum + it.retries, 0));
+  for (const it of known.endpoints) {
+    const line = lines.filter({ hasText: it.addr });
+    const figures = told.find((row) => row.endpoint === it.addr);
+    const text = (label) => cell(line, label).innerText();
+    await eventually(async () => near(Number((await text("Req/s")).replace("–", "0")), (await ask("stat?window=5m&kind=endpoint")).rows.find((row) => row.endpoint === it.addr)?.rps ?? 0, `${it.addr} req/s`));
+    if (figures) assert.equal(await text("Success"), figures.success_rate === null ? "–" : `${(figures.success_rate * 100).toFixed(1)} %`);
+    assert.equal(await text("In flight"), "0");
+    // Health comes back and latencies fade while nobody asks.
+    await eventually(async () => {
+      const { latency_ms, health } = (await balanced()).endpoints.find((of) => of.addr === it.addr);
+      assert.equal(await text("Latency"), latency_ms === null ? "–" : ms(latency_ms));
+      assert(Math.abs(Number.parseInt(await text("Health"), 10) - health * 100) <= 2, `${await text("Health")} of ${health}`);
+    });
+    assert.match(await text("Cost"), /×/);
+  }
+  writeFileSync(`${file}.draft`, before);
+  renameSync(`${file}.draft`, file);
   await says(voting.locator("tbody tr"), "open");
   await says(voting, /Preferred now|All cost about the same/);
   await says(voting.locator("tbody tr"), "emojivoto.example/ns/emojivoto/sa/voting");
@@ -167,6 +242,9 @@ await step("objectives: what was reached, and the burning budget", async () => {
   await says(cell(service, "Reached"), "66.667 %");
   await says(cell(service, "Budget left"), "overspent");
   await says(row(page, "Vote · sent", "99.9 %").locator("td"), "0 of 8");
+  // Four of twelve fail where one of a hundred may: 33 times as fast as the budget has it, in every window.
+  await says(service.locator("td"), /1h\/5m: 33\.3× \/ 33\.3× — page/);
+  await says(row(page, "Vote · sent", "99.9 %").locator("td"), /1h\/5m: 0\.0× \/ 0\.0×/);
 });
 
 await step("tap: live requests of every process with their ends, as the filters say", async () => {
@@ -189,11 +267,12 @@ await step("tap: live requests of every process with their ends, as the filters 
   };
   const doughnuts = [["/api/vote?choice=:doughnut:", 2], ["/api/vote?choice=:joy:", 2]];
   let rows = await tap("route=VoteDoughnut", doughnuts, 4);
-  for (const [way, words] of [["sent, mutual TLS with voting", /web-svc → 127\.0\.0\.1:\d+/], ["received, mutual TLS with web", /127\.0\.0\.1:\d+ → voting-svc/]]) {
+  for (const [way, words] of [["sent, mutual TLS with voting", /web-svc → 127\.0\.0\.1:\d+/], ["received at 127.0.0.1", /127\.0\.0\.1:\d+ → voting-svc/]]) {
     const of = rows.filter({ hasText: way });
     assert.equal(await of.count(), 2, way);
     const text = await of.first().innerText();
     assert.match(text, words);
+    assert.match(text, way.startsWith("sent") ? /mutual TLS with voting/ : /at 127\.0\.0\.1:\d+, mutual TLS with web/);
     assert.match(text, /POST \/emojivoto\.v1\.VotingService\/VoteDoughnut/);
     assert.match(text, /200, gRPC 2\s+failure, grpc/);
     assert.match(text, /VoteDoughnut[\s\S]* (ms|µs)[\s\S]* B/);
@@ -240,7 +319,20 @@ await step("configuration: an update with what it changed, and a refusal that ch
   await page.screenshot({ path: join(pictures, "mesh-config-light.png") });
   write("voting.yaml", text);
   await says(page.locator("section[aria-label='Faults now']"), "None: everything that was given is in use.");
-  await says(row(page, "voting-svc.emojivoto:8080", "web-svc").locator("td"), "ratio 0.2, min per second 10, ttl 10s");
+  const budget = row(page, "voting-svc.emojivoto:8080", "web-svc");
+  await says(budget.locator("td"), "ratio 0.2, min per second 10, ttl 10s");
+  await says(cell(budget, "Retries left now"), /^1\d\d$/);
+  const processes = page.locator("section[aria-label=Processes] tbody tr");
+  for (const { name, generation, services } of Object.values((await ask("inspect")).inspections)) {
+    const line = processes.filter({ hasText: name.split(".")[0] }).filter({ has: page.locator('td[data-label="Generation"]', { hasText: new RegExp(`^${generation}$`) }) });
+    await line.first().waitFor();
+    assert.equal(await cell(line.first(), "Services").innerText(), String(services.length), name);
+  }
+  // A limit of requests at once, and what it holds now.
+  write("voting.yaml", `${text}  limits: {maxRequests: 7}\n`);
+  await says(budget.locator("td"), "0 of at most 7 under way");
+  write("voting.yaml", text);
+  await says(cell(budget, "Limits"), "none but the defaults");
 });
 
 await step("routes: how failures ended is told; else there is no such column", async () => {
@@ -264,8 +356,11 @@ await step("routes: how failures ended is told; else there is no such column", a
 await step("identity: each process's certificate and time to its end, and every connection", async () => {
   await show(page, "identity");
   const web = page.locator("section[aria-label=Certificates] tbody tr", { hasText: "emojivoto.example/ns/emojivoto/sa/web" });
-  await says(web, "calm");
-  assert.match(await cell(web, "Ends in").innerText(), /min|h/);
+  await says(web, "valid");
+  const { identity, at_ms } = Object.values((await ask("inspect")).inspections).find((it) => it.name.startsWith("web-svc"));
+  const minutes = Math.floor((identity.not_after_ms - at_ms) / 60_000);
+  assert.match(await cell(web, "Ends in").innerText(), new RegExp(`^(${minutes}|${minutes + 1}|${minutes - 1}) min `));
+  assert.equal(await cell(web, "No.").innerText(), String(identity.epoch));
   assert.equal(await page.locator("section[aria-label=Certificates] tbody tr").count(), 6);
   await says(row(page, "web-svc", "voting-svc", "mutual TLS").locator("td"), "emojivoto.example/ns/emojivoto/sa/voting");
 });
@@ -324,19 +419,41 @@ demo = await start(port);
 
 await step("why: a replica makes a route slow, retries hide it, and both are said", async () => {
   const text = readFileSync(join(profiles, "voting.yaml"), "utf8");
-  // Each third vote comes to the slow replica, and is tried again elsewhere.
+  // Some votes come to the slow replica, which is the last one, and are tried again elsewhere.
+  const file = join(demo.endpoints, "voting-svc.yaml");
+  const last = readFileSync(file, "utf8").match(/address: (\S+)/g).at(-1);
+  writeFileSync(`${file}.draft`, readFileSync(file, "utf8").replace(last, `${last}\n    weight: 0.25`));
+  renameSync(`${file}.draft`, file);
   write("voting.yaml", `${text}  balancer: {algorithm: RoundRobin}\n`);
-  const taken = async () => Object.values((await ask("inspect")).inspections).some((it) => it.services.some((service) => service.balancer?.algorithm === "round_robin"));
+  const taken = async () => Object.values((await ask("inspect")).inspections).some((it) => it.services.some((service) => service.balancer?.algorithm === "round_robin" && service.endpoints.some((endpoint) => endpoint.weight_milli === 250)));
   while (!await taken()) await page.waitForTimeout(50);
-  await call("/api/vote?choice=:joy:", 24);
+  await call("/api/vote?choice=:joy:", 36);
   await show(page, "overview");
   const found = (text) => page.locator(".findings li", { hasText: text });
   await says(found("voting-svc Vote is slow: p99 2"), /half of its requests take [\d.]+ (ms|µs); 127\.0\.0\.1:\d+ takes 25\d ms, 127\.0\.0\.1:\d+ [\d.]+ (ms|µs)/);
   await says(found("web-svc GET /api/vote is slow: p99 2"), /it waits for voting-svc, whose p99 is 2\d\d ms/);
-  await says(found("Retries hide failures of voting-svc Vote"), /callers see 100\.0 %; \d+ retries for 24 requests; \d+ late \(attempt timeout\); all of its failures are at 127\.0\.0\.1:\d+/);
+  await says(found("Retries hide failures of voting-svc Vote"), /callers see 100\.0 %; \d+ retries for 36 requests; \d+ late \(attempt timeout\); all of its failures are at 127\.0\.0\.1:\d+/);
   await found("voting-svc Vote is slow").getByRole("link").click();
   await page.getByRole("button", { name: "Vote", exact: true }).last().click();
   await says(page.locator("dd"), /late \(attempt timeout\); all of its failures are at/);
+  write("voting.yaml", text);
+});
+
+await step("why: a breaker that shuts says why, where, and what it kept from whom", async () => {
+  const text = readFileSync(join(profiles, "voting.yaml"), "utf8");
+  write("voting.yaml", `${text}  failureAccrual: {detectors: [{consecutive: {maxFailures: 2}}], minPenalty: 50s}\n`);
+  const taken = async () => Object.values((await ask("inspect")).inspections).some((it) => it.name.startsWith("web-svc") && JSON.stringify(it.updates).includes("minPenalty"));
+  while (!await taken()) await page.waitForTimeout(50);
+  await call("/api/vote?choice=:doughnut:", 12);
+  await show(page, "overview");
+  await says(page.locator(".findings li"), /web-svc leaves 127\.0\.0\.1:\d+ of voting-svc alone\s*2 .*; tried again in/);
+  await show(page, "endpoints");
+  const voting = page.locator("section", { has: page.getByRole("heading", { name: "web-svc → voting-svc" }) });
+  await says(voting.locator("tbody tr"), /✕shut: 2 .*; tried again in/);
+  await says(voting.locator("header"), /· 1 left alone/);
+  await voting.locator("summary").click();
+  await says(voting.locator("li"), /127\.0\.0\.1:\d+ was shut for .*: 2 /);
+  await says(page.getByRole("navigation").getByRole("link", { name: /^Endpoints/ }), "1");
   write("voting.yaml", text);
 });
 

@@ -4,6 +4,7 @@
 #
 #   run.sh             skips, loudly, where no browser (or no playwright-core, axe-core) is installed
 #   run.sh --install   installs them first: chromium by apt-get, the two by npm into a temporary directory
+#   run.sh --pictures  tests nothing, and takes the pictures in docs/screenshots anew
 #
 # EMOJIVOTO_BROWSER    the browser (default: the first chromium or chrome of PATH)
 # EMOJIVOTO_PICTURES   where screenshots go (default: a temporary directory, which stays)
@@ -15,11 +16,13 @@ root=$(cd "$here/../../.." && pwd)
 # Fixed, so that a second run finds what the first installed.
 modules=${TMPDIR:-/tmp}/emojivoto-browser-test
 install=no
+take=no
 
 case ${1-} in
   '') ;;
   --install) install=yes ;;
-  *) sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+  --pictures) take=yes ;;
+  *) sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
 
 skip() {
@@ -60,6 +63,9 @@ command -v node >/dev/null || skip 'node is not installed'
 cd "$root"
 cargo build --quiet -p emojivoto
 target=${CARGO_TARGET_DIR:-$root/target}
+if [ "$take" = yes ]; then
+  EMOJIVOTO_BROWSER=$browser NODE_PATH=$modules/node_modules exec node "$here/pictures.mjs" "$target/debug/emojivoto" docs/screenshots
+fi
 log=$(mktemp)
 "$target/debug/emojivoto" --port 0 --rate 5 >"$log" 2>&1 &
 demo=$!

@@ -4,7 +4,7 @@ import { bar, card, count, h, mark, percent, rate, span } from "/page/dom.js";
 import { table } from "/page/table.js";
 import { name } from "/page/config.js";
 
-const LEVELS = { calm: ["good", "calm"], low: ["warn", "less than 30 % of its life is left"], critical: ["bad", "less than 10 % of its life is left"], expired: ["bad", "expired, or not there yet"] };
+const LEVELS = { calm: ["good", "valid"], low: ["warn", "less than 30 % of its life is left"], critical: ["bad", "less than 10 % of its life is left"], expired: ["bad", "expired, or not there yet"] };
 
 export const identities = {
   id: "identity", title: "Identity", needs: ["edges"],
@@ -14,10 +14,10 @@ export const identities = {
       columns: [
         { key: "process", label: "Process", head: true, sort: (row) => row.name, text: (row) => row.name },
         { key: "identity", label: "Identity", sort: (row) => row.identity, text: (row) => row.identity?.replace("spiffe://", "") ?? "none yet", wrap: true },
-        { key: "left", label: "Ends in", num: true, sort: (row) => row.not_after_ms, cell: left },
+        { key: "left", label: "Ends in", num: true, wide: true, sort: (row) => row.not_after_ms, cell: left },
         { key: "state", label: "State", sort: (row) => row.alarm, cell: state, wrap: true },
-        { key: "end", label: "Valid until", sort: (row) => row.not_after_ms, text: (row) => when(row.not_after_ms) },
-        { key: "epoch", label: "Certificate no.", num: true, sort: (row) => row.epoch, text: (row) => String(row.epoch) },
+        { key: "end", label: "Valid until", wide: true, sort: (row) => row.not_after_ms, text: (row) => when(row.not_after_ms) },
+        { key: "epoch", label: "Certificate no.", short: "No.", num: true, sort: (row) => row.epoch, text: (row) => String(row.epoch) },
         { key: "refused", label: "Refused", num: true, sort: (row) => row.refused, text: (row) => String(row.refused) },
       ],
     });
@@ -39,7 +39,7 @@ export const identities = {
       caption: "Who talks to whom, and how it is secured", keyOf: (row) => row.key, sortBy: { key: "secured", dir: "ascending" }, empty: "Nobody has called anybody in this window.",
       columns: [
         { key: "src", label: "From", head: true, sort: (row) => row.src ?? "", text: (row) => row.src ?? "unknown" },
-        { key: "dst", label: "To", sort: (row) => row.dst, text: (row) => row.dst },
+        { key: "dst", label: "To", wide: true, sort: (row) => row.dst, text: (row) => row.dst },
         { key: "secured", label: "Secured", sort: (row) => Number(row.secured), cell: secured, wrap: true },
         { key: "client", label: "Caller's identity", sort: (row) => row.client_id, text: (row) => row.client_id?.replace("spiffe://", "") ?? "–", wrap: true },
         { key: "server", label: "Server's identity", sort: (row) => row.server_id, text: (row) => row.server_id?.replace("spiffe://", "") ?? "–", wrap: true },

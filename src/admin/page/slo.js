@@ -41,7 +41,7 @@ function who(cell, row) {
 function left(cell, row) {
   const share = row.budget_left;
   const level = share === null ? "" : share <= 0 ? "bad" : share < 0.25 ? "warn" : "good";
-  bar(cell, share !== null && share < 0 ? `✕ overspent by ${percent(-share, 0)}` : percent(share, 1), share ?? 0, level);
+  bar(cell, share !== null && share < 0 ? (share <= -9 ? `✕ overspent ${(1 - share).toFixed(0)} times` : `✕ overspent by ${percent(-share, 0)}`) : percent(share, 1), share ?? 0, level);
   cell.firstChild.className = level === "good" ? "" : level;
 }
 

@@ -33,7 +33,7 @@ export const tap = {
     const start = h("button", { type: "submit", class: "main", form: "tap-filters", text: "Start" });
     const clear = h("button", { type: "button", text: "Clear", onclick: () => { rows.replaceChildren(); nothing.hidden = false; say(); } });
     const form = h("form", { id: "tap-filters", class: "fields", autocomplete: "off", "aria-label": "Filters", onsubmit: (event) => { event.preventDefault(); if (source) stop("stopped"); else begin(); } },
-      ...FIELDS.map(input), ...CHOICES.map(choice), h("label", { class: "check" }, headers, "headers, secrets hidden"));
+      ...FIELDS.map(input), ...CHOICES.map(choice), h("label", { class: "check" }, headers, "headers (secrets hidden)"));
     const state = h("span", { class: "note", role: "status", text: "not started: nothing is watched, and nothing is slowed" });
     const rows = h("tbody");
     const names = ["Time", "From → to", "Request", "Route", "Status", "Latency", "Size"];
@@ -171,12 +171,14 @@ function made(event, teller) {
   const secured = (out ? event.destination : event.source).metadata?.tls === "true";
   const cell = (label, kind, ...children) => h("td", { "data-label": label, class: kind }, ...children);
   const from = out ? teller : peer(event.source);
-  const to = out ? peer(event.destination) : teller;
+  // What arrives says where, which tells replicas apart as well.
+  const local = out || event.destination.ip === "0.0.0.0" ? "" : peer(event.destination);
+  const to = out ? peer(event.destination) : local ? short(event.process) : teller;
   const client = event.source.metadata?.client_id ?? event.destination.metadata?.server_id;
   return h("tr", {},
     h("th", { scope: "row", class: "mono", text: clock(event.at_ms ?? Date.now()) }),
-    cell("From → to", "wrap", `${from} → ${to}`, h("span", { class: "sub", title: client, text: `${out ? "sent" : "received"}, ${secured ? "mutual TLS" : "no TLS"}${client ? ` with ${client.split("/").at(-1)}` : ""}` })),
-    cell("Request", "wrap", h("span", { class: "mono", text: `${method} ${path}` }), h("span", { class: "sub", text: `${authority}${event.attempt ? `, attempt ${event.attempt + 1}` : ""}` }), shown(headers, "request headers")),
+    cell("From → to", "wrap", `${from} → ${to}`, h("span", { class: "sub", title: client, text: `${out ? "sent" : `received${local ? ` at ${local}` : ""}`}, ${secured ? "mutual TLS" : "no TLS"}${client ? ` with ${client.split("/").at(-1)}` : ""}` })),
+    cell("Request", "wrap", h("span", { class: "mono", text: `${method} ${path}` }), h("span", { class: "sub", text: [authority, event.attempt && `attempt ${event.attempt + 1}`].filter(Boolean).join(", ") }), shown(headers, "request headers")),
     cell("Route", null, routeName(event.routeMeta?.route)),
     cell("Status", "status", h("span", { class: "muted", text: "under way" })),
     cell("Latency", "num", "–"), cell("Size", "num", "–"));
@@ -199,9 +201,8 @@ function ended(row, part) {
   const status = row.children[4].textContent.match(/\d+/)?.[0] ?? "";
   const level = { success: "good", failure: "bad", cancelled: "muted" }[part.outcome] ?? "muted";
   const grpc = part.grpcStatusCode === null || part.grpcStatusCode === undefined ? "" : `gRPC ${part.grpcStatusCode}`;
-  const reset = part.resetErrorCode === undefined ? "" : `reset ${part.resetErrorCode}`;
-  const told = [status, grpc, reset].filter(Boolean).join(", ") || part.outcome;
-  const why = [part.outcome === "success" ? "" : `${part.outcome}, ${part.cause}`, part.error?.replaceAll("_", " "), part.rule && `rule ${part.rule}`, part.audit && `on trial: ${part.audit} would refuse it`].filter(Boolean).join(", ");
+  const told = [status, grpc].filter(Boolean).join(", ") || part.error?.replaceAll("_", " ") || part.cause || part.outcome;
+  const why = [part.outcome === "success" ? "" : part.outcome, ...new Set([part.outcome === "success" ? "" : part.cause, part.error?.replaceAll("_", " ")].filter((it) => it !== told)), part.rule && `rule ${part.rule}`, part.audit && `on trial: ${part.audit} would refuse it`].filter(Boolean).join(", ");
   row.children[4].replaceChildren(mark(level, told), h("span", { class: "sub", text: why }));
   row.children[5].textContent = millis(nanos(part.sinceRequestInit));
   row.children[6].textContent = part.responseBytes === null || part.responseBytes === undefined ? "–" : size(part.responseBytes);

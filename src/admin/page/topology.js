@@ -62,7 +62,7 @@ function place(nodes, upright) {
   for (const node of nodes) (columns[node.layer] ??= []).push(node);
   const filled = columns.filter(Boolean);
   const most = Math.max(...filled.map((column) => column.length));
-  const gap = upright ? { along: BOX.height + 84, across: BOX.width + 22 } : { along: BOX.width + 190, across: BOX.height + 40 };
+  const gap = upright ? { along: BOX.height + 84, across: BOX.width + 22 } : { along: BOX.width + 166, across: BOX.height + 44 };
   filled.forEach((column, depth) => {
     const centre = (node) => node.into.reduce((sum, { from }) => sum + (nodes.find((it) => it.id === from)?.slot ?? 0), 0) / (node.into.length || 1);
     column.sort((a, b) => centre(a) - centre(b) || a.id.localeCompare(b.id));
@@ -91,22 +91,24 @@ function drawEdge(pair, nodes, upright) {
     : `M${x1} ${y1}C${x1 + bend} ${y1} ${x2 - bend} ${y2} ${x2} ${y2}`;
   const arrow = upright ? `M${x2 - 4.5} ${y2 - 1}h9l-4.5 8z` : `M${x2 - 1} ${y2 - 4.5}v9l8 -4.5z`;
   const width = pair.rps > 0 ? Math.min(4, 1.25 + Math.log10(1 + pair.rps)) : 1.25;
-  // Upright, boxes are wider than the room between two lines in the middle: there the words stand nearer to the called.
-  const [x, y] = upright ? [at(0.66, x1, x1, x2, x2), at(0.66, y1, y1 + bend, y2 - bend, y2)] : [(x1 + x2) / 2, (y1 + y2) / 2];
+  // The words stand nearer to the called, where lines of one caller are apart.
+  const [x, y] = upright ? [at(0.66, x1, x1, x2, x2), at(0.66, y1, y1 + bend, y2 - bend, y2)]
+    : [at(0.56, x1, x1 + bend, x2 - bend, x2), at(0.56, y1, y1, y2, y2)];
   const lock = pair.secured
     ? s("path", { class: "lock", d: `M${x - 51} ${y - 2}h10v7h-10zM${x - 49} ${y - 2}v-2.5a3 3 0 0 1 6 0v2.5` })
     : s("path", { class: "lock off", d: `M${x - 51} ${y - 2}h10v7h-10zM${x - 49} ${y - 2}v-3.5a3 3 0 0 1 5.5 -1.5` });
   const success = pair.success === null ? "" : `${level === "bad" ? "✕ " : ""}${percent(pair.success, 1)}`;
   const say = `${pair.from ? short(pair.from) : "unknown"} to ${short(pair.to)}: ${percent(pair.success)} success, ${rate(pair.rps)} requests/s, ` +
     (pair.secured ? "mutual TLS" : `no mutual TLS (${[...pair.reasons].join(", ")})`);
-  return s("g", { class: `edge ${level}` },
-    s("title", {}, say),
+  return [s("g", { class: `edge ${level}` },
     s("path", { d: path, "stroke-width": width }),
-    s("path", { class: "arrow", d: arrow }),
-    s("rect", { class: "tag", x: x - 54, y: y - 16, width: 108, height: 31, rx: 4 }),
+    s("path", { class: "arrow", d: arrow })),
+  s("g", { class: `edge ${level}` },
+    s("title", {}, say),
+    s("rect", { class: "tag", x: x - 54, y: y - 16, width: 97, height: 31, rx: 4 }),
     lock,
     s("text", { class: "sr", x: x + 6, y: y - 3, "text-anchor": "middle" }, success || "no traffic"),
-    s("text", { class: "rps", x: x + 6, y: y + 11, "text-anchor": "middle" }, `${rate(pair.rps)}/s`));
+    s("text", { class: "rps", x: x + 6, y: y + 11, "text-anchor": "middle" }, `${rate(pair.rps)}/s`))];
 }
 
 /** A point of a cubic Bézier curve. */
@@ -133,30 +135,32 @@ export function topology() {
   const box = h("div", {});
   const empty = h("p", { class: "empty", text: "Nobody has called anybody in this window." });
   const element = h("div", {}, box, empty);
-  let edges = [];
+  let told = [];
   let drawn = "";
   const watch = new ResizeObserver(draw);
   watch.observe(element);
 
   function draw() {
     const upright = element.clientWidth < 560;
-    const key = JSON.stringify([upright, edges]);
+    const key = JSON.stringify([upright, told]);
     if (key === drawn || !element.clientWidth) return;
     drawn = key;
-    empty.hidden = edges.length > 0;
-    if (!edges.length) return box.replaceChildren();
-    const { nodes, pairs } = graph(edges);
+    empty.hidden = told.length > 0;
+    if (!told.length) return box.replaceChildren();
+    const { nodes, pairs } = graph(told);
     const size = place(nodes, upright);
     const byId = new Map(nodes.map((node) => [node.id, node]));
     const [width, height] = [size.width + 16, size.height + 16];
     const focus = box.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
+    // Words stand above all lines.
+    const edges = pairs.filter(({ from, to }) => from !== to).map((pair) => drawEdge(pair, byId, upright));
     const map = s("svg", { class: "map", viewBox: `-8 -8 ${width} ${height}`, role: "group", "aria-label": "map of the services" },
-      ...pairs.filter(({ from, to }) => from !== to).map((pair) => drawEdge(pair, byId, upright)), ...nodes.map(drawNode));
+      ...edges.map(([line]) => line), ...edges.map(([, words]) => words), ...nodes.map(drawNode));
     // Never larger than life: text stays as large as the page's.
     map.style.maxWidth = `${width}px`;
     box.replaceChildren(map);
     if (focus) [...box.querySelectorAll("a")].find((link) => link.getAttribute("href") === focus)?.focus();
   }
 
-  return { element, update(next) { edges = next; draw(); }, gone: () => watch.disconnect() };
+  return { element, update(next) { told = next; draw(); }, gone: () => watch.disconnect() };
 }
