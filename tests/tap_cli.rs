@@ -85,6 +85,10 @@ async fn live_requests_are_lines_as_linkerds_are() {
     let (code, out, _) =
         world.run(&["tap", "--admin", &admin, "--max", "1", "-o", "json"], |_| "/".into()).await;
     assert_eq!((code, out.matches("\"proxyDirection\":\"INBOUND\"").count()), (Some(0), 3), "{out}");
+    let (code, out, _) =
+        world.run(&["tap", "--admin", &admin, "--max", "1", "-o", "yaml"], |_| "/".into()).await;
+    let told = (code, out.matches("---\n").count(), out.matches("\nproxyDirection: INBOUND\n").count());
+    assert_eq!(told, (Some(0), 3, 3), "{out}");
 }
 
 #[tokio::test]

@@ -346,9 +346,15 @@ pub fn settings() -> ServeSettings {
     ServeSettings {
         // Probes, two or three scrapers and some open pages, with room to spare.
         connections_max: 64,
+        // Nobody keeps the probes of others out.
+        connections_per_peer_max: 48,
         header_timeout: Duration::from_secs(5),
         header_bytes_max: 8 * 1024,
         body_bytes_max: Some(BODY_BYTES_MAX),
+        // Twice as long as scrapers and pages pause.
+        idle: Duration::from_secs(30),
+        // A page that nobody reads is not kept for longer; who stopped reading live requests begins anew.
+        response_stall: Some(Duration::from_secs(60)),
         drain: Duration::from_secs(1),
         ..ServeSettings::default()
     }

@@ -5,6 +5,7 @@ use crate::profile::duration;
 use crate::profile::invalid::Fault;
 use crate::trace::log::LogFormat;
 use crate::trace::settings::TraceMode;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ pub const VARIABLES: [(&str, &str); 18] = [
     ("ENMESH_PROFILES", "a directory of profiles, watched"),
     ("ENMESH_ENDPOINTS", "a directory of Endpoints documents, watched; may be the same"),
     ("ENMESH_DNS", "whether unknown names are looked up in DNS: true or false"),
-    ("ENMESH_ADMIN", "address:port of the admin server"),
+    ("ENMESH_ADMIN", "address:port of the admin server; a port alone is of loopback"),
     (
         "ENMESH_ADMIN_PEERS",
         "admin servers of other processes to show together, http://host:port each, by commas",
@@ -70,8 +71,9 @@ fn set(mut builder: MeshBuilder, key: &str, value: &str) -> MeshBuilder {
             builder
         }
         "ENMESH_ADMIN" => {
-            let remedy = "write address:port, such as 127.0.0.1:4191";
-            builder.admin = parsed(&mut builder.faults, key, value, remedy);
+            let remedy = "write address:port, such as 127.0.0.1:4191, or a port, for this machine alone";
+            let alone = value.parse().ok().map(|port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+            builder.admin = alone.or_else(|| parsed(&mut builder.faults, key, value, remedy));
             builder
         }
         "ENMESH_ADMIN_PEERS" | "ENMESH_ADMIN_OBSERVERS" => lists(builder, key, value),
@@ -218,6 +220,13 @@ mod tests {
         let text: Vec<String> = faults.iter().map(ToString::to_string).collect();
         assert_eq!(text.is_empty(), fault.is_none(), "{variables:?}: {text:?}");
         assert!(fault.is_none_or(|fault| text[0].contains(fault)), "{variables:?}: {text:?}");
+    }
+
+    #[test]
+    fn an_admin_port_alone_is_of_loopback() {
+        let admin = read([("ENMESH_ADMIN".to_owned(), "4191".to_owned())].into_iter()).admin;
+        assert_eq!(admin, Some(([127, 0, 0, 1], 4191).into()));
+        check(&[("ENMESH_ADMIN", ":4191")], Some("for this machine alone"));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use crate::output::{self, Done, Failure, Verdict};
 use crate::stream::{self, Query, Streams};
 use enmesh::admin::fleet::Peer;
 use enmesh::profile::duration;
+use enmesh::profile::write::emit;
 use enmesh::tap::event::Event;
 use enmesh::tap::text::{Width, lines};
 use std::time::Duration;
@@ -75,7 +76,7 @@ pub(crate) struct Args {
     #[arg(long)]
     headers: bool,
     /// How events are written
-    #[arg(short, long, default_value = "text", value_parser = ["text", "wide", "json"])]
+    #[arg(short, long, default_value = "text", value_parser = ["text", "wide", "json", "yaml"])]
     output: String,
 }
 
@@ -119,6 +120,10 @@ impl Args {
     fn write(&self, event: &Event) -> Result<(), Failure> {
         let text = match self.output.as_str() {
             "json" => serde_json::to_string(event).unwrap_or_default(),
+            // A document for each.
+            "yaml" => {
+                format!("---\n{}", emit::yaml(&serde_json::to_value(event).unwrap_or_default()).trim_end())
+            }
             "wide" => lines(event, Width::Wide),
             _ => lines(event, Width::Usual),
         };

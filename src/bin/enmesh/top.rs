@@ -41,7 +41,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 40, value_name = "N")]
     lines: usize,
     /// How the result is written
-    #[arg(short, long, default_value = "table", value_parser = ["table", "json"])]
+    #[arg(short, long, default_value = "table", value_parser = ["table", "json", "yaml"])]
     output: String,
 }
 
@@ -77,11 +77,11 @@ async fn count(args: &Args) -> Done {
         }
     }
     let text = match args.output.as_str() {
-        "json" => output::document(
+        "table" => Shows(&top, args.lines).table(false),
+        format => output::document(
             &json!({ "lines": top.lines().iter().map(told).collect::<Vec<_>>() }),
-            output::Format::Json,
+            if format == "yaml" { output::Format::Yaml } else { output::Format::Json },
         ),
-        _ => Shows(&top, args.lines).table(false),
     };
     output::write(&text)?;
     Ok(Verdict::Good)
