@@ -427,7 +427,17 @@ fn breaker() -> impl Strategy<Value = BreakerSettings> {
     ];
     let growth = select(vec![Growth::Exponential, Growth::Linear]);
     let recovery = select(vec![Recovery::Probe, Recovery::Timer]);
-    (vec(detector, 0..3), time(), time(), 0.0..=100.0_f32, growth, 0..=100_u8, recovery, any::<[bool; 2]>())
+    let overload = select(vec![Overload::Rate, Overload::Count, Overload::Ignore]);
+    (
+        vec(detector, 0..3),
+        time(),
+        time(),
+        0.0..=100.0_f32,
+        growth,
+        0..=100_u8,
+        recovery,
+        (overload, any::<[bool; 2]>()),
+    )
         .prop_map(
             |(
                 detectors,
@@ -437,7 +447,7 @@ fn breaker() -> impl Strategy<Value = BreakerSettings> {
                 growth,
                 ejected_percent_max,
                 recovery,
-                [honour_retry_after, per_route],
+                (overload, [honour_retry_after, per_route]),
             )| {
                 let (ejection_base, ejection_max) = (a.min(b), a.max(b));
                 BreakerSettings {
@@ -449,6 +459,7 @@ fn breaker() -> impl Strategy<Value = BreakerSettings> {
                     ejected_percent_max,
                     recovery,
                     honour_retry_after,
+                    overload,
                     per_route,
                 }
             },

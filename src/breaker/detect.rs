@@ -5,7 +5,7 @@ use crate::breaker::event::Reason;
 use crate::breaker::outlier::Tally;
 use crate::breaker::success_rate::SuccessRate;
 use crate::classify::outcome::{Cause, Outcome, Verdict};
-use crate::profile::settings::{Detector, FailureClass};
+use crate::profile::settings::{Detector, FailureClass, Overload};
 use crate::stdx::moment::Moment;
 
 /// Watches one endpoint's requests end, and says when it is to be left alone.
@@ -21,9 +21,17 @@ pub trait Detect {
 }
 
 /// The memory of one endpoint's detectors.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Chart {
     detectors: Box<[Memory]>,
+    overload: Overload,
+}
+
+/// One without detectors.
+impl Default for Chart {
+    fn default() -> Self {
+        Self::new(&[], Overload::Rate)
+    }
 }
 
 /// The detectors there are. A closed list, so that a call needs no indirection.
@@ -36,14 +44,24 @@ pub(crate) enum Memory {
 
 impl Chart {
     /// A healthy endpoint's chart. The consecutive detectors are asked first, as Linkerd has it.
-    pub fn new(detectors: &[Detector]) -> Self {
+    pub fn new(detectors: &[Detector], overload: Overload) -> Self {
         let mut detectors: Vec<Memory> = detectors.iter().map(Memory::new).collect();
         detectors.sort_by_key(|memory| match memory {
             Memory::Consecutive(_) => 0,
             Memory::SuccessRate(_) => 1,
             Memory::Tally(_) => 2,
         });
-        Self { detectors: detectors.into_boxed_slice() }
+        Self { detectors: detectors.into_boxed_slice(), overload }
+    }
+
+    /// An end as the detectors are to see it.
+    #[inline]
+    fn seen(&self, outcome: &Outcome) -> Outcome {
+        match self.overload {
+            Overload::Count if is_overload(outcome) => Outcome { verdict: Verdict::Failure, ..*outcome },
+            Overload::Ignore if is_overload(outcome) => Outcome::new(Verdict::Success, Cause::Status(200)),
+            Overload::Rate | Overload::Count | Overload::Ignore => *outcome,
+        }
     }
 
     /// Whether the time of an end matters, also when it went well.
@@ -64,6 +82,7 @@ impl Chart {
 impl Detect for Chart {
     #[inline]
     fn record(&self, now: Moment, outcome: &Outcome) -> Option<Reason> {
+        let outcome = &self.seen(outcome);
         let mut found = None;
         for detector in &self.detectors {
             let reason = detector.record(now, outcome);
@@ -73,6 +92,7 @@ impl Detect for Chart {
     }
 
     fn counts(&self, outcome: &Outcome) -> bool {
+        let outcome = &self.seen(outcome);
         self.detectors.iter().any(|detector| detector.counts(outcome))
     }
 
@@ -151,5 +171,11 @@ pub fn is_failure(class: FailureClass, outcome: &Outcome) -> bool {
 /// (HTTP 429, gRPC RESOURCE_EXHAUSTED; linkerd.md §4.2).
 #[inline]
 pub fn lowers_rate(outcome: &Outcome) -> bool {
-    outcome.is_failure() || matches!(outcome.cause, Cause::Status(429) | Cause::Grpc(8))
+    outcome.is_failure() || is_overload(outcome)
+}
+
+/// Whether the peer turned it away because it had too much to do.
+#[inline]
+fn is_overload(outcome: &Outcome) -> bool {
+    matches!(outcome.cause, Cause::Status(429) | Cause::Grpc(8))
 }

@@ -124,7 +124,7 @@ impl<P: Patient> Ward<P> {
 
     /// A chart for a new endpoint.
     pub fn chart(&self) -> Chart {
-        Chart::new(&self.settings.detectors)
+        Chart::new(&self.settings.detectors, self.settings.overload)
     }
 
     /// The settings.
@@ -435,7 +435,7 @@ fn turn(gate: &AtomicU32, state: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::profile::settings::FailureClass;
+    use crate::profile::settings::{FailureClass, Overload};
     use crate::stdx::rng::Rng;
     use proptest::prelude::*;
     use std::sync::Arc;
@@ -669,6 +669,37 @@ mod tests {
             clinic.send(0, &Outcome { retry_after: Some(Duration::from_secs(30)), ..BAD });
             let expected = if honour_retry_after { 30 } else { 1 };
             assert_eq!(clinic.ward.soonest(clinic.now).as_secs(), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_turned_away_for_being_too_much_counts_where_the_settings_say() {
+        let check = |overload, detector: Detector, outcome: Outcome, shuts: bool| {
+            let settings = BreakerSettings { overload, detectors: vec![detector.clone()], ..settings(1) };
+            let clinic = Clinic::new(1, settings, 0);
+            (0..5).for_each(|_| clinic.send(0, &outcome));
+            assert_eq!(clinic.state(0) == SHUT, shuts, "{overload:?} {detector:?} {outcome:?}");
+        };
+        let busy = [Cause::Status(429), Cause::Grpc(8)];
+        for (cause, verdict) in
+            busy.into_iter().flat_map(|it| [(it, Verdict::Success), (it, Verdict::Failure)])
+        {
+            let outcome = Outcome::new(verdict, cause);
+            let classed = verdict == Verdict::Failure;
+            let any = Detector::Consecutive { class: FailureClass::Any, threshold: 3 };
+            let server = Detector::Consecutive { class: FailureClass::Server, threshold: 3 };
+            let window = Duration::from_secs(10);
+            let rate = Detector::SuccessRate { threshold: 0.8, window, min_requests: 3 };
+            for (overload, by_any, by_rate) in [
+                (Overload::Rate, classed, true),
+                (Overload::Count, true, true),
+                (Overload::Ignore, false, false),
+            ] {
+                check(overload, any.clone(), outcome, by_any);
+                check(overload, rate.clone(), outcome, by_rate);
+                check(overload, server.clone(), outcome, false);
+                check(overload, any.clone(), BAD, true);
+            }
         }
     }
 

@@ -286,6 +286,8 @@ pub struct BreakerSettings {
     pub recovery: Recovery,
     /// Whether a `Retry-After` or gRPC pushback lengthens the time.
     pub honour_retry_after: bool,
+    /// What of the detectors counts what is turned away because there is too much to do.
+    pub overload: Overload,
     /// Whether failures are counted for each route apart, so that one bad route does not eject the endpoint.
     pub per_route: bool,
 }
@@ -301,6 +303,7 @@ impl Default for BreakerSettings {
             ejected_percent_max: 50,
             recovery: Recovery::Probe,
             honour_retry_after: false,
+            overload: Overload::Rate,
             per_route: false,
         }
     }
@@ -322,6 +325,17 @@ pub enum Recovery {
     Probe,
     /// All at once when the time is over (Envoy, gRPC A50).
     Timer,
+}
+
+/// Who counts what an endpoint turns away because it has too much to do: HTTP 429, gRPC RESOURCE_EXHAUSTED.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Overload {
+    /// Success rates alone (Linkerd).
+    Rate,
+    /// Every detector of any failure.
+    Count,
+    /// Nobody: it is the answer of one who is well.
+    Ignore,
 }
 
 /// What makes an endpoint suspect.

@@ -15,6 +15,7 @@ use crate::profile::settings::Growth;
 use crate::profile::settings::Limits;
 use crate::profile::settings::LocalitySettings;
 use crate::profile::settings::Objective;
+use crate::profile::settings::Overload;
 use crate::profile::settings::Recovery;
 use crate::profile::settings::TlsMode;
 use std::sync::Arc;
@@ -106,6 +107,7 @@ pub(crate) fn breaker(field: &Field<'_>) -> Option<BreakerSettings> {
                 .unwrap_or(usual.ejected_percent_max),
             recovery: f.get("recovery").word(&recovery).unwrap_or(usual.recovery),
             honour_retry_after: f.get("honorRetryAfter").bool().unwrap_or(usual.honour_retry_after),
+            overload: f.get("overload").word(OVERLOADS).unwrap_or(usual.overload),
             per_route: f.get("perRoute").bool().unwrap_or(usual.per_route),
         }
     })
@@ -130,6 +132,9 @@ const SUCCESS_RATE: Detector =
     Detector::SuccessRate { threshold: 0.8, window: Duration::from_secs(10), min_requests: 5 };
 
 /// The failures a detector can count, by name.
+pub(crate) const OVERLOADS: &[(&str, Overload)] =
+    &[("Rate", Overload::Rate), ("Count", Overload::Count), ("Ignore", Overload::Ignore)];
+
 pub(crate) const FAILURE_CLASSES: &[(&str, FailureClass)] = &[
     ("Any", FailureClass::Any),
     ("Server", FailureClass::Server),

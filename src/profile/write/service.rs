@@ -1,6 +1,7 @@
 //! Floor 1: writes what is said of a service as a whole, as `enmesh.dev/v1` has it.
 
 use crate::profile::read::service::FAILURE_CLASSES;
+use crate::profile::read::service::OVERLOADS;
 use crate::profile::read::service::TLS_MODES;
 use crate::profile::settings::Adaptive;
 use crate::profile::settings::Algorithm;
@@ -73,6 +74,7 @@ pub(crate) fn breaker(breaker: &BreakerSettings) -> Value {
         .with("maxEjectionPercent", breaker.ejected_percent_max)
         .with("recovery", recovery)
         .flag("honorRetryAfter", breaker.honour_retry_after)
+        .with("overload", tree::word(OVERLOADS, &breaker.overload))
         .flag("perRoute", breaker.per_route)
         .into()
 }
