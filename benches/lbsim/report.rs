@@ -174,8 +174,8 @@ A request that ends is the one perfectly fresh sign that its endpoint just freed
 endpoint known. Failures never feed the latency, so nothing that fails fast attracts traffic. Reading changes nothing, and
 nothing is asked of servers. Where weights differ, an endpoint that got more than its share lately costs up to half more;
 an endpoint of another zone costs twice as much, so load overflows when the near ones are busy; a new endpoint counts as the
-best of its peers for its first request. The choice costs 650 to 660 instructions at 10 and at
-10 000 endpoints alike, peak EWMA of two 225 to 244 (`benches/README.md`).
+best of its peers for its first request. The choice costs 640 to 645 instructions at 10 and at
+10 000 endpoints alike, peak EWMA of two 195 to 197 (`benches/README.md`).
 
 Against the reference model of this rule (16 endpoints and two random ones, `L^1.25`, 20 s, a tenth for every sample) three
 things were changed, each judged on seeds 1 to 3, which no table below uses: the sample's weight depends on how dense the
