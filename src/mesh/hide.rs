@@ -18,6 +18,7 @@ pub(crate) fn in_profile(document: &mut Value, redaction: &Redaction) {
 }
 
 /// Hides them in an explanation: in what is set, and in the conditions that it names.
+#[cfg(any(feature = "admin", test))]
 pub(crate) fn in_explanation(answer: &mut Value, redaction: &Redaction) {
     walk(answer, &mut |key, value| match value {
         Value::Object(headers) if key == "set_headers" || key == "added_headers" => {
@@ -37,6 +38,7 @@ pub(crate) fn in_explanation(answer: &mut Value, redaction: &Redaction) {
 }
 
 /// `routes[0]: header authorization: Bearer x does not match` without what must not be told; `None`: nothing must not.
+#[cfg(any(feature = "admin", test))]
 fn without_secret(text: &str, redaction: &Redaction) -> Option<String> {
     const HEADER: &str = "header ";
     let (at, _) = text.match_indices(HEADER).find(|(at, _)| {
