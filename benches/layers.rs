@@ -112,7 +112,7 @@ impl<'o> Kind<'o> {
         if self.options.rounds.is_some() {
             return;
         }
-        let (batches, batch) = if self.options.smoke { (1, 50) } else { (3, 2_000) };
+        let (batches, batch) = if self.options.smoke { (1, 50) } else { (5, 20_000) };
         let each = THREADS.map(|threads| {
             let crowd = || {
                 let mut run = || {
@@ -137,7 +137,10 @@ impl<'o> Kind<'o> {
     fn print(self) {
         print(self.name, "cargo bench --bench layers -- --callgrind", &self.rows);
         if !self.crowds.is_empty() {
-            println!("\n  {:<44} {:>9} {:>9} {:>9} {:>9}", "ns of each request, by threads", 1, 2, 4, 8);
+            println!(
+                "\n  {:<44} {:>9} {:>9} {:>9} {:>9}",
+                "wall ns over all requests, by threads", 1, 2, 4, 8
+            );
         }
         for (whose, [one, two, four, eight]) in self.crowds {
             println!("  {whose:<44} {one:>9.0} {two:>9.0} {four:>9.0} {eight:>9.0}");
