@@ -211,6 +211,7 @@ async fn hints_when_to_come_back_are_obeyed_up_to_a_cap() {
         (hint("retry-after", "2"), 2000, 3),
         (hint("retry-after", "11"), 0, 1),
         (hint("retry-after", "1000000000"), 0, 1),
+        (hint("retry-after", "99999999999999999999999999"), 0, 1),
         (hint("grpc-retry-pushback-ms", "30"), 30, 3),
         (hint("grpc-retry-pushback-ms", "-1"), 0, 1),
         (hint("grpc-retry-pushback-ms", "soon"), 0, 1),
@@ -269,6 +270,32 @@ async fn grpc_codes_are_found_in_headers_and_in_trailers_and_no_frame_is_eaten()
     let upstream = Upstream::new([Reply::status(200).body(vec![wait(), failed()])]);
     let begun = std::pin::pin!(send(&upstream, idempotent(), Method::GET, Empty::new()));
     assert!(matches!(futures::poll!(begun), Poll::Ready(Ok(_))));
+}
+
+/// gRPC servers push back in trailers, with any code that is retried (gRFC A6).
+#[tokio::test(start_paused = true)]
+async fn a_pushback_in_trailers_is_obeyed_too() {
+    let pushed = |code, ms| {
+        let said = vec![("grpc-status", code), ("grpc-retry-pushback-ms", ms)];
+        (Reply::grpc(vec![Sent::Trailers(said.clone())]), said)
+    };
+    for (code, ms, wait, attempts) in [
+        ("14", "30", 30, 3),
+        ("13", "40", 40, 3),
+        ("14", "-1", 0, 1),
+        ("14", "99999", 0, 1),
+        ("14", "x", 0, 1),
+    ] {
+        let (in_trailers, said) = pushed(code, ms);
+        let in_head = said.iter().fold(Reply::status(200), |reply, &(name, value)| reply.header(name, value));
+        for reply in [in_trailers, in_head] {
+            let upstream = Upstream::new([reply]);
+            send(&upstream, idempotent(), Method::POST, Empty::new()).await.unwrap();
+            let seen = upstream.seen.lock().unwrap();
+            assert_eq!(seen.len(), attempts, "{code} {ms}");
+            assert!(seen.windows(2).all(|two| two[1].at - two[0].at == MS(wait)), "{code} {ms}");
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,6 +1,7 @@
 //! Floor 2: what sending one more request to an endpoint costs: latency, load and health in one number.
 
 use crate::balance::fade::Fade;
+use crate::balance::report::IN_FLIGHT_MAX;
 use crate::classify::outcome::{Cause, Outcome, Verdict};
 use crate::stdx::moment::Moment;
 use crate::stdx::sync::{AtomicU32, Ordering::Relaxed};
@@ -149,9 +150,9 @@ pub(crate) struct Others(u32);
 impl Others {
     const STAMP: u32 = (1 << 20) - 1;
 
-    /// `count` (at most 4095) at `now`.
+    /// `count` (at most [`IN_FLIGHT_MAX`]) at `now`.
     pub(crate) fn new(count: u32, now: Moment) -> Self {
-        Self(count.min(4095) << 20 | now.millis() & Self::STAMP)
+        Self(count.min(IN_FLIGHT_MAX) << 20 | now.millis() & Self::STAMP)
     }
 
     /// As a number, to be kept in an atomic.
@@ -190,6 +191,8 @@ pub struct Glance {
     millis: u32,
     /// Others' requests in the mean; below 0 where reports do not count.
     others: f32,
+    /// What endpoints usually take, in seconds; 0 if unknown.
+    typical: f32,
 }
 
 impl Glance {
@@ -201,10 +204,20 @@ impl Glance {
     }
 }
 
+impl Glance {
+    /// The same, where endpoints usually take `secs`.
+    #[must_use]
+    #[inline]
+    pub fn with_typical(mut self, secs: f32) -> Self {
+        self.typical = secs;
+        self
+    }
+}
+
 impl From<Moment> for Glance {
     #[inline]
     fn from(now: Moment) -> Self {
-        Self { now, millis: now.millis(), others: -1.0 }
+        Self { now, millis: now.millis(), others: -1.0, typical: 0.0 }
     }
 }
 
@@ -279,6 +292,8 @@ const HEALTH_STEP: f32 = 0.2;
 /// The least and the most that a sample counts in an average, and the milliseconds between samples from which on
 /// it counts most.
 const GAIN: (f32, f32, f32) = (0.01, 0.1, 30.0);
+/// How many times faster a mean becomes what is usual than it fades where nothing is: 10 s instead of 30 s.
+const RETURN_FACTOR: f32 = 3.0;
 /// How many standard deviations above the mean the age of what waits must be to count as latency.
 const ALIVE_DEVIATIONS: f32 = 1.5;
 /// The least health in a score, so that no score is infinite.
@@ -324,6 +339,17 @@ impl Formula {
             return latency.secs;
         }
         (latency.secs * (-((age - self.grace_ms) as f32) / self.decay_ms).exp()).max(LATENCY_MIN)
+    }
+
+    /// A latency that nobody measured for longer than the grace. What was measured at its peak fades to nothing; a mean to
+    /// what endpoints usually take, since of one that nobody asked for a while no more is known than of any.
+    #[inline(never)]
+    fn aged(&self, latency: Latency, at: Glance) -> f32 {
+        if self.estimator == Estimator::Peak || at.typical == 0.0 {
+            return self.estimate(latency, at.now);
+        }
+        let age = latency.age_ms(at.now).saturating_sub(self.grace_ms) as f32;
+        at.typical + (latency.secs - at.typical) * (-age * RETURN_FACTOR / self.decay_ms).exp()
     }
 
     /// The health after one more request.
@@ -428,7 +454,7 @@ impl Formula {
     fn present(&self, view: &View, at: Glance) -> f32 {
         let mut latency = view.latency.secs;
         if at.millis.wrapping_sub(view.latency.stamp) > self.grace_ms {
-            latency = self.estimate(view.latency, at.now);
+            latency = self.aged(view.latency, at);
         }
         risen(latency, view, at.now)
     }
@@ -563,6 +589,25 @@ mod tests {
         fn words_keep_what_is_put_in(secs in 0.0f32..1e6, stamp: u32, assumed: bool) {
             let latency = Latency { secs, stamp, assumed };
             prop_assert_eq!(Latency::unpack(latency.pack()), latency);
+        }
+    }
+
+    /// Of what nobody asked for a while no more is known than of any: slow or fast, it becomes what is usual.
+    #[test]
+    fn what_is_not_asked_becomes_what_is_usual() {
+        let (formula, usual) = (Formula::default(), 0.05);
+        for secs in [0.001, 0.05, 2.0] {
+            let latency = Latency { secs, stamp: at(1.0).millis(), assumed: false };
+            let then = |after: f64| formula.aged(latency, Glance::from(at(1.0 + after)).with_typical(usual));
+            assert!((then(1.0) - secs).abs() < 1e-6, "within the grace nothing is forgotten");
+            let (some, most) = (then(11.0), then(120.0));
+            assert!(
+                (some - (usual + (secs - usual) * (-1.0f32).exp())).abs() < 1e-4 * secs.max(usual),
+                "{some}"
+            );
+            assert!((most - usual).abs() < 1e-3 * secs.max(usual), "{most}");
+            let peak = Formula::new(Estimator::Peak, Power::One, Duration::from_secs(10), Duration::ZERO);
+            assert!(peak.aged(latency, Glance::from(at(11.0)).with_typical(usual)) < secs * 0.38);
         }
     }
 

@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// The most balancers that a thread remembers rings of, 72 bytes each. With more in one process two may share a
+/// The most balancers that a thread remembers rings of, 80 bytes each. With more in one process two may share a
 /// place: then each finds it taken by the other and begins anew, which costs them the ring and nothing else.
 const RINGS_MAX: usize = 1024;
 

@@ -360,6 +360,7 @@ impl Picker {
         ask: &Ask<'_, F>,
     ) -> Option<&'s Slot<T>> {
         let mut contest = Contest::new(self, tier, ask.now);
+        contest.at = contest.at.with_typical(ask.ring.typical());
         if contest.plain && set.sole().is_some() {
             let (mut best, mut cost) = (None, f32::INFINITY);
             for cell in ask.ring.cells() {
@@ -528,7 +529,8 @@ mod tests {
             for (name, rule, power) in all_rules() {
                 let mut world = World::even(count, rule, power);
                 let counts = world.serve(400 * count as u32, |_| None);
-                let most = if name == "turn" { 400 } else { 600 };
+                // Who was freed is asked again before one that nobody knows better, so its requests come in runs.
+                let most = if name == "turn" { 400 } else { 700 };
                 assert!(counts.values().all(|n| *n <= most), "{name} {count}: {counts:?}");
                 assert_eq!(counts.len(), count, "{name} leaves some out");
             }

@@ -18,7 +18,7 @@ pub static BINARY_HEADER: HeaderName = HeaderName::from_static("endpoint-load-me
 pub const BYTES_MAX: usize = 4096;
 /// The most metrics of a report that are looked at.
 pub const METRICS_MAX: usize = 64;
-/// The most requests in flight that a report is believed.
+/// The most requests in flight that a report is believed: what twelve bits hold.
 pub const IN_FLIGHT_MAX: u32 = 4095;
 
 /// The name of requests in flight among ORCA's named metrics.

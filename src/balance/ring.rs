@@ -7,6 +7,9 @@ use std::sync::Arc;
 /// twelfth of a pick each; 4 decide worse (docs/balancing.md).
 pub const RING_MAX: usize = 8;
 
+/// What one more endpoint counts in the mean.
+const TYPICAL_SHARE: f32 = 0.02;
+
 /// The endpoints that a thread most recently saw end a request well, the latest first, each once.
 ///
 /// Such an end is the one perfectly fresh sign a client has that an endpoint just freed capacity: the ring is the
@@ -16,12 +19,16 @@ pub const RING_MAX: usize = 8;
 #[derive(Debug, Default)]
 pub struct Ring {
     cells: [Option<Arc<Cell>>; RING_MAX],
+    typical: f32,
 }
 
 impl Ring {
     /// Puts an endpoint first, and forgets the oldest if there are too many.
     #[inline]
     pub fn push(&mut self, cell: &Arc<Cell>) {
+        let secs = cell.latency().secs;
+        let share = if self.typical == 0.0 { 1.0 } else { TYPICAL_SHARE };
+        self.typical += (secs - self.typical) * share;
         let known = |entry: &Option<Arc<Cell>>| entry.as_ref().is_none_or(|entry| Arc::ptr_eq(entry, cell));
         let found = self.cells.iter().position(known);
         let index = found.unwrap_or(RING_MAX - 1);
@@ -29,6 +36,12 @@ impl Ring {
             self.cells[index] = Some(Arc::clone(cell));
         }
         self.cells[..=index].rotate_right(1);
+    }
+
+    /// The latency of the last fifty endpoints that were put here, in the mean, in seconds; 0 if there was none.
+    #[inline]
+    pub fn typical(&self) -> f32 {
+        self.typical
     }
 
     /// The endpoints, the latest first.
@@ -43,6 +56,17 @@ mod tests {
     use super::*;
     use crate::stdx::moment::Moment;
     use proptest::prelude::*;
+
+    #[test]
+    fn what_is_typical_follows_what_was_put_there() {
+        let cell = |secs| Arc::new(Cell::new(1, 0, Moment::default(), secs));
+        let mut ring = Ring::default();
+        assert_eq!(ring.typical(), 0.0);
+        ring.push(&cell(0.5));
+        assert_eq!(ring.typical(), 0.5);
+        (0..50).for_each(|_| ring.push(&cell(0.1)));
+        assert!((0.1..0.26).contains(&ring.typical()), "{}", ring.typical());
+    }
 
     proptest! {
         /// The model: the distinct numbers from the back, at most so many.

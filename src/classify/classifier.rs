@@ -90,11 +90,14 @@ pub(crate) fn head(
     }
 }
 
-/// Judges trailers after a head that did not decide.
+/// Judges trailers after a head that did not decide. gRPC servers push back in trailers (gRFC A6).
 pub fn trailers(head: Outcome, trailers: Option<&HeaderMap>) -> Outcome {
-    match trailers.and_then(grpc_code) {
-        Some(code) => grpc_outcome(code),
-        None => head,
+    let Some((trailers, code)) = trailers.and_then(|trailers| Some((trailers, grpc_code(trailers)?))) else {
+        return head;
+    };
+    match code {
+        0 => grpc_outcome(code),
+        _ => Outcome { retry_after: pushback(trailers).flatten(), ..grpc_outcome(code) },
     }
 }
 
@@ -120,28 +123,40 @@ fn grpc_outcome(code: u8) -> Outcome {
 }
 
 fn with_hint(outcome: Outcome, headers: &HeaderMap, wall_secs: impl FnOnce() -> u64) -> Outcome {
-    if outcome.is_overload() { Outcome { retry_after: hint(headers, wall_secs), ..outcome } } else { outcome }
+    let retry_after = match outcome.cause {
+        _ if outcome.is_overload() => hint(headers, wall_secs),
+        // Whatever code it comes with (gRFC A6).
+        Cause::Grpc(1..) => pushback(headers).flatten(),
+        _ => None,
+    };
+    Outcome { retry_after, ..outcome }
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok().map(str::trim)
+}
+
+/// `grpc-retry-pushback-ms`, if it can be read: `Some(None)` if it is negative and forbids.
+fn pushback(headers: &HeaderMap) -> Option<Option<Duration>> {
+    let ms = text(headers, "grpc-retry-pushback-ms")?.parse::<i32>().ok()?;
+    Some(u64::try_from(ms).ok().map(|ms| Duration::from_millis(ms).min(RETRY_AFTER_MAX)))
 }
 
 /// `grpc-retry-pushback-ms` or `Retry-After` (seconds or an HTTP date; a past date is zero), at most
 /// [`RETRY_AFTER_MAX`].
 pub fn hint(headers: &HeaderMap, wall_secs: impl FnOnce() -> u64) -> Option<Duration> {
-    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
-    let pushback = text("grpc-retry-pushback-ms").and_then(|ms| ms.parse::<i32>().ok());
-    let wait = match pushback.map(u64::try_from) {
-        Some(Ok(ms)) => Duration::from_millis(ms),
-        Some(Err(_)) => return None,
-        None => {
-            let value = text("retry-after")?;
-            match value.parse::<u64>() {
-                Ok(secs) => Duration::from_secs(secs),
-                Err(_) => {
-                    let date = httpdate::parse_http_date(value).ok()?;
-                    let at = date.duration_since(std::time::UNIX_EPOCH).ok()?.as_secs();
-                    Duration::from_secs(at.saturating_sub(wall_secs()))
-                }
-            }
-        }
+    if let Some(wait) = pushback(headers) {
+        return wait;
+    }
+    let value = text(headers, "retry-after")?;
+    let is_number = !value.is_empty() && value.bytes().all(|digit| digit.is_ascii_digit());
+    let wait = if is_number {
+        // A number that no word holds is long as well.
+        Duration::from_secs(value.parse().unwrap_or(u64::MAX))
+    } else {
+        let date = httpdate::parse_http_date(value).ok()?;
+        let at = date.duration_since(std::time::UNIX_EPOCH).ok()?.as_secs();
+        Duration::from_secs(at.saturating_sub(wall_secs()))
     };
     Some(wait.min(RETRY_AFTER_MAX))
 }
@@ -204,6 +219,9 @@ mod tests {
         };
         assert_eq!(read("retry-after", "7"), Some(Duration::from_secs(7)));
         assert_eq!(read("retry-after", "99999"), Some(RETRY_AFTER_MAX));
+        assert_eq!(read("retry-after", "99999999999999999999999999"), Some(RETRY_AFTER_MAX));
+        assert_eq!(read("retry-after", "-1"), None);
+        assert_eq!(read("retry-after", ""), None);
         assert_eq!(read("retry-after", "Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::from_secs(7)));
         assert_eq!(read("retry-after", "soon"), None);
         assert_eq!(read("grpc-retry-pushback-ms", "20"), Some(Duration::from_millis(20)));

@@ -1,11 +1,11 @@
 //! Floor 2: one rate for each of many keys, in a table that never grows.
 
+use crate::stdx::epoch::Epoch;
 use crate::stdx::gcra::{Rate, nanos};
 use crate::stdx::sync::{AtomicU64, Ordering};
 use std::collections::hash_map::RandomState;
 use std::fmt;
 use std::hash::{BuildHasher, Hash};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// The keys that a table tells apart: 64 KiB, and more clients than one server has at a time.
@@ -24,7 +24,7 @@ const GROUP: usize = 8;
 pub struct KeyedRates {
     rate: Rate,
     hasher: RandomState,
-    begun: OnceLock<Instant>,
+    begun: Epoch,
     cells: Box<[Cell]>,
     overflow: AtomicU64,
 }
@@ -54,7 +54,7 @@ impl KeyedRates {
         Self {
             rate,
             hasher: RandomState::new(),
-            begun: OnceLock::new(),
+            begun: Epoch::default(),
             cells: (0..groups * GROUP).map(|_| Cell::default()).collect(),
             overflow: AtomicU64::new(0),
         }
@@ -65,7 +65,7 @@ impl KeyedRates {
     /// # Errors
     /// How long it is until there is one to take.
     pub fn admit(&self, key: impl Hash, now: Instant) -> Result<(), Duration> {
-        let at = nanos(now.saturating_duration_since(*self.begun.get_or_init(|| now)));
+        let at = nanos(self.begun.at(now));
         let tag = self.hasher.hash_one(key).max(1);
         let tat = self.find(tag, at).map_or(&self.overflow, |cell| &cell.tat);
         self.rate.take(tat, at).map_err(Duration::from_nanos)
@@ -73,8 +73,7 @@ impl KeyedRates {
 
     /// How many keys have a bucket that is not full.
     pub fn busy(&self, now: Instant) -> usize {
-        let Some(begun) = self.begun.get() else { return 0 };
-        let at = nanos(now.saturating_duration_since(*begun));
+        let at = nanos(self.begun.at(now));
         self.cells.iter().filter(|cell| cell.tat.load(Ordering::Relaxed) > at).count()
     }
 

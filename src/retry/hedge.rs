@@ -1,9 +1,10 @@
 //! Floor 2: what calls of a route took lately, and when a second copy of a slow one is sent.
 
 use crate::profile::settings::HedgeSettings;
+use crate::stdx::epoch::Epoch;
 use crate::stdx::histogram::Counts;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The least calls that say what is usual: of fewer, the 99th percentile is one call.
@@ -23,7 +24,7 @@ const UNKNOWN: u64 = 0;
 /// second copy was slower as a first attempt too.
 #[derive(Debug, Default)]
 pub struct Recent {
-    begun: OnceLock<Instant>,
+    begun: Epoch,
     next: AtomicU64,
     typical: AtomicU64,
     slow: AtomicU64,
@@ -54,9 +55,8 @@ impl Recent {
     }
 
     fn refresh(&self, thousandths: Option<u16>, now: Instant, read: impl FnOnce() -> Counts) {
-        let begun = *self.begun.get_or_init(|| now);
         let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        let at = micros(now.saturating_duration_since(begun)).saturating_add(1);
+        let at = micros(self.begun.at(now)).saturating_add(1);
         let next = self.next.load(Ordering::Relaxed);
         let later = at.saturating_add(micros(REFRESH));
         if at < next || self.next.compare_exchange(next, later, Ordering::Relaxed, Ordering::Relaxed).is_err()

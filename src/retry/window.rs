@@ -1,7 +1,7 @@
 //! Floor 2: counts what came in a sliding time without a lock, and grants no more than it allows.
 
+use crate::stdx::epoch::Epoch;
 use crate::stdx::sync::{AtomicU64, Ordering};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// A slot is a tenth of the time; one more keeps the oldest until it is over.
@@ -17,7 +17,7 @@ const PPM: u64 = 1_000_000;
 /// `T` at most `ratio · (credits of T + ttl) + reserve · (T/ttl + 1)` are taken. All arithmetic is exact.
 #[derive(Debug)]
 pub(crate) struct Window {
-    begun: OnceLock<Instant>,
+    begun: Epoch,
     ttl: u64,
     ratio_ppm: u32,
     /// What may always be taken within `ttl`.
@@ -51,7 +51,7 @@ impl Window {
     /// `ttl` is used in milliseconds, at least 10.
     pub(crate) fn new(ratio_ppm: u32, reserve: u64, ttl: Duration) -> Self {
         Self {
-            begun: OnceLock::new(),
+            begun: Epoch::default(),
             ttl: millis(ttl).max(10),
             ratio_ppm,
             reserve,
@@ -187,7 +187,7 @@ impl Window {
     }
 
     fn at(&self, now: Instant) -> u64 {
-        millis(now.saturating_duration_since(*self.begun.get_or_init(|| now)))
+        millis(self.begun.at(now))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Floor 0: a rate limit in one atomic word (GCRA, ITU-T I.371: the generic cell rate algorithm).
 
+use crate::stdx::epoch::Epoch;
 use crate::stdx::sync::{AtomicU64, Ordering};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// A rate and a burst, the rule without its memory.
@@ -72,14 +72,14 @@ impl Rate {
 #[derive(Debug)]
 pub struct Gcra {
     rate: Rate,
-    begun: OnceLock<Instant>,
+    begun: Epoch,
     tat: AtomicU64,
 }
 
 impl Gcra {
     /// A full bucket of this rate.
     pub fn new(rate: Rate) -> Self {
-        Self { rate, begun: OnceLock::new(), tat: AtomicU64::new(0) }
+        Self { rate, begun: Epoch::default(), tat: AtomicU64::new(0) }
     }
 
     /// Takes one.
@@ -96,7 +96,7 @@ impl Gcra {
     }
 
     fn at(&self, now: Instant) -> u64 {
-        nanos(now.saturating_duration_since(*self.begun.get_or_init(|| now)))
+        nanos(self.begun.at(now))
     }
 }
 

@@ -4,6 +4,7 @@ pub mod backoff;
 pub(crate) mod base64;
 pub mod clock;
 pub mod diff;
+pub(crate) mod epoch;
 pub mod gcra;
 pub mod histogram;
 pub mod history;
