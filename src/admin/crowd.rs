@@ -294,10 +294,11 @@ impl Lines {
             if let Some(end) = self.text[self.scanned..].iter().position(|byte| *byte == b'\n') {
                 let line = self.text.split_to(self.scanned + end + 1).freeze();
                 self.scanned = 0;
-                let line = line.slice(..line.len() - 1);
+                let line = line.slice(..line.trim_ascii_end().len());
                 match line.first() {
-                    None | Some(b'\r') => continue,
-                    Some(b'{') => return Ok(Some(line)),
+                    None => continue,
+                    // JSON escapes it; as it is it would end a line of a server-sent event.
+                    Some(b'{') if !line.contains(&b'\r') => return Ok(Some(line)),
                     Some(_) => return Err("sends no JSON".to_owned()),
                 }
             }

@@ -112,7 +112,7 @@ function list(parent, entries, make, update) {
 
 function change(it) {
   const [plus, minus] = ["+", "-"].map((op) => it.lines.filter((line) => line.op === op).length);
-  const size = it.lines.length ? `+${plus}${it.more ? "…" : ""} −${minus}` : "moved, and says the same";
+  const size = it.lines.length ? `+${plus}${it.more ? "…" : ""} −${minus}` : "nothing that is shown here changed";
   const names = { "+": "add", "-": "del", "…": "skip" };
   const diff = h("div", { class: "diff", tabindex: "0", role: "region", "aria-label": `what changed in ${it.kind} of ${it.service} at ${clock(it.at_ms)}` },
     ...it.lines.map((line) => h("span", { class: names[line.op] ?? null, text: line.op === "…" ? "  …" : `${line.op} ${line.text}` })),

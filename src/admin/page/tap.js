@@ -178,7 +178,7 @@ function made(event, teller) {
   return h("tr", {},
     h("th", { scope: "row", class: "mono", text: clock(event.at_ms ?? Date.now()) }),
     cell("From → to", "wrap", `${from} → ${to}`, h("span", { class: "sub", title: client, text: `${out ? "sent" : `received${local ? ` at ${local}` : ""}`}, ${secured ? "mutual TLS" : "no TLS"}${client ? ` with ${client.split("/").at(-1)}` : ""}` })),
-    cell("Request", "wrap", h("span", { class: "mono", text: `${method} ${path}` }), h("span", { class: "sub", text: [authority, event.attempt && `attempt ${event.attempt + 1}`].filter(Boolean).join(", ") }), shown(headers, "request headers")),
+    cell("Request", "wrap", h("span", { class: "mono", text: `${method} ${path}` }), h("span", { class: "sub", text: [authority === local ? "" : authority, event.attempt && `attempt ${event.attempt + 1}`].filter(Boolean).join(", ") }), shown(headers, "request headers")),
     cell("Route", null, routeName(event.routeMeta?.route)),
     cell("Status", "status", h("span", { class: "muted", text: "under way" })),
     cell("Latency", "num", "–"), cell("Size", "num", "–"));
