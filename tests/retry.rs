@@ -315,21 +315,22 @@ async fn there_is_no_retry_without_budget_and_it_is_counted_over_all() {
 
 #[tokio::test(start_paused = true)]
 async fn hops_do_not_repeat_what_others_repeat() {
-    let marked = |hops, name: &'static str, value: &'static str| {
+    let marked = |hops, attempts, value: &'static str| {
         let upstream = Upstream::new([Reply::status(503)]);
-        let settings = RetrySettings { hops, ..RetrySettings::default() };
+        let settings = RetrySettings { hops, attempts_max: Some(attempts), ..RetrySettings::default() };
         let mut request = request(Method::GET, Empty::<Bytes>::new());
-        request.headers_mut().insert(name, value.parse().unwrap());
+        request.headers_mut().insert("x-enmesh-attempt", value.parse().unwrap());
         async move {
             let answer = retry(&upstream, settings).oneshot(request).await.unwrap();
             let first = upstream.seen.lock().unwrap()[0].parts.headers.contains_key("x-enmesh-attempt");
             (answer.body().attempts(), first, answer.headers().contains_key("x-enmesh-retried"))
         }
     };
-    assert_eq!(marked(HopMarks::Trust, "x-enmesh-attempt", "1").await, (1, true, true));
-    assert_eq!(marked(HopMarks::Trust, "x-enmesh-attempt", "0").await, (3, true, true));
-    assert_eq!(marked(HopMarks::Strip, "x-enmesh-attempt", "1").await, (3, false, true));
-    assert_eq!(marked(HopMarks::Off, "x-enmesh-attempt", "1").await, (3, true, false));
+    assert_eq!(marked(HopMarks::Trust, 3, "1").await, (1, true, true));
+    assert_eq!(marked(HopMarks::Trust, 3, "0").await, (3, true, true));
+    assert_eq!(marked(HopMarks::Strip, 3, "1").await, (3, false, true));
+    assert_eq!(marked(HopMarks::Strip, 1, "1").await, (1, false, false));
+    assert_eq!(marked(HopMarks::Off, 3, "1").await, (3, true, false));
     let answered = |hops| async move {
         let upstream = Upstream::new([Reply::status(503).header("x-enmesh-retried", "3")]);
         let settings = RetrySettings { hops, ..RetrySettings::default() };

@@ -62,8 +62,14 @@ pub(crate) fn prepare<R: MeshRequest>(own: Option<&Arc<RetryPolicy>>, request: &
         None => (own.map(Arc::as_ref), own),
     };
     let retries_max = request.state().and_then(|state| state.retries_max);
-    let policy = policy.filter(|policy| policy.may_repeat(retries_max))?;
+    let policy = policy?;
     let (hops, patience) = (policy.hops(), policy.patience());
+    if !policy.may_repeat(retries_max) {
+        if hops == HopMarks::Strip {
+            marks::strip(request.http_mut().headers_mut());
+        }
+        return None;
+    }
     let hedge = policy.hedge().and_then(|settings| hedge_after(settings, policy, request));
     let (stake, own, body_bytes_max) = (policy.budget().enter(), own.cloned(), policy.body_bytes_max());
     if let Some(state) = request.state_mut() {
