@@ -117,11 +117,14 @@ where
         };
         let (hedge, mut keep) = (prepared.hedge, None);
         let request = request.map_body(|body| prepared.record(body, &mut keep));
-        let mut again = Again::of(&request, prepared, keep, self.sender());
+        // The inner service that is ready is called; its clone is what the next request asks whether it is ready.
+        let (clone, rng) = self.sender();
+        let service = std::mem::replace(&mut self.inner, clone);
+        let mut again = Again::of(&request, prepared, keep, (service, rng));
         if hedge.is_some() {
             failed::forget();
         }
-        let attempt = self.inner.call(request);
+        let attempt = again.service_mut().call(request);
         if hedge.is_some() {
             again.note_sent();
         }
