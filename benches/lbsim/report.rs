@@ -57,24 +57,25 @@ impl Table {
         }
     }
 
-    /// How far the best of ours is behind the best of the others, as the worst ratio of its marks. Two missed
-    /// requests in 100 000 more are no difference: in a run that is one.
+    /// How far the default is behind the best of the others.
     pub fn behind(&self) -> f64 {
+        self.row(DEFAULT).map_or(f64::INFINITY, |row| self.behind_of(row))
+    }
+
+    /// How far a row is behind the best of the others, as the worst ratio of its marks. Two missed requests in 100 000 more
+    /// are no difference: in a run that is one.
+    fn behind_of(&self, row: &Row) -> f64 {
         let slack = if self.judge == Judge::Missed { 20.0 } else { 0.0 };
         let best = |mark: usize| {
             let others = self.rows.iter().filter(|row| !row.ours);
             others.map(|row| self.marks(row)[mark]).fold(f64::INFINITY, f64::min)
         };
-        let worst = |row: &Row| {
-            let marks = self.marks(row);
-            let ratio = |(mark, value): (usize, &f64)| {
-                let best = best(mark);
-                let counted = if *value <= best { *value } else { (value - slack).max(best) };
-                if best > 0.0 { counted / best } else { 1.0 + counted / 100.0 }
-            };
-            marks.iter().enumerate().map(ratio).fold(0.0, f64::max)
+        let ratio = |(mark, value): (usize, &f64)| {
+            let best = best(mark);
+            let counted = if *value <= best { *value } else { (value - slack).max(best) };
+            if best > 0.0 { counted / best } else { 1.0 + counted / 100.0 }
         };
-        self.rows.iter().filter(|row| row.ours).map(worst).fold(f64::INFINITY, f64::min)
+        self.marks(row).iter().enumerate().map(ratio).fold(0.0, f64::max)
     }
 
     fn cell(&self, row: &Row) -> String {
@@ -200,34 +201,40 @@ const COLUMNS: [&str; 8] = [
     "Linkerd peak EWMA (30 ms)",
     "C3",
     "Prequal (3 probes, 0.6, reports)",
-    "**enmesh, default**",
+    DEFAULT,
 ];
+
+const DEFAULT: &str = "**enmesh, default**";
+
+/// Why the default is behind where it is; checked by whoever reads the table.
+const WHY: [(&str, &str); 1] = [(
+    "sparse",
+    "A client that sends one request in fourteen seconds to each server hears of a change that much later, where Prequal asks \
+     three servers for each request. At p99 the default is better; with a `subset` of ten it is within a twentieth at both",
+)];
 
 fn overview(out: &mut String, tables: &[Table]) {
     let names = COLUMNS.map(|name| name.trim_start_matches('*').trim_end_matches('*'));
     let _ =
         writeln!(out, "| scenario | {} | behind |\n|{}", names.join(" | "), "---|".repeat(COLUMNS.len() + 2));
     for table in tables {
-        let line = |cells: Vec<String>, what: &str| {
-            format!("| {what} | {} | {:.2} |\n", cells.join(" | "), table.behind())
-        };
-        let cells = |last: &str| {
+        let line = |last: &str, what: &str| {
             let names = COLUMNS[..COLUMNS.len() - 1].iter().copied().chain([last]);
-            names.map(|name| table.row(name).map_or("-".into(), |row| table.cell(row))).collect::<Vec<_>>()
+            let cells = names.map(|name| table.row(name).map_or("-".into(), |row| table.cell(row)));
+            let behind = table.row(last).map_or(f64::INFINITY, |row| table.behind_of(row));
+            format!("| {what} | {} | {behind:.2} |\n", cells.collect::<Vec<_>>().join(" | "))
         };
         if table.key == "together" {
             let _ = writeln!(out, "|{}", " |".repeat(COLUMNS.len() + 2));
         }
-        out.push_str(&line(cells("**enmesh, default**"), table.title));
+        out.push_str(&line(DEFAULT, table.title));
         if table.key == "sparse" {
             out.push_str(&line(
-                cells("**enmesh, default, subset 10**"),
+                "**enmesh, default, subset 10**",
                 "the same, each client with a subset of 10",
             ));
-            out.push_str(&line(
-                cells("**enmesh, default, subset 10, reports**"),
-                "the same, with subsets and reports of load",
-            ));
+            let reports = "**enmesh, default, subset 10, reports**";
+            out.push_str(&line(reports, "the same, with subsets and reports of load"));
         }
     }
     let _ = writeln!(
@@ -244,7 +251,8 @@ fn behind(out: &mut String, tables: &[Table]) {
         let last = table.marks(&table.rows[0]).len() - 1;
         let best = others.min_by(|a, b| table.marks(a)[last].total_cmp(&table.marks(b)[last]));
         let (name, cell) = best.map_or(("nobody", String::new()), |row| (row.name, table.cell(row)));
-        let _ = writeln!(out, "- **{}** ({:.2}): {name} has {cell}.", table.title, table.behind());
+        let why = WHY.iter().find(|(key, _)| table.key == *key).map_or("Not understood yet", |(_, why)| why);
+        let _ = writeln!(out, "- **{}** ({:.2}): {name} has {cell}. {why}.", table.title, table.behind());
     }
     if tables.iter().all(|table| table.behind() <= 1.05) {
         let _ = writeln!(out, "Nowhere.");
@@ -255,7 +263,7 @@ fn behind(out: &mut String, tables: &[Table]) {
 fn targets(out: &mut String, tables: &[Table]) {
     let ours = |key: &str| {
         let table = tables.iter().find(|table| table.key == key)?;
-        Some((table, table.row("**enmesh, default**")?.measured))
+        Some((table, table.row(DEFAULT)?.measured))
     };
     let _ = writeln!(out, "\n## The figures set before\n\n| what | set | ours |\n|---|---|---|");
     let well = |key, text: &str, set: &str, out: &mut String| {

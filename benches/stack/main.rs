@@ -20,9 +20,11 @@ use enmesh::metrics::set::MetricsSet;
 use enmesh::policy::call::Call;
 use enmesh::policy::compile::{Compiler, Policy};
 use enmesh::profile::matching::{Condition, PathKind, PathMatch};
-use enmesh::profile::route::Route;
+use enmesh::profile::route::{Action, Filter, Forward, HeaderMods, Route};
 use enmesh::profile::service::ServiceProfile;
-use enmesh::profile::settings::{BreakerSettings, Limit, RetryOn, RetrySettings, Timeouts};
+use enmesh::profile::settings::{
+    Adaptive, BreakerSettings, HedgeSettings, Limit, RetryOn, RetrySettings, Timeouts,
+};
 use enmesh::stdx::rng::Rng;
 use http::{Request, Response};
 use http_body_util::Empty;
@@ -119,10 +121,16 @@ fn now<F: Future>(future: F) -> F::Output {
 }
 
 fn enmesh_row(options: &Options, name: &str, routes: usize, endpoints: usize) -> Option<Row> {
+    featured_row(options, name, profile(routes), endpoints)
+}
+
+/// The same with something else switched on.
+fn featured_row(options: &Options, name: &str, profile: ServiceProfile, endpoints: usize) -> Option<Row> {
     if !options.wants(name) {
         return None;
     }
-    let policy = policy(profile(routes), endpoints);
+    let routes = profile.routes.len();
+    let policy = policy(profile, endpoints);
     let stack = stack::outbound(Rng::thread());
     let path = format!("/api/r{}", routes - 1);
     let model = request(&path);
@@ -160,6 +168,47 @@ where
     })
 }
 
+/// A way to switch something on.
+type Switch = fn(&mut ServiceProfile);
+
+/// What else a profile may switch on, one by one and all at once.
+const FEATURES: [(&str, Switch); 7] = [
+    ("  with limits of idle and response time", |profile| {
+        for route in &mut profile.routes {
+            route.timeouts.idle = Limit::After(Duration::from_secs(1));
+            route.timeouts.response = Limit::After(Duration::from_secs(2));
+        }
+    }),
+    ("  with a hedge after a second", |profile| {
+        for retry in profile.routes.iter_mut().flat_map(|route| &mut route.retry) {
+            retry.hedge = Some(HedgeSettings::After(Duration::from_secs(1)));
+        }
+    }),
+    ("  with a limit of requests", |profile| profile.limits.requests_max = Some(1_000_000)),
+    ("  with a limit that follows latency", |profile| profile.limits.adaptive = Some(Adaptive::Gradient2)),
+    ("  with a breaker for each route", |profile| {
+        profile.breaker.iter_mut().for_each(|breaker| breaker.per_route = true);
+    }),
+    ("  with reports of load", |profile| profile.balancer.reports = true),
+    ("  with a header set in each response", |profile| {
+        let mods = HeaderMods { set: vec![("x-a".into(), "b".into())], ..HeaderMods::default() };
+        for route in &mut profile.routes {
+            let filters = vec![Filter::ResponseHeaders(mods.clone())];
+            route.action = Action::Forward(Forward { filters, ..Forward::default() });
+        }
+    }),
+];
+
+fn features(options: &Options) -> Vec<Row> {
+    let with = |switches: &[(&str, Switch)], name: &str| {
+        let mut profile = profile(10);
+        switches.iter().for_each(|(_, switch)| switch(&mut profile));
+        featured_row(options, name, profile, 10)
+    };
+    let each = FEATURES.iter().map(|switch| with(&[*switch], switch.0));
+    each.chain([with(&FEATURES, "  with all of these")]).flatten().collect()
+}
+
 /// What each layer adds.
 fn parts(options: &Options) -> Vec<Row> {
     let mut rows = Vec::new();
@@ -193,6 +242,7 @@ fn main() {
     for routes in [1_000, 10_000] {
         rows.extend(enmesh_row(&options, &format!("enmesh, 10 endpoints, {routes} routes"), routes, 10));
     }
+    rows.extend(features(&options));
     rows.extend(parts(&options));
     let title = "Whole client stack, one request on a mock connection (box included)";
     print(title, "cargo bench --bench stack -- --callgrind", &rows);
