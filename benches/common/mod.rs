@@ -60,10 +60,9 @@ pub fn measure(options: &Options, name: &str, mut round: impl FnMut()) -> Option
     (0..batch).for_each(|_| round());
     let allocations = region.change().allocations as f64 / batch as f64;
     let best = (0..batches).map(|_| time(batch, &mut round)).min().unwrap_or_default();
-    let instructions = options.callgrind.then(|| callgrind(name)).flatten();
-    let row =
-        Row { name: name.into(), nanos: best.as_nanos() as f64 / batch as f64, allocations, instructions };
-    Some(row)
+    let nanos = best.as_nanos() as f64 / batch as f64;
+    let instructions = options.callgrind.then(|| callgrind(name, nanos)).flatten();
+    Some(Row { name: name.into(), nanos, allocations, instructions })
 }
 
 #[expect(clippy::disallowed_methods, reason = "a bench reads the machine's own clock")]
@@ -73,11 +72,13 @@ pub fn time(batch: u32, round: &mut impl FnMut()) -> Duration {
     begun.elapsed()
 }
 
-/// Instructions of one round: those of 2,200 rounds less those of 200, divided by 2,000.
-fn callgrind(name: &str) -> Option<f64> {
+/// Instructions of one round: those of many rounds less those of few, divided by the difference. Setting up differs by some
+/// million from run to run (hashes are seeded at random), so that what is cheap needs more rounds: 20 ms of them.
+fn callgrind(name: &str, nanos: f64) -> Option<f64> {
+    let rounds = (2e7 / nanos.max(1.0)).clamp(2e3, 4e5) as u64;
     let few = collected(name, 200)?;
-    let many = collected(name, 2200)?;
-    Some((many - few) / 2000.0)
+    let many = collected(name, 200 + rounds)?;
+    Some((many - few) / rounds as f64)
 }
 
 fn collected(name: &str, rounds: u64) -> Option<f64> {
