@@ -157,8 +157,8 @@ endpoint known. Failures never feed the latency, so nothing that fails fast attr
 nothing is asked of servers. Where weights differ, an endpoint that got more than its share lately costs up to half more;
 an endpoint of another zone costs twice as much, so load overflows when the near ones are busy; a new endpoint counts as the
 best of its peers for its first request; and what was slow or fast a while ago counts as any other, so that a client of few
-requests neither shuns nor floods an endpoint for what it was. The choice costs 640 to 645 instructions at 10 and at
-10 000 endpoints alike, peak EWMA of two 195 to 197 (`benches/README.md`).
+requests neither shuns nor floods an endpoint for what it was. The choice costs 652 to 656 instructions at 10 and at
+10 000 endpoints alike, peak EWMA of two 195 to 198 (`benches/README.md`).
 
 Against the reference model of this rule (16 endpoints and two random ones, `L^1.25`, 20 s, a tenth for every sample) three
 things were changed, each judged on seeds that no table below uses: the sample's weight depends on how dense the samples
