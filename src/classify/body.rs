@@ -1,5 +1,7 @@
 //! Floor 3: a response body that tells how it ended, once, whatever its reader does.
 
+use crate::classify::classifier::{Head, trailers};
+use crate::classify::outcome::{Cause, Outcome, Verdict};
 use crate::error::BoxError;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
@@ -16,6 +18,27 @@ pub enum End<'a> {
     Broken,
     /// Its reader dropped it before the end.
     Dropped,
+}
+
+impl<'a> End<'a> {
+    /// The trailers, if it came to its end with some.
+    #[inline]
+    pub fn trailers(&self) -> Option<&'a HeaderMap> {
+        match self {
+            Self::Complete(last) => *last,
+            Self::Broken | Self::Dropped => None,
+        }
+    }
+
+    /// How a response ended whose head said so: what a head decided stays, and a body that broke is a reset otherwise.
+    #[inline]
+    pub(crate) fn outcome(&self, head: Head) -> Outcome {
+        match (head, self) {
+            (Head::Decided(outcome), _) | (Head::Unless(outcome), Self::Dropped) => outcome,
+            (Head::Unless(outcome), Self::Complete(last)) => trailers(outcome, *last),
+            (Head::Unless(_), Self::Broken) => Outcome::new(Verdict::Failure, Cause::Reset),
+        }
+    }
 }
 
 /// Someone who wants to know how a body ended.

@@ -1,8 +1,8 @@
 //! Floor 4: counts each call from its beginning to the end of its response's body.
 
 use crate::classify::body::{End, Watch, Watched};
-use crate::classify::classifier::{self, Head, trailers};
-use crate::classify::outcome::{Cause, Outcome, Verdict};
+use crate::classify::classifier::{self, Head};
+use crate::classify::outcome::Outcome;
 use crate::error::{BoxError, Error};
 use crate::metrics::arrivals::Arrivals;
 use crate::metrics::route::RouteMetrics;
@@ -260,17 +260,12 @@ impl Watch for Meter {
 
     #[inline]
     fn end(&mut self, end: End<'_>) {
-        let last = if let End::Complete(found) = &end { *found } else { None };
-        let outcome = match (self.head, end) {
-            (Head::Decided(outcome), _) | (Head::Unless(outcome), End::Dropped) => outcome,
-            (Head::Unless(outcome), End::Complete(found)) => trailers(outcome, found),
-            (Head::Unless(_), End::Broken) => Outcome::new(Verdict::Failure, Cause::Reset),
-        };
+        let outcome = end.outcome(self.head);
         // A body without a frame ended with its head.
         self.count_latency(self.latency);
         self.count_end(Ending::new(self.status, &outcome));
         if let Some(observed) = &self.observed {
-            observed.end(&outcome, None, last);
+            observed.end(&outcome, None, end.trailers());
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Floor 4: tells whoever observes a call of each of its attempts, where no balancer does: around a service of the caller's own.
 
 use crate::classify::body::{End, Watch, Watched};
-use crate::classify::classifier::{self, Classifier, Head, trailers};
-use crate::classify::outcome::{Cause, Outcome, Verdict};
+use crate::classify::classifier::{self, Classifier, Head};
+use crate::classify::outcome::Outcome;
 use crate::error::{BoxError, Error};
 use crate::policy::call::MeshRequest;
 use crate::policy::observe::{Attempting, Observed};
@@ -94,13 +94,8 @@ impl Watch for Told {
     }
 
     fn end(&mut self, end: End<'_>) {
-        let found = if let End::Complete(found) = &end { *found } else { None };
-        let outcome = match (self.0.head, &end) {
-            (Head::Decided(outcome), _) | (Head::Unless(outcome), End::Dropped) => outcome,
-            (Head::Unless(outcome), End::Complete(found)) => trailers(outcome, *found),
-            (Head::Unless(_), End::Broken) => Outcome::new(Verdict::Failure, Cause::Reset),
-        };
-        self.0.attempting.end(&outcome, None, found);
+        let outcome = end.outcome(self.0.head);
+        self.0.attempting.end(&outcome, None, end.trailers());
     }
 }
 
