@@ -80,9 +80,12 @@ enum Sent {
 
 impl<B: Body> SendBody<B> {
     /// Begins to keep what is sent, unless there is nothing to send.
-    pub(crate) fn keep(self) -> (Self, Spare<B>) {
-        let kept = match self {
-            Self::Whole(body) if !body.is_end_stream() => Arc::new(Kept(Mutex::new(Store {
+    pub(crate) fn keep(&mut self) -> Spare<B> {
+        if matches!(self, Self::Whole(body) if body.is_end_stream()) {
+            return Spare::Empty;
+        }
+        let kept = match std::mem::replace(self, Self::Empty) {
+            Self::Whole(body) => Arc::new(Kept(Mutex::new(Store {
                 body: Some(body),
                 sent: Vec::new(),
                 next: 0,
@@ -92,9 +95,10 @@ impl<B: Body> SendBody<B> {
                 broke: false,
             }))),
             Self::Kept(kept) => kept,
-            empty @ (Self::Whole(_) | Self::Empty) => return (empty, Spare::Empty),
+            Self::Empty => return Spare::Empty,
         };
-        (Self::Kept(kept.clone()), Spare::Kept(kept))
+        *self = Self::Kept(kept.clone());
+        Spare::Kept(kept)
     }
 }
 
@@ -287,8 +291,14 @@ mod tests {
     type Frames = Vec<Result<Frame<Bytes>, Infallible>>;
     type Streamed = StreamBody<futures::stream::Iter<std::vec::IntoIter<Result<Frame<Bytes>, Infallible>>>>;
 
+    fn kept<B: Body>(body: B) -> (SendBody<B>, Spare<B>) {
+        let mut body = SendBody::Whole(body);
+        let spare = body.keep();
+        (body, spare)
+    }
+
     fn streamed(frames: Frames) -> (SendBody<Streamed>, Spare<Streamed>) {
-        SendBody::Whole(StreamBody::new(futures::stream::iter(frames))).keep()
+        kept(StreamBody::new(futures::stream::iter(frames)))
     }
 
     fn frames() -> Frames {
@@ -308,7 +318,7 @@ mod tests {
             for _ in 0..read {
                 let _ = body.frame().await;
             }
-            let (_, spare_again) = spare.take_back().unwrap().keep();
+            let spare_again = spare.take_back().unwrap().keep();
             let collected = spare_again.take_back().unwrap().collect().await.unwrap();
             assert_eq!(collected.trailers().unwrap()["checksum"], "1", "after {read} frames");
             assert_eq!(collected.to_bytes(), "onetwo", "after {read} frames");
@@ -329,11 +339,11 @@ mod tests {
 
     #[tokio::test]
     async fn the_length_is_known_as_long_as_it_was() {
-        let (mut body, spare) = SendBody::Whole(Full::new(Bytes::from_static(b"12345"))).keep();
+        let (mut body, spare) = kept(Full::new(Bytes::from_static(b"12345")));
         assert_eq!(body.size_hint().exact(), Some(5));
         let _ = body.frame().await;
         assert_eq!(spare.take_back().unwrap().size_hint().exact(), Some(5));
-        let (_, spare) = SendBody::Whole(Full::<Bytes>::default()).keep();
+        let (_, spare) = kept(Full::<Bytes>::default());
         assert!(spare.take_back().unwrap().is_end_stream());
     }
 }

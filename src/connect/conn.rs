@@ -59,9 +59,20 @@ impl<B, H: Handshake> Life<B, H> {
         }
     }
 
-    fn is_spent(&self, now: Instant) -> bool {
+    /// Counts a request, if it matters how many there were.
+    fn serve(&self) {
+        if self.requests_max.is_some() {
+            self.served.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn is_spent(&self, now: Instant) -> bool {
+        self.is_worn() || self.retire_at.is_some_and(|at| at <= now)
+    }
+
+    /// Whether it takes no more requests, as far as that is known without the time.
+    pub(crate) fn is_worn(&self) -> bool {
         self.retired.load(Ordering::Relaxed)
-            || self.retire_at.is_some_and(|at| at <= now)
             || self.requests_max.is_some_and(|max| self.served.load(Ordering::Relaxed) >= max)
     }
 }
@@ -105,7 +116,7 @@ impl<B, H: Handshake> Http1<B, H> {
         B: Body + 'static,
         SendBody<B>: Body + 'static,
     {
-        self.life.served.fetch_add(1, Ordering::Relaxed);
+        self.life.serve();
         self.with_sender(|sender| sender.try_send_request(request))
     }
 
@@ -186,6 +197,8 @@ impl<B, H: Handshake> Drop for Free<B, H> {
 pub(crate) struct Http2<B, H: Handshake> {
     pub(crate) life: Life<B, H>,
     sender: Sender2<B>,
+    /// A sender for whoever comes while no other thread uses it: locking it is cheaper than cloning one.
+    shared: Mutex<Sender2<B>>,
     /// The streams the peer allows.
     pub(crate) streams_max: AtomicU32,
     /// The streams in use; changed under the pool's lock.
@@ -199,6 +212,7 @@ impl<B, H: Handshake> Http2<B, H> {
     pub(crate) fn new(life: Life<B, H>, sender: Sender2<B>, streams_max: u32) -> Self {
         Self {
             life,
+            shared: Mutex::new(sender.clone()),
             sender,
             streams_max: AtomicU32::new(streams_max),
             streams: AtomicU32::new(0),
@@ -213,8 +227,11 @@ impl<B, H: Handshake> Http2<B, H> {
         B: Body + 'static,
         SendBody<B>: Body + 'static,
     {
-        self.life.served.fetch_add(1, Ordering::Relaxed);
-        self.sender.clone().try_send_request(request)
+        self.life.serve();
+        match self.shared.try_lock() {
+            Ok(mut sender) => sender.try_send_request(request),
+            Err(_) => self.sender.clone().try_send_request(request),
+        }
     }
 
     /// Whether it takes one more stream, of `streams_max` at most whatever the peer allows.
@@ -224,13 +241,11 @@ impl<B, H: Handshake> Http2<B, H> {
             && self.life.requests_max.is_none_or(|max| self.life.served.load(Ordering::Relaxed) < max)
     }
 
-    pub(crate) fn is_spent(&self, now: Instant) -> bool {
-        self.life.is_spent(now)
-    }
-
-    pub(crate) fn ended_at(&self, now: Instant) {
+    /// Notes that its last stream ended now. Whether it takes no more requests.
+    pub(crate) fn rest(&self, now: Instant) -> bool {
         let since = now.saturating_duration_since(self.born).as_millis();
         self.idle_since.store(u64::try_from(since).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.life.is_spent(now)
     }
 
     pub(crate) fn idle_since(&self) -> Instant {

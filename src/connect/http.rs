@@ -7,6 +7,7 @@ use crate::connect::body::Spare;
 use crate::connect::conn::Conn;
 use crate::connect::conn::Lease;
 use crate::connect::conn::Leased;
+use crate::connect::copy::Copy;
 use crate::connect::handshake::Handshake;
 use crate::connect::handshake::Plain;
 use crate::connect::handshake::Protocol;
@@ -27,7 +28,6 @@ use http::Request;
 use http::Response;
 use http::StatusCode;
 use http::Version;
-use http::request::Parts;
 use http_body::Body;
 use http_body::Frame;
 use http_body::SizeHint;
@@ -160,9 +160,8 @@ fn send<B: Sendable, H: Handshake>(
     pool: Arc<Pool<B, H>>,
     request: Request<B>,
 ) -> impl Future<Output = Result<Response<ResponseBody>, Error>> + Send {
-    let (mut head, body) = request.into_parts();
-    let mut body = SendBody::Whole(body);
-    let want = want(&pool, &head);
+    let want = want(&pool, &request);
+    let mut request = request.map(SendBody::Whole);
     let mut resends = pool.settings.resends_max.min(RESENDS_MAX);
     async move {
         loop {
@@ -171,31 +170,31 @@ fn send<B: Sendable, H: Handshake>(
             let (mut copy, mut spare) = (None, Spare::Empty);
             let sent = match lease.conn() {
                 Some(Conn::Http1(conn)) => {
-                    prepare::http1(&mut head, addr);
-                    conn.send(Request::from_parts(head, body)).ok_or(Error::Closed)?.await
+                    prepare::http1(&mut request, addr);
+                    conn.send(request).ok_or(Error::Closed)?.await
                 }
                 Some(Conn::Http2(conn)) => {
-                    prepare::http2(&mut head, addr, conn.life.secure);
+                    prepare::http2(&mut request, addr, conn.life.secure);
                     if resends > 0 {
                         // hyper gives nothing back of a refused stream, so what is needed is kept beside.
-                        copy = Some(prepare::copy(&head));
-                        (body, spare) = body.keep();
+                        copy = Some(Copy::of(&request));
+                        spare = request.body_mut().keep();
                     }
-                    conn.send(Request::from_parts(head, body)).await
+                    conn.send(request).await
                 }
                 None => return Err(Error::Closed),
             };
             match sent {
                 Ok(response) => return Ok(answered(&pool, lease, &spare, response)),
-                Err(failed) => (head, body) = unanswered(&pool, &lease, copy, &spare, failed, &mut resends)?,
+                Err(failed) => request = unanswered(&pool, &lease, copy, &spare, failed, &mut resends)?,
             }
         }
     }
 }
 
-fn want<B, H: Handshake>(pool: &Pool<B, H>, head: &Parts) -> Want {
-    let upgrade = prepare::is_upgrade(head);
-    let http2 = pool.endpoint.http2 || pool.settings.http2 || head.version == Version::HTTP_2;
+fn want<B, H: Handshake>(pool: &Pool<B, H>, request: &Request<B>) -> Want {
+    let upgrade = prepare::is_upgrade(request);
+    let http2 = pool.endpoint.http2 || pool.settings.http2 || request.version() == Version::HTTP_2;
     let protocol = if http2 && !upgrade { Protocol::Http2 } else { Protocol::Http1 };
     Want { protocol, strict: upgrade }
 }
@@ -220,12 +219,12 @@ fn answered<B: Sendable, H: Handshake>(
 fn unanswered<B: Sendable, H: Handshake>(
     pool: &Pool<B, H>,
     lease: &Lease<B, H>,
-    copy: Option<Parts>,
+    copy: Option<Copy>,
     spare: &Spare<B>,
     mut failed: TrySendError<Request<SendBody<B>>>,
     resends: &mut u8,
-) -> Result<(Parts, SendBody<B>), Error> {
-    let returned = failed.take_message().map(Request::into_parts);
+) -> Result<Request<SendBody<B>>, Error> {
+    let returned = failed.take_message();
     let error = failed.into_error();
     if spare.broke() || error.source().is_some_and(|source| source.is::<Broke>()) {
         return Err(Error::Body(Box::new(error)));
@@ -238,7 +237,10 @@ fn unanswered<B: Sendable, H: Handshake>(
         pool.gone(life.id);
     }
     let unsent = returned.is_some() || ended.is_unsent();
-    let again = returned.or_else(|| copy.filter(|_| ended.may_resend()).zip(spare.take_back()));
+    let again = returned.or_else(|| {
+        let copy = copy.filter(|_| ended.may_resend())?;
+        copy.restore(spare.take_back()?)
+    });
     if let Some(again) = again
         && *resends > 0
     {

@@ -13,6 +13,7 @@ pub mod tcp;
 
 mod backoff;
 mod conn;
+mod copy;
 mod limits;
 mod line;
 mod open;

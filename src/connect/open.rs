@@ -347,7 +347,9 @@ async fn drive_http2<B: Sendable, H: Handshake, Io>(
     Io: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
 {
     let mut conn = pin!(conn);
-    let mut timer = pin!(tokio::time::sleep(idle));
+    let first = http2.upgrade().and_then(|http2| http2.life.retire_at);
+    let first = first.map_or(clock::now() + idle, |at| at.min(clock::now() + idle));
+    let mut timer = pin!(tokio::time::sleep_until(first.into()));
     let ended = poll_fn(|cx| {
         if let Poll::Ready(ended) = conn.as_mut().poll(cx) {
             return Poll::Ready(ended);

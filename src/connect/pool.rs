@@ -239,13 +239,11 @@ impl<B, H: Handshake> Pool<B, H> {
         }
     }
 
-    /// A stream of an HTTP/2 connection ended.
+    /// A stream of an HTTP/2 connection ended. Only the last one reads the clock.
     pub(crate) fn ended(&self, conn: &Arc<Http2<B, H>>) {
-        let now = clock::now();
         let mut state = self.lock();
-        conn.streams.fetch_sub(1, Ordering::Relaxed);
-        conn.ended_at(now);
-        let spent = conn.is_spent(now) || conn.streams.load(Ordering::Relaxed) == 0 && state.sheds();
+        let unused = conn.streams.fetch_sub(1, Ordering::Relaxed) == 1;
+        let spent = conn.life.is_worn() || unused && (conn.rest(clock::now()) || state.sheds());
         let removed = spent.then(|| state.remove(conn.life.id));
         let woken = state.grant_streams();
         drop(state);
@@ -275,14 +273,16 @@ impl<B, H: Handshake> Pool<B, H> {
         let mut state = self.lock();
         let idle = state.limits.http2_idle;
         let unused = conn.streams.load(Ordering::Relaxed) == 0;
-        let until = conn.idle_since() + idle;
-        if unused && (until <= now || conn.is_spent(now)) {
-            let removed = state.remove(conn.life.id);
+        let until = if unused { conn.idle_since() + idle } else { now + idle };
+        if conn.life.is_spent(now) || unused && until <= now {
+            // One in use goes when a stream ends.
+            conn.life.retired.store(true, Ordering::Relaxed);
+            let removed = if unused { state.remove(conn.life.id) } else { None };
             drop(state);
             drop(removed);
             return now + idle;
         }
-        if unused { until } else { now + idle }
+        conn.life.retire_at.map_or(until, |at| at.min(until))
     }
 
     /// A connection takes no more requests: its peer is gone or going.

@@ -3,82 +3,66 @@
 use crate::route::head::without_userinfo;
 use http::HeaderValue;
 use http::Method;
+use http::Request;
 use http::Uri;
 use http::Version;
 use http::header;
-use http::request::Parts;
 use http::uri::Authority;
 use http::uri::PathAndQuery;
 use http::uri::Scheme;
 use std::net::SocketAddr;
 
 /// Whether the request asks for another protocol on its connection, which only HTTP/1.1 has.
-pub(crate) fn is_upgrade(head: &Parts) -> bool {
-    head.version != Version::HTTP_2 && head.headers.contains_key(header::UPGRADE)
+pub(crate) fn is_upgrade<B>(request: &Request<B>) -> bool {
+    request.version() != Version::HTTP_2 && request.headers().contains_key(header::UPGRADE)
 }
 
 /// Origin-form, with a `Host` header: the caller's own, or the URI's authority, or the replica's address.
-pub(crate) fn http1(head: &mut Parts, addr: SocketAddr) {
-    if head.version != Version::HTTP_10 {
-        head.version = Version::HTTP_11;
+pub(crate) fn http1<B>(request: &mut Request<B>, addr: SocketAddr) {
+    if request.version() != Version::HTTP_10 {
+        *request.version_mut() = Version::HTTP_11;
     }
-    if !head.headers.contains_key(header::HOST) {
-        let host = match head.uri.authority() {
+    if !request.headers().contains_key(header::HOST) {
+        let host = match request.uri().authority() {
             Some(authority) => HeaderValue::from_str(without_userinfo(authority.as_str())).ok(),
             None => HeaderValue::from_str(&addr.to_string()).ok(),
         };
-        head.headers.extend(host.map(|host| (header::HOST, host)));
+        request.headers_mut().extend(host.map(|host| (header::HOST, host)));
     }
-    if head.method != Method::CONNECT && head.uri.authority().is_some() {
-        let parts = std::mem::take(&mut head.uri).into_parts();
-        head.uri = parts.path_and_query.map_or_else(Uri::default, Uri::from);
+    if request.method() != Method::CONNECT && request.uri().authority().is_some() {
+        let parts = std::mem::take(request.uri_mut()).into_parts();
+        *request.uri_mut() = parts.path_and_query.map_or_else(Uri::default, Uri::from);
     }
 }
 
 /// Absolute-form with scheme and authority: the `Host` header's if there is one, as with HTTP/1.1, or the URI's,
 /// or the replica's address. hyper removes the hop-by-hop headers.
-pub(crate) fn http2(head: &mut Parts, addr: SocketAddr, secure: bool) {
-    head.version = Version::HTTP_2;
-    let host = head.headers.remove(header::HOST);
+pub(crate) fn http2<B>(request: &mut Request<B>, addr: SocketAddr, secure: bool) {
+    *request.version_mut() = Version::HTTP_2;
+    let host = request.headers_mut().remove(header::HOST);
     let host = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
-    if host.is_none() && head.uri.authority().is_some() && head.uri.scheme().is_some() {
+    if host.is_none() && request.uri().authority().is_some() && request.uri().scheme().is_some() {
         return;
     }
-    let mut parts = std::mem::take(&mut head.uri).into_parts();
+    let mut parts = std::mem::take(request.uri_mut()).into_parts();
     parts.authority = host.or(parts.authority).or_else(|| Authority::try_from(addr.to_string()).ok());
-    if head.method != Method::CONNECT {
+    if request.method() != Method::CONNECT {
         parts.scheme.get_or_insert(if secure { Scheme::HTTPS } else { Scheme::HTTP });
         parts.path_and_query.get_or_insert(PathAndQuery::from_static("/"));
     }
-    head.uri = Uri::from_parts(parts).unwrap_or_default();
-}
-
-/// A copy of what a second sending needs: everything but the extensions, of which hyper reads one.
-pub(crate) fn copy(head: &Parts) -> Parts {
-    let mut copy = http::Request::new(()).into_parts().0;
-    copy.method = head.method.clone();
-    copy.uri = head.uri.clone();
-    copy.version = head.version;
-    copy.headers = head.headers.clone();
-    if head.method == Method::CONNECT
-        && let Some(protocol) = head.extensions.get::<hyper::ext::Protocol>()
-    {
-        copy.extensions.insert(protocol.clone());
-    }
-    copy
+    *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::Request;
 
-    fn head(method: &str, uri: &str, host: Option<&str>) -> Parts {
+    fn head(method: &str, uri: &str, host: Option<&str>) -> Request<()> {
         let mut request = Request::builder().method(method).uri(uri);
         if let Some(host) = host {
             request = request.header("host", host);
         }
-        request.body(()).unwrap().into_parts().0
+        request.body(()).unwrap()
     }
 
     #[test]
@@ -86,7 +70,7 @@ mod tests {
         let check = |method: &str, uri: &str, host: Option<&str>, to: &str, said: &str| {
             let mut head = head(method, uri, host);
             http1(&mut head, ([127, 0, 0, 1], 80).into());
-            assert_eq!((head.uri.to_string().as_str(), head.headers["host"].to_str().unwrap()), (to, said));
+            assert_eq!((head.uri().to_string().as_str(), head.headers()["host"].to_str().unwrap()), (to, said));
         };
         check("GET", "http://web.ns:8080/a?b=c", None, "/a?b=c", "web.ns:8080");
         check("GET", "http://web.ns", None, "/", "web.ns");
@@ -102,8 +86,8 @@ mod tests {
         let check = |method: &str, uri: &str, host: Option<&str>, secure: bool, to: &str| {
             let mut head = head(method, uri, host);
             http2(&mut head, ([127, 0, 0, 1], 80).into(), secure);
-            assert_eq!(head.uri.to_string(), to);
-            assert!(!head.headers.contains_key("host"));
+            assert_eq!(head.uri().to_string(), to);
+            assert!(!head.headers().contains_key("host"));
         };
         check("GET", "http://web.ns:8080/a?b=c", None, false, "http://web.ns:8080/a?b=c");
         check("GET", "https://web.ns/a", None, false, "https://web.ns/a");
@@ -118,10 +102,10 @@ mod tests {
         let mut head = head("GET", "http://web.ns:8080/a", None);
         http1(&mut head, ([127, 0, 0, 1], 80).into());
         http2(&mut head, ([127, 0, 0, 1], 80).into(), false);
-        assert_eq!(head.uri, "http://web.ns:8080/a");
+        assert_eq!(head.uri(), "http://web.ns:8080/a");
         http1(&mut head, ([127, 0, 0, 1], 80).into());
         assert_eq!(
-            (head.uri.to_string().as_str(), &head.headers["host"]),
+            (head.uri().to_string().as_str(), &head.headers()["host"]),
             ("/a", &"web.ns:8080".parse().unwrap())
         );
     }
