@@ -118,7 +118,8 @@ mod tests {
 
     #[test]
     fn a_restored_head_is_the_head_that_was_copied() {
-        for uri in ["http://web.ns:8080/a?b=c", "https://web/", "other://web/a", "/a", "*", "web.ns:443", "/"] {
+        for uri in ["http://web.ns:8080/a?b=c", "https://web/", "other://web/a", "/a", "*", "web.ns:443", "/"]
+        {
             check(Request::get(uri).version(Version::HTTP_2).body(()).unwrap());
         }
         let mut secret = HeaderValue::from_bytes(b"b\xe4r").unwrap();

@@ -21,3 +21,4 @@ mod pool;
 mod prepare;
 mod refusal;
 mod socket;
+mod streams;

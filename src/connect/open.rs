@@ -17,6 +17,8 @@ use crate::connect::pool::Pool;
 use crate::connect::socket::Cut;
 use crate::connect::socket::Socket;
 use crate::connect::stats::OpenFailure;
+use crate::connect::streams::Running;
+use crate::connect::streams::Streams;
 use crate::connect::tcp;
 use crate::error::BoxError;
 use crate::error::Error;
@@ -25,7 +27,6 @@ use crate::stdx::clock;
 use crate::stdx::traffic::Flow;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use hyper_util::rt::TokioExecutor;
 use hyper_util::rt::TokioIo;
 use hyper_util::rt::TokioTimer;
 use std::future::Future;
@@ -313,7 +314,8 @@ async fn open_http2<B: Sendable, H: Handshake, F: FnOnce() + Send + Unpin + 'sta
     let settings = &pool.settings;
     let meshed = pool.endpoint.identity.is_some();
     let told = socket.tell_streams();
-    let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    let tasks = Streams::new(retiring.runtime.clone());
+    let mut builder = hyper::client::conn::http2::Builder::new(tasks.clone());
     builder
         .timer(TokioTimer::new())
         .initial_stream_window_size(settings.http2_stream_window)
@@ -334,25 +336,35 @@ async fn open_http2<B: Sendable, H: Handshake, F: FnOnce() + Send + Unpin + 'sta
     }
     let http2 = Arc::new(Http2::new(life, sender, streams));
     let runtime = retiring.runtime.clone();
-    runtime.spawn(drive_http2(conn, Arc::downgrade(&http2), pool.limits().http2_idle, retiring));
+    runtime.spawn(drive_http2(
+        conn,
+        tasks.drive(),
+        Arc::downgrade(&http2),
+        pool.limits().http2_idle,
+        retiring,
+    ));
     Ok(Opened::Http2(http2))
 }
 
 async fn drive_http2<B: Sendable, H: Handshake, Io>(
-    conn: hyper::client::conn::http2::Connection<Io, SendBody<B>, TokioExecutor>,
+    conn: hyper::client::conn::http2::Connection<Io, SendBody<B>, Streams>,
+    mut running: Running,
     http2: Weak<Http2<B, H>>,
     idle: Duration,
     mut retiring: Retiring,
 ) where
     Io: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
 {
-    let mut conn = pin!(conn);
     let first = http2.upgrade().and_then(|http2| http2.life.retire_at);
     let first = first.map_or(clock::now() + idle, |at| at.min(clock::now() + idle));
     let mut timer = pin!(tokio::time::sleep_until(first.into()));
+    // Boxed, so that it can be dropped before the streams end.
+    let mut conn = Box::pin(conn);
     let ended = poll_fn(|cx| {
-        if let Poll::Ready(ended) = conn.as_mut().poll(cx) {
-            return Poll::Ready(ended);
+        let ended = conn.as_mut().poll(cx);
+        let _under_way = running.poll(cx);
+        if ended.is_ready() {
+            return ended;
         }
         let Some(http2) = http2.upgrade() else { return Poll::Pending };
         let streams = u32::try_from(conn.current_max_send_streams()).unwrap_or(u32::MAX);
@@ -366,9 +378,12 @@ async fn drive_http2<B: Sendable, H: Handshake, Io>(
         Poll::Pending
     })
     .await;
+    drop(conn);
     if let Some(http2) = http2.upgrade() {
         finish(&http2.life, ended);
     }
+    // A peer that takes no new streams answers those it took.
+    poll_fn(|cx| running.poll(cx)).await;
 }
 
 fn finish<B, H: Handshake>(life: &Life<B, H>, ended: hyper::Result<()>) {

@@ -70,7 +70,10 @@ mod tests {
         let check = |method: &str, uri: &str, host: Option<&str>, to: &str, said: &str| {
             let mut head = head(method, uri, host);
             http1(&mut head, ([127, 0, 0, 1], 80).into());
-            assert_eq!((head.uri().to_string().as_str(), head.headers()["host"].to_str().unwrap()), (to, said));
+            assert_eq!(
+                (head.uri().to_string().as_str(), head.headers()["host"].to_str().unwrap()),
+                (to, said)
+            );
         };
         check("GET", "http://web.ns:8080/a?b=c", None, "/a?b=c", "web.ns:8080");
         check("GET", "http://web.ns", None, "/", "web.ns");
