@@ -576,6 +576,16 @@ async fn connections_retire_by_age_and_by_requests() {
 }
 
 #[tokio::test]
+async fn an_unused_http2_connection_closes_at_its_age() {
+    let client = client(echo().await, |s| {
+        s.age_max = Some(Duration::from_millis(50));
+        s.http2_idle = Duration::from_secs(3600);
+    });
+    send(&client, Version::HTTP_2, "/", "").await.unwrap();
+    raw::until("closed", || client.stats().snapshot().open == 0).await;
+}
+
+#[tokio::test]
 async fn a_connection_rests_only_when_the_request_was_sent_to_its_end() {
     type Frames = futures::channel::mpsc::Receiver<Result<http_body::Frame<Bytes>, Infallible>>;
     type Body = http_body_util::StreamBody<Frames>;
