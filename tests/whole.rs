@@ -11,7 +11,6 @@ use enmesh::balance::layer::Balance;
 use enmesh::discover::endpoint::{Endpoint, EndpointSet};
 use enmesh::error::Error;
 use enmesh::mesh::stack::{self, Backend};
-use enmesh::mesh::whole::WholeLayer;
 use enmesh::metrics::layer::MetricsLayer;
 use enmesh::metrics::stat::Reading;
 use enmesh::policy::call::{Call, Nobody};
@@ -128,7 +127,7 @@ async fn one_future_does_what_four_layers_do() {
         let case = case(&Rng::seeded(seed));
         let rng = Rng::seeded(seed);
         let whole =
-            run(case.clone(), |inner| WholeLayer::<Nobody>::new(Rng::seeded(seed)).layer(inner)).await;
+            run(case.clone(), |inner| stack::around::<Nobody, _>(Rng::seeded(seed), inner)).await;
         let apart = run(case, |inner| {
             let retry = RetryLayer::<Nobody>::by_route(rng);
             MetricsLayer::default().layer(ActLayer.layer(TimeoutLayer::request().layer(retry.layer(inner))))
@@ -214,7 +213,7 @@ where
     assert_eq!(upstreams.iter().map(Upstream::alive).sum::<usize>(), 0, "nothing is left behind");
     let seen = upstreams.iter().map(|upstream| upstream.seen.lock().unwrap().len()).collect();
     let metrics = &entry.policy.metrics;
-    let mut known = vec![format!("{:?}", metrics.read()), format!("{:?}", metrics.attempts().read())];
+    let mut known = vec![format!("{:?}", metrics.read()), format!("{:?}", metrics.attempts())];
     known.extend(entry.policy.backends.iter().map(|backend| format!("{:?}", backend.tally.read())));
     let state = balance.inspect();
     known.push(format!("{} {}", state.shut, state.spared));

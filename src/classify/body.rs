@@ -7,7 +7,7 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use pin_project::{pin_project, pinned_drop};
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 /// How a body ended.
 #[derive(Debug)]
@@ -43,8 +43,10 @@ impl<'a> End<'a> {
 
 /// Someone who wants to know how a body ended.
 pub trait Watch {
-    /// The first frame came.
-    fn first(&mut self) {}
+    /// The first frame came; whether it had to be waited for, or was there when it was first asked for.
+    fn first(&mut self, waited: bool) {
+        let _ = waited;
+    }
     /// A data frame of so many bytes came.
     fn data(&mut self, bytes: usize) {
         let _ = bytes;
@@ -60,6 +62,8 @@ pub struct Watched<B, W: Watch> {
     #[pin]
     inner: B,
     watch: Option<W>,
+    /// Whether its first frame was asked for and was not there.
+    waited: bool,
     begun: bool,
     ended: bool,
 }
@@ -73,12 +77,12 @@ impl<B: Body, W: Watch> Watched<B, W> {
     /// A body at its end, of which `watch` knows that already.
     #[inline]
     pub fn over(inner: B, watch: W) -> Self {
-        Self { inner, watch: Some(watch), begun: false, ended: true }
+        Self { inner, watch: Some(watch), waited: false, begun: false, ended: true }
     }
 
     /// Watches `inner` if there is a watch.
     pub fn maybe(inner: B, watch: Option<W>) -> Self {
-        let mut this = Self { inner, watch, begun: false, ended: false };
+        let mut this = Self { inner, watch, waited: false, begun: false, ended: false };
         if this.inner.is_end_stream() {
             finish(&mut this.watch, &mut this.ended, End::Complete(None));
         }
@@ -112,12 +116,15 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let mut this = self.project();
-        let frame = ready!(this.inner.as_mut().poll_frame(cx));
+        let Poll::Ready(frame) = this.inner.as_mut().poll_frame(cx) else {
+            *this.waited = true;
+            return Poll::Pending;
+        };
         if *this.ended {
             return Poll::Ready(frame);
         }
         if let (false, Some(watch)) = (*this.begun, this.watch.as_mut()) {
-            watch.first();
+            watch.first(*this.waited);
             *this.begun = true;
         }
         match &frame {
@@ -174,7 +181,7 @@ mod tests {
     struct Log(Arc<Mutex<Vec<String>>>);
 
     impl Watch for Log {
-        fn first(&mut self) {
+        fn first(&mut self, _: bool) {
             self.0.lock().unwrap().push("first".into());
         }
 

@@ -73,52 +73,55 @@ impl Client {
             Ok(request) => self.dispatch(request),
             Err(error) => {
                 let reason = format!("`{}` is no URI: {error}", uri.as_ref()).into();
-                ResponseFuture::failed(Error::BadRequest { reason })
+                ResponseFuture::failed(Error::BadRequest { reason }, false)
             }
         }
     }
 
     fn dispatch(&self, request: Request<ReqBody>) -> ResponseFuture {
         let grpc = is_grpc(request.headers());
-        self.send_on(request).by_grpc(grpc)
-    }
-
-    fn send_on(&self, request: Request<ReqBody>) -> ResponseFuture {
         let found = match &self.pinned {
             Some(service) => Ok(Arc::clone(service)),
             None => self.services.find(request.uri(), request.headers()),
         };
         match found {
-            Ok(service) if service.settled.is_set() => self.call_now(&service, request),
-            Ok(service) => self.call_when_settled(service, request),
-            Err(error) => ResponseFuture::failed(error),
+            Ok(service) if service.settled.is_set() => self.call_now(&service, request, grpc),
+            Ok(service) => self.call_when_settled(service, request, grpc),
+            Err(error) => ResponseFuture::failed(error, grpc),
         }
     }
 
-    fn call_now(&self, service: &Destination, mut request: Request<ReqBody>) -> ResponseFuture {
+    #[inline]
+    fn call_now(&self, service: &Destination, mut request: Request<ReqBody>, grpc: bool) -> ResponseFuture {
         let policy = service.policy.load();
         if request.uri().scheme() == Some(&Scheme::HTTPS) && !policy.profile().tls.mode.is_required() {
-            return ResponseFuture::failed(Error::BadRequest { reason: HTTPS.into() });
+            return ResponseFuture::failed(Error::BadRequest { reason: HTTPS.into() }, grpc);
         }
         match self.services.watch.enter(Direction::Outbound, &policy, &mut request) {
             Ok(scope) if scope.entry.policy.extras.is_some() => {
-                special::send(&self.stack, &self.services, Call { http: request, scope })
+                special::send(&self.stack, &self.services, Call { http: request, scope }, grpc)
             }
-            Ok(scope) => ResponseFuture::sent(self.stack.clone().call(Call { http: request, scope })),
-            Err(error) => ResponseFuture::failed(error),
+            Ok(scope) => ResponseFuture::sent(self.stack.clone().call(Call { http: request, scope }), grpc),
+            Err(error) => ResponseFuture::failed(error, grpc),
         }
     }
 
     /// Waits until the service's source has said whether it knows a profile, so that the first request is treated as
     /// all others are.
     #[cold]
-    fn call_when_settled(&self, service: Arc<Destination>, request: Request<ReqBody>) -> ResponseFuture {
+    fn call_when_settled(
+        &self,
+        service: Arc<Destination>,
+        request: Request<ReqBody>,
+        grpc: bool,
+    ) -> ResponseFuture {
         let this = self.clone();
-        ResponseFuture::waits(Box::pin(async move {
+        let later = async move {
             // When it takes too long, or will never be said, the defaults hold: so an expiry is no error.
             let _ = tokio::time::timeout(SETTLE_MAX, service.settled.wait()).await;
-            this.call_now(&service, request).await
-        }))
+            this.call_now(&service, request, grpc).await
+        };
+        ResponseFuture::waits(Box::pin(later), grpc)
     }
 }
 

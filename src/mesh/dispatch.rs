@@ -10,7 +10,7 @@ use crate::balance::ticket::Ticket;
 use crate::classify::classifier::Classifier;
 use crate::error::{BoxError, Error};
 use crate::mesh::stack::{Backend, Replica};
-use crate::policy::call::{Call, EndpointId, Judged};
+use crate::policy::call::{Call, EndpointId, Judged, Lent};
 use crate::policy::failed;
 use crate::route::filter::Filters;
 use crate::timeout::attempt::{Begun, Limit};
@@ -48,8 +48,51 @@ where
         Poll::Ready(Ok(()))
     }
 
-    #[inline]
     fn call(&mut self, mut call: Call<B, Backend<C>>) -> Self::Future {
+        self.attempt(Lent { http: call.http, scope: &mut call.scope })
+    }
+}
+
+/// Sends attempts of calls that keep their scope.
+pub trait Attempts<B, T>: Service<Call<B, T>> {
+    /// Sends one; as `call` does.
+    fn attempt(&mut self, call: Lent<'_, B, T>) -> Self::Future;
+}
+
+/// Any other service of calls, which gets a scope of its own with each.
+#[derive(Debug, Clone)]
+pub struct Owning<S>(pub(crate) S);
+
+impl<S: Service<R>, R> Service<R> for Owning<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: R) -> S::Future {
+        self.0.call(request)
+    }
+}
+
+impl<S: Service<Call<B, T>>, B, T> Attempts<B, T> for Owning<S> {
+    fn attempt(&mut self, call: Lent<'_, B, T>) -> S::Future {
+        self.0.call(call.into_call())
+    }
+}
+
+impl<B, C, ResB> Attempts<B, Backend<C>> for Dispatch
+where
+    B: Body,
+    C: Service<Request<Sending<B>>, Response = Response<ResB>> + Clone,
+    C::Error: Into<Error>,
+    ResB: Body,
+    ResB::Error: Into<BoxError>,
+{
+    #[inline]
+    fn attempt(&mut self, mut call: Lent<'_, B, Backend<C>>) -> Self::Future {
         let state = &mut call.scope.state;
         let chosen = call.scope.entry.choose(&call.http, state.attempt, state.hash);
         state.backend = chosen.and_then(|index| u16::try_from(index).ok()).unwrap_or(u16::MAX);
@@ -62,12 +105,12 @@ where
         }
         let (pick, cookie) = backend.begin(&call);
         let Pick::Sent(mut service, mut ticket) = pick else {
-            return DispatchFuture::slow(pick, call, chosen, cookie);
+            return DispatchFuture::slow(pick, call.into_call(), chosen, cookie);
         };
         match ready_now::<_, Call<B, Backend<C>>>(&mut service) {
             Poll::Ready(Ok(())) => {}
             Poll::Ready(Err(error)) => return DispatchFuture::failed_at(ticket, error),
-            Poll::Pending => return DispatchFuture::slow(Pick::Sent(service, ticket), call, chosen, cookie),
+            Poll::Pending => return DispatchFuture::slow(Pick::Sent(service, ticket), call.into_call(), chosen, cookie),
         }
         let rest = Rest::of(&call, cookie, filters);
         ticket.sent(&mut call);
@@ -100,7 +143,7 @@ struct Rest {
 impl Rest {
     #[inline]
     fn of<B, T>(
-        call: &Call<B, T>,
+        call: &Lent<'_, B, T>,
         cookie: Option<Box<HeaderValue>>,
         filters: Option<&Arc<Filters>>,
     ) -> Option<Box<Self>> {

@@ -35,8 +35,8 @@ impl Keep {
 }
 
 impl Watch for Keep {
-    fn first(&mut self) {
-        self.meter.first();
+    fn first(&mut self, waited: bool) {
+        self.meter.first(waited);
     }
 
     fn data(&mut self, bytes: usize) {

@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::mesh::directory::Target;
+use crate::mesh::dispatch::Owning;
 use crate::mesh::services::Services;
 use crate::mesh::stack::{self, Outbound, Replica};
 use crate::metrics::names::Direction;
@@ -42,7 +43,7 @@ impl<S> Layer<S> for MeshLayer {
 }
 
 /// What attempts go through: their timer, and whoever observes them.
-type Attempts<S> = TellAttempts<Replica<S>>;
+type Attempts<S> = Owning<TellAttempts<Replica<S>>>;
 
 /// The service of [`MeshLayer`].
 #[derive(Debug, Clone)]

@@ -102,22 +102,18 @@ enum State {
 }
 
 impl ResponseFuture {
-    pub(crate) fn sent(inner: StackFuture) -> Self {
-        Self { state: State::Sent(inner), grpc: false }
+    /// A call under way, made by gRPC or not.
+    #[inline]
+    pub(crate) fn sent(inner: StackFuture, grpc: bool) -> Self {
+        Self { state: State::Sent(inner), grpc }
     }
 
-    pub(crate) fn failed(error: Error) -> Self {
-        Self { state: State::Failed(Some(error)), grpc: false }
+    pub(crate) fn failed(error: Error, grpc: bool) -> Self {
+        Self { state: State::Failed(Some(error)), grpc }
     }
 
-    pub(crate) fn waits(future: BoxFuture<'static, Result<Response<ResBody>, Error>>) -> Self {
-        Self { state: State::Waits(future), grpc: false }
-    }
-
-    /// The same call, made by gRPC.
-    pub(crate) fn by_grpc(mut self, grpc: bool) -> Self {
-        self.grpc = grpc;
-        self
+    pub(crate) fn waits(future: BoxFuture<'static, Result<Response<ResBody>, Error>>, grpc: bool) -> Self {
+        Self { state: State::Waits(future), grpc }
     }
 }
 

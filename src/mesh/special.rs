@@ -26,6 +26,7 @@ pub(crate) fn send(
     stack: &ClientStack,
     services: &Services,
     mut call: Call<ReqBody, Target>,
+    grpc: bool,
 ) -> ResponseFuture {
     let entry = Arc::clone(&call.scope.entry);
     let answers = |call: &Call<ReqBody, Target>| {
@@ -36,17 +37,18 @@ pub(crate) fn send(
         copy(stack, services, &entry, &mut call);
     }
     let Some(session) = entry.policy.session() else {
-        return ResponseFuture::sent(stack.clone().call(call));
+        return ResponseFuture::sent(stack.clone().call(call), grpc);
     };
     let now = clock::wall_secs();
     let token = Token::of(session, call.http(), now);
     call.scope.state.hash = token.map(|token| token.endpoint).or(call.scope.state.hash);
-    let sent = ResponseFuture::sent(stack.clone().call(call));
-    ResponseFuture::waits(Box::pin(async move {
+    let sent = ResponseFuture::sent(stack.clone().call(call), false);
+    let told = async move {
         let mut response = sent.await?;
         tell(&entry, token, now, &mut response);
         Ok(response)
-    }))
+    };
+    ResponseFuture::waits(Box::pin(told), grpc)
 }
 
 /// Tells the caller of its session, if there is news of it.
@@ -94,7 +96,7 @@ impl Copy {
         let call =
             Call { http: head.map(|()| ReqBody::from(body)), scope: CallScope::new(self.entry, state) };
         self.pass.sent();
-        let answer: Result<_, Error> = ResponseFuture::sent(self.stack.call(call)).await;
+        let answer: Result<_, Error> = ResponseFuture::sent(self.stack.call(call), false).await;
         let Ok(response) = answer else { return };
         let mut body = response.into_body();
         let mut left = ANSWER_BYTES_MAX;

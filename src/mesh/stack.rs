@@ -3,7 +3,7 @@
 use crate::balance::body::AskBody;
 use crate::balance::layer::Balance;
 use crate::error::Error;
-use crate::mesh::dispatch::Dispatch;
+use crate::mesh::dispatch::{Dispatch, Owning};
 use crate::mesh::whole::{Whole, WholeLayer};
 use crate::metrics::layer::{Metrics, MetricsLayer};
 use crate::policy::call::MeshRequest;
@@ -51,12 +51,12 @@ pub type Outbound<W, S> = Whole<S, W>;
 
 /// [`layers`] in two futures.
 pub fn outbound(rng: Rng) -> Outbound<AskBody, Dispatch> {
-    around(rng, Dispatch)
+    WholeLayer::new(rng).layer(Dispatch)
 }
 
 /// The part for the call around any service that attempts can be given to.
-pub fn around<W, S>(rng: Rng, attempts: S) -> Outbound<W, S> {
-    WholeLayer::new(rng).layer(attempts)
+pub fn around<W, S>(rng: Rng, attempts: S) -> Outbound<W, Owning<S>> {
+    WholeLayer::new(rng).layer(Owning(attempts))
 }
 
 /// The stack of one replica, below its balancer's ticket.

@@ -8,10 +8,11 @@
 
 use crate::error::{BoxError, Error};
 use crate::limit::body::Lease;
+use crate::mesh::dispatch::Attempts;
 use crate::mesh::ending::{Answer, AnswerBody, Keep, WholeBody, answer, answered_by_route, finish};
 use crate::mesh::guard::{Entry, Held, Passage, guard};
 use crate::metrics::layer::{Counted, Meter};
-use crate::policy::call::{Call, MeshRequest, ServedBy};
+use crate::policy::call::{Call, Lent, MeshRequest, ServedBy, copy_head};
 use crate::policy::failed;
 use crate::policy::route::RoutePolicy;
 use crate::retry::again::{Again, End, Judgement, prepare};
@@ -76,7 +77,7 @@ impl<S: Clone, W> Clone for Whole<S, W> {
 
 impl<S, W, B, T, ResB> Service<Call<B, T>> for Whole<S, W>
 where
-    S: Service<Call<Replay<B>, T>, Response = Response<ResB>> + Clone,
+    S: Attempts<Replay<B>, T, Response = Response<ResB>> + Clone,
     S::Error: Into<Error>,
     B: Body + Unpin,
     B::Error: Into<BoxError>,
@@ -119,16 +120,28 @@ where
             }
         }
         let prepared = prepare(None, &mut call);
+        let Call { http, mut scope } = call;
+        let Some(prepared) = prepared else {
+            let first = self.retry.inner.attempt(Lent { http: http.map(Replay::through), scope: &mut scope });
+            return WholeFuture {
+                again: None,
+                stage: Stage::First(first),
+                keep: Some(Keep { meter: Meter::begin(Counted::Route(route), started, observed), place }),
+                cors,
+                deadline,
+                timer: None,
+            };
+        };
         let mut kept = None;
-        let call = call.map_body(|body| match &prepared {
-            Some(prepared) => prepared.record(body, &mut kept),
-            None => Replay::through(body),
-        });
+        let http = http.map(|body| prepared.record(body, &mut kept));
+        let head = Call { http: copy_head(&http), scope };
+        let mut again = Again::<S, Call<B, T>>::of(head, prepared, kept, self.retry.sender());
         // Made here and in this order: what is large is moved when it is returned, and it is counted once it is under way,
         // so that nothing is left of a call whose inner service panics.
+        let first = self.retry.inner.attempt(Lent { http, scope: &mut again.head.scope });
         WholeFuture {
-            again: prepared.map(|prepared| Again::of(&call, prepared, kept, self.retry.sender())),
-            stage: Stage::First(self.retry.inner.call(call)),
+            again: Some(again),
+            stage: Stage::First(first),
             keep: Some(Keep { meter: Meter::begin(Counted::Route(route), started, observed), place }),
             cors,
             deadline,

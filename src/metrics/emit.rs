@@ -71,7 +71,7 @@ pub(crate) fn route(route: &RouteMetrics, retain: Duration, sink: &mut Sink<'_>)
 }
 
 fn outbound(route: &RouteMetrics, base: &[Label], calls: &Told, retain: Duration, sink: &mut Sink<'_>) {
-    let attempts = route.attempts().read();
+    let attempts = route.attempts_beside(calls);
     // What the protocol is shows with the first response; before, only errors are told.
     if !calls.endings.is_empty() {
         let grpc = route.is_grpc(calls.is_grpc()).unwrap_or(false);

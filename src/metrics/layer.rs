@@ -248,8 +248,10 @@ impl Meter {
 }
 
 impl Watch for Meter {
-    fn first(&mut self) {
-        self.count_latency(clock::now().saturating_duration_since(self.started));
+    fn first(&mut self, waited: bool) {
+        // What was there when it was asked for came with the head, and the time since then is the reader's.
+        let latency = if waited { clock::now().saturating_duration_since(self.started) } else { self.latency };
+        self.count_latency(latency);
     }
 
     fn data(&mut self, bytes: usize) {

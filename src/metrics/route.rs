@@ -6,7 +6,7 @@ use crate::metrics::kept::Kept;
 use crate::metrics::names::Direction;
 use crate::metrics::series::Ending;
 use crate::metrics::stat::{Causes, Reading};
-use crate::metrics::tally::Tally;
+use crate::metrics::tally::{Tally, Told};
 use crate::stdx::histogram::{Counts, Histogram};
 use metrics::Label;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -53,8 +53,8 @@ pub struct RouteMetrics {
     /// Whether it is told as gRPC, once that is known.
     grpc: OnceLock<bool>,
     calls: Tally,
-    /// Its attempts, retries and hedges included.
-    attempts: Tally,
+    /// Its attempts beside the last one of each call, which begins and ends with the call.
+    others: Tally,
     backends: Kept<Arc<str>, BackendMetrics>,
     retries: AtomicU64,
     retry_successes: AtomicU64,
@@ -151,7 +151,7 @@ impl RouteMetrics {
             names,
             grpc: OnceLock::new(),
             calls: Tally::default(),
-            attempts: Tally::default(),
+            others: Tally::default(),
             backends: Kept::new(BACKENDS_MAX),
             retries: AtomicU64::new(0),
             retry_successes: AtomicU64::new(0),
@@ -200,8 +200,16 @@ impl RouteMetrics {
     }
 
     /// Its attempts, retries and hedges included. They have no latency: see [`backends`](Self::backends).
-    pub fn attempts(&self) -> &Tally {
-        &self.attempts
+    pub fn attempts(&self) -> Told {
+        self.attempts_beside(&self.calls.read())
+    }
+
+    /// The same, of a reading of its calls.
+    pub(crate) fn attempts_beside(&self, calls: &Told) -> Told {
+        match self.names.direction {
+            Direction::Outbound => self.others.read().beside(calls),
+            Direction::Inbound => Told::default(),
+        }
     }
 
     /// What is counted of a backend; made when first asked for. For compiling, not for requests.
@@ -238,6 +246,7 @@ impl RouteMetrics {
     /// The totals so far.
     pub fn read(&self) -> Reading {
         let calls = self.calls.read();
+        let attempts = self.attempts_beside(&calls);
         let faults = Injection::ALL.iter().map(|(injection, _)| self.injections(*injection)).sum();
         let mut reading = Reading {
             requests: calls.begun,
@@ -250,18 +259,16 @@ impl RouteMetrics {
             latency: calls.latency,
             ..Reading::default()
         };
-        let attempts = self.attempts.read();
         reading.attempts = attempts.begun;
         reading.attempt_successes = attempts.successes();
         reading.attempt_failures = attempts.failures();
         reading
     }
 
-    /// A call began, and with it its first attempt.
+    /// A call began, and with it an attempt.
     #[inline]
     pub fn begin(&self) {
         self.calls.begin();
-        self.begin_attempt();
     }
 
     /// Its response's first frame, or its end, came after `latency`.
@@ -274,9 +281,6 @@ impl RouteMetrics {
     #[inline]
     pub fn end(&self, ending: Ending) {
         self.calls.end(ending);
-        if self.names.direction == Direction::Outbound {
-            self.attempts.end(ending);
-        }
     }
 
     /// An attempt ended and another begins.
@@ -288,17 +292,13 @@ impl RouteMetrics {
     /// One more attempt began beside or after others.
     #[inline]
     pub fn begin_attempt(&self) {
-        if self.names.direction == Direction::Outbound {
-            self.attempts.begin();
-        }
+        self.others.begin();
     }
 
     /// One of several attempts ended.
     #[inline]
     pub fn end_attempt(&self, status: Option<u16>, outcome: &Outcome) {
-        if self.names.direction == Direction::Outbound {
-            self.attempts.end(Ending::new(status, outcome));
-        }
+        self.others.end(Ending::new(status, outcome));
     }
 
     /// A failure is tried again.

@@ -61,6 +61,19 @@ impl Tally {
 }
 
 impl Told {
+    /// These and others, without their latencies.
+    #[must_use]
+    pub(crate) fn beside(mut self, others: &Self) -> Self {
+        self.begun += others.begun;
+        for (ending, count) in &others.endings {
+            match self.endings.iter_mut().find(|(own, _)| own == ending) {
+                Some((_, own)) => *own += count,
+                None => self.endings.push((*ending, *count)),
+            }
+        }
+        self
+    }
+
     /// Those that ended well.
     pub fn successes(&self) -> u64 {
         self.sum(|ending| !ending.is_failure() && !ending.is_cancelled())

@@ -262,7 +262,9 @@ impl<B0> MeshRequest for Request<B0> {
     }
 }
 
-fn copy_head<B>(request: &Request<B>) -> Request<()> {
+/// A copy of all but the body.
+#[inline]
+pub(crate) fn copy_head<B>(request: &Request<B>) -> Request<()> {
     let mut copy = Request::new(());
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
@@ -358,6 +360,68 @@ impl<B0, T> MeshRequest for Call<B0, T> {
 
     fn copy_head<B>(call: &Call<B, T>) -> Call<(), T> {
         Call { http: copy_head(&call.http), scope: call.scope.clone() }
+    }
+
+    fn into_http(self) -> Request<B0> {
+        self.http
+    }
+}
+
+/// A [`Call`] whose scope stays with its sender: what few requests move need not move with each.
+#[derive(Debug)]
+pub struct Lent<'a, B, T> {
+    /// The HTTP request.
+    pub http: Request<B>,
+    /// Its route, and what else travels with it.
+    pub scope: &'a mut CallScope<T>,
+}
+
+impl<B, T> Lent<'_, B, T> {
+    /// The call with a scope of its own.
+    pub fn into_call(self) -> Call<B, T> {
+        Call { http: self.http, scope: self.scope.clone() }
+    }
+}
+
+impl<B0, T> MeshRequest for Lent<'_, B0, T> {
+    type Body = B0;
+    type Rest = CallScope<T>;
+    type With<B> = Call<B, T>;
+
+    fn http(&self) -> &Request<B0> {
+        &self.http
+    }
+
+    fn http_mut(&mut self) -> &mut Request<B0> {
+        &mut self.http
+    }
+
+    fn route(&self) -> Option<&Arc<RoutePolicy>> {
+        Some(&self.scope.entry.policy)
+    }
+
+    fn state(&self) -> Option<&CallState> {
+        Some(&self.scope.state)
+    }
+
+    fn state_mut(&mut self) -> Option<&mut CallState> {
+        Some(&mut self.scope.state)
+    }
+
+    fn observed(&self) -> Option<&Arc<Observed>> {
+        self.scope.observed.as_ref()
+    }
+
+    fn split(self) -> (CallScope<T>, Parts, B0) {
+        self.into_call().split()
+    }
+
+    fn join<B>(scope: CallScope<T>, parts: Parts, body: B) -> Call<B, T> {
+        Call::<B0, T>::join(scope, parts, body)
+    }
+
+    fn rest(&self) -> CallScope<T> {
+        self.scope.clone()
     }
 
     fn into_http(self) -> Request<B0> {

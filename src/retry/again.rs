@@ -122,16 +122,17 @@ pub(crate) enum Judgement {
 }
 
 impl<S, R: MeshRequest> Again<S, R> {
-    /// What is kept of a request whose first attempt is about to be sent; `service` sends the others.
+    /// What is kept of a request whose first attempt is about to be sent, with this copy of its head; `service` sends the
+    /// others.
     #[inline]
     pub(crate) fn of(
-        request: &R::With<Replay<R::Body>>,
+        head: R::With<()>,
         prepared: Prepared,
         keep: Option<Keep<R::Body>>,
         (service, rng): (S, Rng),
     ) -> Self {
         let Prepared { own, stake, .. } = prepared;
-        Self { service, head: R::copy_head(request), keep, own, stake, rng, free: 0 }
+        Self { service, head, keep, own, stake, rng, free: 0 }
     }
 
     /// What sends its attempts.

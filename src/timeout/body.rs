@@ -26,8 +26,38 @@ pub struct Limits {
 pub struct TimedBody<B> {
     #[pin]
     inner: Option<B>,
-    /// In a box, so that a body without limits stays small and every one may be moved.
-    timer: Option<Pin<Box<Timer>>>,
+    limit: Limit,
+}
+
+/// The limit of a body.
+#[derive(Debug)]
+enum Limit {
+    None,
+    /// To be watched when a frame is first waited for.
+    Due(Option<Bound>, Option<Arc<Pace>>),
+    /// In a box, so that every body may be moved.
+    Watched(Pin<Box<Timer>>),
+}
+
+impl Limit {
+    fn pace(&self) -> Option<&Pace> {
+        match self {
+            Self::None => None,
+            Self::Due(_, pace) => pace.as_deref(),
+            Self::Watched(timer) => timer.pace(),
+        }
+    }
+
+    /// Waits for its end.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Bound> {
+        if let Self::Due(bound, pace) = self {
+            *self = Self::Watched(Box::pin(Timer::new(bound.take(), pace.take(), Part::Body)));
+        }
+        match self {
+            Self::Watched(timer) => timer.as_mut().poll(cx),
+            Self::None | Self::Due(..) => Poll::Pending,
+        }
+    }
 }
 
 impl<B: Body> TimedBody<B> {
@@ -41,14 +71,14 @@ impl<B: Body> TimedBody<B> {
     /// `inner` without limits.
     #[inline]
     pub(crate) fn free(inner: B) -> Self {
-        Self { inner: Some(inner), timer: None }
+        Self { inner: Some(inner), limit: Limit::None }
     }
 
     #[inline]
     pub(crate) fn limited(inner: B, bound: Option<Bound>, pace: Option<Arc<Pace>>) -> Self {
         let needed = (bound.is_some() || pace.is_some()) && !inner.is_end_stream();
-        let timer = needed.then(|| Box::pin(Timer::new(bound, pace, Part::Body)));
-        Self { inner: Some(inner), timer }
+        let limit = if needed { Limit::Due(bound, pace) } else { Limit::None };
+        Self { inner: Some(inner), limit }
     }
 }
 
@@ -74,13 +104,12 @@ where
         let mut this = self.project();
         let Some(inner) = this.inner.as_mut().as_pin_mut() else { return Poll::Ready(None) };
         if let Poll::Ready(frame) = inner.poll_frame(cx) {
-            if let Some(pace) = this.timer.as_ref().and_then(|timer| timer.pace()) {
+            if let Some(pace) = this.limit.pace() {
                 pace.frame(clock::now());
             }
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
-        let Some(timer) = this.timer else { return Poll::Pending };
-        let bound = ready!(timer.as_mut().poll(cx));
+        let bound = ready!(this.limit.poll(cx));
         this.inner.set(None);
         Poll::Ready(Some(Err(Box::new(bound.error()))))
     }
