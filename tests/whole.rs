@@ -126,8 +126,7 @@ async fn one_future_does_what_four_layers_do() {
     for seed in 0..2_000 {
         let case = case(&Rng::seeded(seed));
         let rng = Rng::seeded(seed);
-        let whole =
-            run(case.clone(), |inner| stack::around::<Nobody, _>(Rng::seeded(seed), inner)).await;
+        let whole = run(case.clone(), |inner| stack::around::<Nobody, _>(Rng::seeded(seed), inner)).await;
         let apart = run(case, |inner| {
             let retry = RetryLayer::<Nobody>::by_route(rng);
             MetricsLayer::default().layer(ActLayer.layer(TimeoutLayer::request().layer(retry.layer(inner))))

@@ -489,7 +489,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn at(secs: f64) -> Moment {
-        Moment::from_micros((secs * 1e6) as u64)
+        Moment::from_micros((secs * 1e6).round() as u64)
     }
 
     fn peak() -> Formula {

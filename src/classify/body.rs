@@ -181,8 +181,8 @@ mod tests {
     struct Log(Arc<Mutex<Vec<String>>>);
 
     impl Watch for Log {
-        fn first(&mut self, _: bool) {
-            self.0.lock().unwrap().push("first".into());
+        fn first(&mut self, waited: bool) {
+            self.0.lock().unwrap().push(if waited { "first, late" } else { "first" }.into());
         }
 
         fn data(&mut self, bytes: usize) {
@@ -218,6 +218,11 @@ mod tests {
         };
         assert_eq!(read(frames(Ok(Frame::trailers(HeaderMap::new())))).await, ["first", "2", "trailers"]);
         assert_eq!(read(frames(Err(std::io::ErrorKind::Other.into()))).await, ["first", "2", "broken"]);
+        let late = futures::stream::once(async {
+            tokio::task::yield_now().await;
+            Ok::<_, std::io::Error>(Frame::data(Bytes::from("ab")))
+        });
+        assert_eq!(read(StreamBody::new(late)).await, ["first, late", "2", "end"]);
         let log = Log::default();
         drop(Watched::new(Full::<Bytes>::from("abc"), log.clone()));
         assert_eq!(*log.0.lock().unwrap(), ["dropped"]);

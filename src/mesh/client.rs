@@ -80,15 +80,21 @@ impl Client {
 
     fn dispatch(&self, request: Request<ReqBody>) -> ResponseFuture {
         let grpc = is_grpc(request.headers());
-        let found = match &self.pinned {
-            Some(service) => Ok(Arc::clone(service)),
-            None => self.services.find(request.uri(), request.headers()),
+        let found;
+        let service = match &self.pinned {
+            Some(service) => service,
+            None => match self.services.find(request.uri(), request.headers()) {
+                Ok(service) => {
+                    found = service;
+                    &found
+                }
+                Err(error) => return ResponseFuture::failed(error, grpc),
+            },
         };
-        match found {
-            Ok(service) if service.settled.is_set() => self.call_now(&service, request, grpc),
-            Ok(service) => self.call_when_settled(service, request, grpc),
-            Err(error) => ResponseFuture::failed(error, grpc),
+        if service.settled.is_set() {
+            return self.call_now(service, request, grpc);
         }
+        self.call_when_settled(Arc::clone(service), request, grpc)
     }
 
     #[inline]

@@ -110,7 +110,9 @@ where
         match ready_now::<_, Call<B, Backend<C>>>(&mut service) {
             Poll::Ready(Ok(())) => {}
             Poll::Ready(Err(error)) => return DispatchFuture::failed_at(ticket, error),
-            Poll::Pending => return DispatchFuture::slow(Pick::Sent(service, ticket), call.into_call(), chosen, cookie),
+            Poll::Pending => {
+                return DispatchFuture::slow(Pick::Sent(service, ticket), call.into_call(), chosen, cookie);
+            }
         }
         let rest = Rest::of(&call, cookie, filters);
         ticket.sent(&mut call);

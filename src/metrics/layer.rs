@@ -250,7 +250,8 @@ impl Meter {
 impl Watch for Meter {
     fn first(&mut self, waited: bool) {
         // What was there when it was asked for came with the head, and the time since then is the reader's.
-        let latency = if waited { clock::now().saturating_duration_since(self.started) } else { self.latency };
+        let latency =
+            if waited { clock::now().saturating_duration_since(self.started) } else { self.latency };
         self.count_latency(latency);
     }
 

@@ -129,6 +129,24 @@ mod tests {
     use crate::classify::outcome::{Cause, Outcome, Verdict};
     use proptest::prelude::*;
 
+    #[test]
+    fn attempts_beside_calls_are_summed_by_their_endings() {
+        let ending =
+            |status| Ending::new(Some(status), &Outcome::new(Verdict::Success, Cause::Status(status)));
+        let count = |endings: &[Ending]| {
+            let tally = Tally::default();
+            endings.iter().for_each(|ending| {
+                tally.begin();
+                tally.end(*ending);
+            });
+            tally.read()
+        };
+        let both =
+            count(&[ending(200), ending(204)]).beside(&count(&[ending(204), ending(204), ending(503)]));
+        assert_eq!((both.begun, both.in_flight(), both.latency.is_empty()), (5, 0, true));
+        assert_eq!(both.endings, [(ending(200), 1), (ending(204), 3), (ending(503), 1)]);
+    }
+
     proptest! {
         #[test]
         fn what_began_is_what_ended_and_what_is_under_way(
