@@ -7,7 +7,6 @@ use crate::connect::body::Spare;
 use crate::connect::conn::Conn;
 use crate::connect::conn::Lease;
 use crate::connect::conn::Leased;
-use crate::connect::copy::Copy;
 use crate::connect::handshake::Handshake;
 use crate::connect::handshake::Plain;
 use crate::connect::handshake::Protocol;
@@ -22,6 +21,7 @@ use crate::connect::settings::ConnectSettings;
 use crate::connect::stats::ConnectStats;
 use crate::discover::endpoint::Endpoint;
 use crate::error::Error;
+use crate::stdx::copy::Copy;
 use crate::stdx::rng::Rng;
 use bytes::Bytes;
 use http::Request;
@@ -177,7 +177,7 @@ fn send<B: Sendable, H: Handshake>(
                     prepare::http2(&mut request, addr, conn.life.secure);
                     if resends > 0 {
                         // hyper gives nothing back of a refused stream, so what is needed is kept beside.
-                        copy = Some(Copy::of(&request));
+                        copy = Some(Copy::of(&request, prepare::read_by_hyper(&request)));
                         spare = request.body_mut().keep();
                     }
                     conn.send(request).await

@@ -13,7 +13,6 @@ pub mod tcp;
 
 mod backoff;
 mod conn;
-mod copy;
 mod limits;
 mod line;
 mod open;

@@ -1,6 +1,7 @@
 //! Floor 5: makes a request's head fit for the version of HTTP it is sent by.
 
 use crate::route::head::without_userinfo;
+use http::Extensions;
 use http::HeaderValue;
 use http::Method;
 use http::Request;
@@ -51,6 +52,17 @@ pub(crate) fn http2<B>(request: &mut Request<B>, addr: SocketAddr, secure: bool)
         parts.path_and_query.get_or_insert(PathAndQuery::from_static("/"));
     }
     *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+}
+
+/// The extensions that hyper reads: the protocol of an extended `CONNECT`.
+pub(crate) fn read_by_hyper<B>(request: &Request<B>) -> Extensions {
+    let mut read = Extensions::new();
+    if request.method() == Method::CONNECT
+        && let Some(protocol) = request.extensions().get::<hyper::ext::Protocol>()
+    {
+        read.insert(protocol.clone());
+    }
+    read
 }
 
 #[cfg(test)]
@@ -111,5 +123,17 @@ mod tests {
             (head.uri().to_string().as_str(), &head.headers()["host"]),
             ("/a", &"web.ns:8080".parse().unwrap())
         );
+    }
+
+    #[test]
+    fn an_extended_connect_keeps_its_protocol() {
+        let mut request = Request::connect("http://web/chat").body(()).unwrap();
+        request.extensions_mut().insert(hyper::ext::Protocol::from_static("websocket"));
+        request.extensions_mut().insert("not read");
+        let read = read_by_hyper(&request);
+        let protocol = read.get::<hyper::ext::Protocol>().map(|protocol| protocol.as_str());
+        assert_eq!((protocol, read.len()), (Some("websocket"), 1));
+        *request.method_mut() = Method::GET;
+        assert!(read_by_hyper(&request).is_empty());
     }
 }

@@ -23,13 +23,14 @@ use crate::retry::replay::Replay;
 use crate::route::filter::Filters;
 use crate::route::layer::{allowed, by_itself};
 use crate::stdx::clock::Instant;
+use crate::stdx::copy::Copy;
 use crate::stdx::rng::Rng;
 use crate::timeout::layer::{head, whole};
 use crate::timeout::plan::Part;
 use crate::timeout::timed::Timer;
 use bytes::Bytes;
 use futures::future::Either;
-use http::Response;
+use http::{Request, Response};
 use http_body::Body;
 use pin_project::{pin_project, pinned_drop};
 use std::fmt;
@@ -134,8 +135,9 @@ where
         };
         let mut kept = None;
         let http = http.map(|body| prepared.record(body, &mut kept));
-        let head = Call { http: copy_head(&http), scope };
-        let mut again = Again::<S, Call<B, T>>::of(head, prepared, kept, self.retry.sender());
+        let (head, packed) = pack(&http);
+        let head = Call { http: head, scope };
+        let mut again = Again::<S, Call<B, T>>::of((head, packed), prepared, kept, self.retry.sender());
         // Made here and in this order: what is large is moved when it is returned, and it is counted once it is under way,
         // so that nothing is left of a call whose inner service panics.
         let first = self.retry.inner.attempt(Lent { http, scope: &mut again.head.scope });
@@ -183,6 +185,15 @@ impl<S: Clone, W> Whole<S, W> {
             Entry::Held(held) => (None, Err(Stage::Held(held))),
         }
     }
+}
+
+/// A copy of a request's head: as it is, or packed where that is cheaper.
+#[inline]
+fn pack<B>(http: &Request<B>) -> (Request<()>, Option<Copy>) {
+    if http.headers().is_empty() {
+        return (copy_head(http), None);
+    }
+    (Request::new(()), Some(Copy::of(http, http.extensions().clone())))
 }
 
 /// What becomes of a call that is looked at before it is sent: its place if its route has places, and itself or how it goes

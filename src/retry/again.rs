@@ -15,6 +15,7 @@ use crate::retry::decide::{Ended, RetryPolicy, Verdict, Why};
 use crate::retry::marks;
 use crate::retry::replay::{Keep, Replay, Replayable};
 use crate::stdx::clock::{self, Duration};
+use crate::stdx::copy::Copy;
 use crate::stdx::rng::Rng;
 use crate::timeout::inherited;
 use http::header::CONTENT_TYPE;
@@ -99,7 +100,9 @@ impl Prepared {
 /// What is kept of a request to send it again.
 pub(crate) struct Again<S, R: MeshRequest> {
     pub(crate) service: S,
+    /// Without the HTTP head while that is packed.
     pub(crate) head: R::With<()>,
+    packed: Option<Copy>,
     pub(crate) keep: Option<Keep<R::Body>>,
     pub(crate) own: Option<Arc<RetryPolicy>>,
     pub(crate) stake: Stake,
@@ -122,17 +125,28 @@ pub(crate) enum Judgement {
 }
 
 impl<S, R: MeshRequest> Again<S, R> {
-    /// What is kept of a request whose first attempt is about to be sent, with this copy of its head; `service` sends the
-    /// others.
+    /// What is kept of a request whose first attempt is about to be sent, with this copy of its head, the HTTP part of which
+    /// may be packed; `service` sends the others.
     #[inline]
     pub(crate) fn of(
-        head: R::With<()>,
+        (head, packed): (R::With<()>, Option<Copy>),
         prepared: Prepared,
         keep: Option<Keep<R::Body>>,
         (service, rng): (S, Rng),
     ) -> Self {
         let Prepared { own, stake, .. } = prepared;
-        Self { service, head, keep, own, stake, rng, free: 0 }
+        Self { service, head, packed, keep, own, stake, rng, free: 0 }
+    }
+
+    /// Unpacks the head, which most calls never need.
+    #[cold]
+    fn unpack(&mut self) {
+        let Some(packed) = self.packed.take() else { return };
+        match packed.restore(()) {
+            Some(http) => *self.head.http_mut() = http,
+            // Never; but what has no head is not sent again.
+            None => self.keep = None,
+        }
     }
 
     /// What sends its attempts.
@@ -206,6 +220,7 @@ impl<S, R: MeshRequest> Again<S, R> {
 
     /// Decides about attempt `number` and tells the budget; counts what could be retried.
     fn decide<ResB: Body>(&mut self, number: u32, outcome: Outcome, end: &End<ResB>) -> Verdict {
+        self.unpack();
         let mut stake = std::mem::take(&mut self.stake);
         let verdict = self.verdict(&mut stake, number, outcome, end);
         self.stake = stake;
@@ -345,6 +360,7 @@ impl<S, R: MeshRequest> Again<S, R> {
 
     /// Whether a second copy may be sent now; it is taken from the budget.
     pub(crate) fn may_hedge(&mut self) -> bool {
+        self.unpack();
         if self.keep.as_ref().map(Keep::state) != Some(Replayable::Complete) {
             return false;
         }
@@ -382,14 +398,15 @@ impl<S, R: MeshRequest> Again<S, R> {
     }
 
     /// The request for attempt `number`, and what is kept to send it yet again.
-    pub(crate) fn next(self, number: u32, body: Replay<R::Body>) -> (Self, R::With<Replay<R::Body>>) {
+    pub(crate) fn next(mut self, number: u32, body: Replay<R::Body>) -> (Self, R::With<Replay<R::Body>>) {
+        self.unpack();
         let policy = self.policy();
         let last = policy.is_none_or(|policy| {
             let retries_max = self.head.state().and_then(|state| state.retries_max);
             policy.is_last(number - self.free, retries_max) || policy.budget().level(clock::now()) == 0
         });
         let marked = policy.is_some_and(|policy| policy.hops() != HopMarks::Off);
-        let Self { service, mut head, keep, own, stake, rng, free } = self;
+        let Self { service, mut head, packed, keep, own, stake, rng, free } = self;
         if let Some(state) = head.state_mut() {
             state.attempt = number;
             state.patience = state.patience.filter(|_| !last);
@@ -399,6 +416,6 @@ impl<S, R: MeshRequest> Again<S, R> {
         }
         let (rest, parts, ()) = head.split();
         let head = R::join(rest.clone(), parts.clone(), ());
-        (Self { service, head, keep, own, stake, rng, free }, R::join(rest, parts, body))
+        (Self { service, head, packed, keep, own, stake, rng, free }, R::join(rest, parts, body))
     }
 }

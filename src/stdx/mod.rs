@@ -3,6 +3,7 @@
 pub mod backoff;
 pub(crate) mod base64;
 pub mod clock;
+pub(crate) mod copy;
 pub mod diff;
 pub(crate) mod epoch;
 pub mod gcra;

@@ -1,7 +1,8 @@
-//! Floor 5: a copy of a request's head in one piece of memory, for a second sending.
+//! Floor 0: a copy of a request's head in one piece of memory, for a second sending.
 
 use bytes::Buf;
 use bytes::Bytes;
+use http::Extensions;
 use http::HeaderName;
 use http::HeaderValue;
 use http::Method;
@@ -12,7 +13,7 @@ use http::uri::Authority;
 use http::uri::PathAndQuery;
 use http::uri::Scheme;
 
-/// Everything of a head but the extensions, of which hyper reads one.
+/// Everything of a head; of its extensions, what its maker says.
 ///
 /// Most copies are dropped unused, so making one and dropping it must be cheap: a clone of the header map and of the
 /// URI would cost an allocation or a counter for each of their parts.
@@ -20,7 +21,7 @@ pub(crate) struct Copy {
     method: Method,
     scheme: Option<Scheme>,
     version: Version,
-    protocol: Option<hyper::ext::Protocol>,
+    extensions: Extensions,
     /// Authority, path and query, and then name, value and sensitivity of each header, each after its length.
     parts: Vec<u8>,
 }
@@ -30,7 +31,7 @@ const SENSITIVE: &[u8] = &[1];
 const PLAIN: &[u8] = &[0];
 
 impl Copy {
-    pub(crate) fn of<B>(request: &Request<B>) -> Self {
+    pub(crate) fn of<B>(request: &Request<B>, extensions: Extensions) -> Self {
         let (uri, headers) = (request.uri(), request.headers());
         let authority = uri.authority().map_or("", Authority::as_str);
         let path = uri.path_and_query().map_or("", PathAndQuery::as_str);
@@ -46,12 +47,11 @@ impl Copy {
             push(&mut parts, value.as_bytes());
             push(&mut parts, if value.is_sensitive() { SENSITIVE } else { PLAIN });
         }
-        let connects = request.method() == Method::CONNECT;
         Self {
             method: request.method().clone(),
             scheme: uri.scheme().cloned(),
             version: request.version(),
-            protocol: if connects { request.extensions().get().cloned() } else { None },
+            extensions,
             parts,
         }
     }
@@ -72,9 +72,7 @@ impl Copy {
         *request.method_mut() = self.method;
         *request.uri_mut() = Uri::from_parts(uri).ok()?;
         *request.version_mut() = self.version;
-        if let Some(protocol) = self.protocol {
-            request.extensions_mut().insert(protocol);
-        }
+        *request.extensions_mut() = self.extensions;
         while !parts.is_empty() {
             let name = HeaderName::from_bytes(&pop(&mut parts)?).ok()?;
             let mut value = HeaderValue::from_maybe_shared(pop(&mut parts)?).ok()?;
@@ -101,7 +99,7 @@ mod tests {
     use super::*;
 
     fn check(request: Request<()>) {
-        let again = Copy::of(&request).restore(()).unwrap();
+        let again = Copy::of(&request, Extensions::new()).restore(()).unwrap();
         assert_eq!(again.method(), request.method());
         assert_eq!(again.uri(), request.uri());
         assert_eq!(again.version(), request.version());
@@ -110,10 +108,6 @@ mod tests {
             request.headers().values().map(HeaderValue::is_sensitive).collect()
         };
         assert_eq!(sensitive(&again), sensitive(&request));
-        let protocol = |request: &Request<()>| {
-            request.extensions().get::<hyper::ext::Protocol>().map(|protocol| protocol.as_str().to_owned())
-        };
-        assert_eq!(protocol(&again), protocol(&request));
     }
 
     #[test]
@@ -135,9 +129,12 @@ mod tests {
     }
 
     #[test]
-    fn an_extended_connect_keeps_its_protocol() {
-        let mut request = Request::connect("http://web/chat").body(()).unwrap();
-        request.extensions_mut().insert(hyper::ext::Protocol::from_static("websocket"));
-        check(request);
+    fn it_has_the_extensions_that_it_was_given() {
+        let mut request = Request::get("http://web/chat").body(()).unwrap();
+        request.extensions_mut().insert("left");
+        let mut kept = Extensions::new();
+        kept.insert(2u8);
+        let again = Copy::of(&request, kept).restore(()).unwrap();
+        assert_eq!((again.extensions().get(), again.extensions().len()), (Some(&2u8), 1));
     }
 }
