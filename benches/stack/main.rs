@@ -209,9 +209,22 @@ fn features(options: &Options) -> Vec<Row> {
     each.chain([with(&FEATURES, "  with all of these")]).flatten().collect()
 }
 
+/// What every row has in it that is no part of the stack: making a request, the mock and its box, dropping the response.
+fn bare_row(options: &Options, name: &str) -> Option<Row> {
+    if !options.wants(name) {
+        return None;
+    }
+    let model = request("/api/r9");
+    measure(options, name, || {
+        let response = now(Mock.call(request_like(&model))).expect("a response");
+        drop(std::hint::black_box(response));
+    })
+}
+
 /// What each layer adds.
 fn parts(options: &Options) -> Vec<Row> {
     let mut rows = Vec::new();
+    rows.extend(bare_row(options, "of this the bench itself: request and box"));
     rows.extend(part_row(options, "its parts: request, route, box", stack::PlainLayer.layer(Mock)));
     rows.extend(part_row(options, "  and attempt", stack::replica(Mock)));
     rows.extend(part_row(options, "  and split, balance, breaker", Dispatch));

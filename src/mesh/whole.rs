@@ -189,11 +189,11 @@ impl<S: Clone, W> Whole<S, W> {
 
 /// A copy of a request's head: as it is, or packed where that is cheaper.
 #[inline]
-fn pack<B>(http: &Request<B>) -> (Request<()>, Option<Copy>) {
+fn pack<B>(http: &Request<B>) -> (Request<()>, Option<Box<Copy>>) {
     if http.headers().is_empty() {
         return (copy_head(http), None);
     }
-    (Request::new(()), Some(Copy::of(http, http.extensions().clone())))
+    (Request::new(()), Some(Box::new(Copy::of(http, http.extensions().clone()))))
 }
 
 /// What becomes of a call that is looked at before it is sent: its place if its route has places, and itself or how it goes

@@ -102,7 +102,8 @@ pub(crate) struct Again<S, R: MeshRequest> {
     pub(crate) service: S,
     /// Without the HTTP head while that is packed.
     pub(crate) head: R::With<()>,
-    packed: Option<Copy>,
+    /// In a box, since every call moves this.
+    packed: Option<Box<Copy>>,
     pub(crate) keep: Option<Keep<R::Body>>,
     pub(crate) own: Option<Arc<RetryPolicy>>,
     pub(crate) stake: Stake,
@@ -129,7 +130,7 @@ impl<S, R: MeshRequest> Again<S, R> {
     /// may be packed; `service` sends the others.
     #[inline]
     pub(crate) fn of(
-        (head, packed): (R::With<()>, Option<Copy>),
+        (head, packed): (R::With<()>, Option<Box<Copy>>),
         prepared: Prepared,
         keep: Option<Keep<R::Body>>,
         (service, rng): (S, Rng),
