@@ -11,7 +11,7 @@ use crate::mesh::client::ClientStack;
 use crate::mesh::directory::Target;
 use crate::mesh::response::{ResBody, ResponseFuture};
 use crate::mesh::services::Services;
-use crate::policy::call::{Call, CallScope, CallState, MeshRequest};
+use crate::policy::call::{Call, CallScope, CallState, MeshRequest, copy_head};
 use crate::policy::route::RouteEntry;
 use crate::split::mirror::{ANSWER_BYTES_MAX, BODY_BYTES_MAX, COPY_MAX, CopyPass};
 use crate::stdx::clock;
@@ -73,7 +73,7 @@ fn copy(
         let (body, copied) = std::mem::take(call.http.body_mut()).copied(BODY_BYTES_MAX);
         *call.http.body_mut() = body;
         let Some(copied) = copied else { continue };
-        let mut head = Call::<ReqBody, Target>::copy_head(call).into_http();
+        let mut head = copy_head(&call.http);
         entry.policy.filters.apply(&mut head);
         let to = Copy { stack: stack.clone(), entry: Arc::clone(&mirror.entry), pass };
         services.run_aside(Box::pin(to.send(head, copied)));

@@ -12,7 +12,7 @@ use crate::mesh::dispatch::Attempts;
 use crate::mesh::ending::{Answer, AnswerBody, Keep, WholeBody, answer, answered_by_route, finish};
 use crate::mesh::guard::{Entry, Held, Passage, guard};
 use crate::metrics::layer::{Counted, Meter};
-use crate::policy::call::{Call, Lent, MeshRequest, ServedBy, copy_head};
+use crate::policy::call::{Call, Lent, MeshRequest, ServedBy};
 use crate::policy::failed;
 use crate::policy::route::RoutePolicy;
 use crate::retry::again::{Again, End, Judgement, prepare};
@@ -23,14 +23,13 @@ use crate::retry::replay::Replay;
 use crate::route::filter::Filters;
 use crate::route::layer::{allowed, by_itself};
 use crate::stdx::clock::Instant;
-use crate::stdx::copy::Copy;
 use crate::stdx::rng::Rng;
 use crate::timeout::layer::{head, whole};
 use crate::timeout::plan::Part;
 use crate::timeout::timed::Timer;
 use bytes::Bytes;
 use futures::future::Either;
-use http::{Request, Response};
+use http::Response;
 use http_body::Body;
 use pin_project::{pin_project, pinned_drop};
 use std::fmt;
@@ -135,9 +134,7 @@ where
         };
         let mut kept = None;
         let http = http.map(|body| prepared.record(body, &mut kept));
-        let (head, packed) = pack(&http);
-        let head = Call { http: head, scope };
-        let mut again = Again::<S, Call<B, T>>::of((head, packed), prepared, kept, self.retry.sender());
+        let mut again = Again::<S, Call<B, T>>::of(&http, scope, prepared, kept, self.retry.sender());
         // Made here and in this order: what is large is moved when it is returned, and it is counted once it is under way,
         // so that nothing is left of a call whose inner service panics.
         let first = self.retry.inner.attempt(Lent { http, scope: &mut again.head.scope });
@@ -185,15 +182,6 @@ impl<S: Clone, W> Whole<S, W> {
             Entry::Held(held) => (None, Err(Stage::Held(held))),
         }
     }
-}
-
-/// A copy of a request's head: as it is, or packed where that is cheaper.
-#[inline]
-fn pack<B>(http: &Request<B>) -> (Request<()>, Option<Box<Copy>>) {
-    if http.headers().is_empty() {
-        return (copy_head(http), None);
-    }
-    (Request::new(()), Some(Box::new(Copy::of(http, http.extensions().clone()))))
 }
 
 /// What becomes of a call that is looked at before it is sent: its place if its route has places, and itself or how it goes

@@ -204,11 +204,6 @@ pub trait MeshRequest: Sized {
         let (rest, parts, body) = self.split();
         Self::join(rest, parts, map(body))
     }
-    /// A copy of all but the body of such a request.
-    fn copy_head<B>(request: &Self::With<B>) -> Self::With<()> {
-        let (parts, ()) = copy_head(request.http()).into_parts();
-        Self::join(request.rest(), parts, ())
-    }
     /// The HTTP request alone.
     fn into_http(self) -> Request<Self::Body>;
 }
@@ -251,10 +246,6 @@ impl<B0> MeshRequest for Request<B0> {
 
     fn map_body<B>(self, map: impl FnOnce(B0) -> B) -> Request<B> {
         self.map(map)
-    }
-
-    fn copy_head<B>(request: &Request<B>) -> Request<()> {
-        copy_head(request)
     }
 
     fn into_http(self) -> Self {
@@ -356,10 +347,6 @@ impl<B0, T> MeshRequest for Call<B0, T> {
 
     fn map_body<B>(self, map: impl FnOnce(B0) -> B) -> Call<B, T> {
         Call { http: self.http.map(map), scope: self.scope }
-    }
-
-    fn copy_head<B>(call: &Call<B, T>) -> Call<(), T> {
-        Call { http: copy_head(&call.http), scope: call.scope.clone() }
     }
 
     fn into_http(self) -> Request<B0> {

@@ -4,7 +4,7 @@ use crate::classify::classifier::{self, Head};
 use crate::classify::outcome::{Cause, Outcome, Verdict as Judged};
 use crate::error::{BoxError, Error};
 use crate::metrics::route::Hedge;
-use crate::policy::call::{MeshRequest, ServedBy};
+use crate::policy::call::{MeshRequest, ServedBy, copy_head};
 use crate::policy::failed;
 use crate::policy::observe::Note;
 use crate::policy::route::RoutePolicy;
@@ -19,7 +19,7 @@ use crate::stdx::copy::Copy;
 use crate::stdx::rng::Rng;
 use crate::timeout::inherited;
 use http::header::CONTENT_TYPE;
-use http::{Response, Version};
+use http::{Request, Response, Version};
 use http_body::Body;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -111,6 +111,15 @@ pub(crate) struct Again<S, R: MeshRequest> {
     pub(crate) free: u32,
 }
 
+/// A copy of a request's head: as it is, or packed where that is cheaper.
+#[inline]
+fn pack<B>(http: &Request<B>) -> (Request<()>, Option<Box<Copy>>) {
+    if http.headers().is_empty() {
+        return (copy_head(http), None);
+    }
+    (Request::new(()), Some(Box::new(Copy::of(http, http.extensions().clone()))))
+}
+
 /// The body of another attempt, and the wait before it.
 pub(crate) type Waits<B> = (Replay<B>, Option<Pin<Box<Sleep>>>);
 
@@ -126,17 +135,20 @@ pub(crate) enum Judgement {
 }
 
 impl<S, R: MeshRequest> Again<S, R> {
-    /// What is kept of a request whose first attempt is about to be sent, with this copy of its head, the HTTP part of which
-    /// may be packed; `service` sends the others.
+    /// What is kept of a request whose first attempt is about to be sent, and of what travels beside it; `service` sends the
+    /// others.
     #[inline]
-    pub(crate) fn of(
-        (head, packed): (R::With<()>, Option<Box<Copy>>),
+    pub(crate) fn of<B>(
+        http: &Request<B>,
+        rest: R::Rest,
         prepared: Prepared,
         keep: Option<Keep<R::Body>>,
         (service, rng): (S, Rng),
     ) -> Self {
         let Prepared { own, stake, .. } = prepared;
-        Self { service, head, packed, keep, own, stake, rng, free: 0 }
+        let (head, packed) = pack(http);
+        let (parts, ()) = head.into_parts();
+        Self { service, head: R::join(rest, parts, ()), packed, keep, own, stake, rng, free: 0 }
     }
 
     /// Unpacks the head, which most calls never need.

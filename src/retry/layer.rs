@@ -120,7 +120,7 @@ where
         // The inner service that is ready is called; its clone is what the next request asks whether it is ready.
         let (clone, rng) = self.sender();
         let service = std::mem::replace(&mut self.inner, clone);
-        let mut again = Again::of((R::copy_head(&request), None), prepared, keep, (service, rng));
+        let mut again = Again::of(request.http(), request.rest(), prepared, keep, (service, rng));
         if hedge.is_some() {
             failed::forget();
         }
